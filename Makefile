@@ -1,0 +1,80 @@
+# Two commands on a fresh Linux machine: `make repro` runs the pipeline, `make test` the tests; either makes .venv first.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env repro test lint lock clean FORCE
+
+PYTHON ?= python3
+ARGS ?=
+
+# An environment that exists keeps its flavour: a cluster's login node, which has no GPU, must not rebuild the environment
+# of the nodes that have one.
+ifndef FLAVOUR
+FLAVOUR := $(shell cat .venv/flavour 2>/dev/null || { nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu; } || echo cpu)
+endif
+ifeq ($(filter cpu gpu,$(FLAVOUR)),)
+$(error FLAVOUR is cpu or gpu, not '$(FLAVOUR)')
+endif
+
+LOCK := requirements/$(FLAVOUR).txt
+# Compared by content, as git touches times; the copy is made last, so an install that was interrupted is begun again.
+READY := $(shell cmp -s $(LOCK) .venv/lock.txt && .venv/bin/python -c '' 2>/dev/null && echo yes)
+
+# DVC and the launchers find `python` and `deepspeed` by PATH, as in a shell where .venv is activated.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Nothing here reports its use to anyone.
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export VLLM_NO_USAGE_STATS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@echo "make repro     run what is stale in the pipeline (dvc repro); ARGS='evaluate@r1' for a part of it"
+	@echo "make test      run the tests; ARGS='tests/test_x.py -k name' for some of them"
+	@echo "make lint      check format, rules and types"
+	@echo "make env       make .venv, which the three above do too when it is missing or a lock has changed"
+	@echo "make lock      resolve requirements/*.txt anew from pyproject.toml"
+	@echo "make clean     delete .venv and the tools' caches; data/ and the DVC cache stay"
+	@echo "PYTHON=python3.12 chooses the Python; FLAVOUR=cpu or FLAVOUR=gpu the environment (here: $(FLAVOUR))"
+
+env: .venv/project.toml
+
+.venv/lock.txt: $(if $(READY),,FORCE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: '$(PYTHON)' is no Python of 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: '$(PYTHON)' lacks venv; install it (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
+# The base executable, as $(PYTHON) may be the one in .venv, which cannot clear the ground it stands on.
+	@echo "env: 1 of 3, an empty .venv for $(FLAVOUR) (seconds)"
+	@rm -f $@
+	@"$$($(PYTHON) -c 'import sys; print(sys._base_executable)')" -m venv --clear .venv
+	@echo $(FLAVOUR) > .venv/flavour
+	@echo "env: 2 of 3, torch (under a minute for a CPU build; several GB to download for a CUDA build)"
+	@.venv/bin/python -m pip install -qq --constraint $(LOCK) torch setuptools
+	@echo "env: 3 of 3, $$(grep -c == $(LOCK)) locked packages (two minutes on two cores; for gpu another few GB)"
+# DeepSpeed and antlr4 come as source and are built with the locked setuptools. DeepSpeed's own kernels are compiled when
+# first used, for the machine that uses them, so its build needs neither CUDA nor a GPU.
+	@DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv/bin/python -m pip install -qq --no-deps --no-build-isolation -r $(LOCK)
+	@cp $(LOCK) $@
+
+# The project itself, in place: this makes the `gift` command.
+.venv/project.toml: pyproject.toml .venv/lock.txt
+	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@cp pyproject.toml $@
+
+# A DVC command that is running elsewhere is waited for: without that a finished stage goes unrecorded.
+repro: env
+	@.venv/bin/dvc --wait-for-lock repro $(ARGS)
+
+test: env
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: env
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+lock:
+	@$(PYTHON) requirements/lock.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis gift.egg-info

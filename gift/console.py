@@ -1,0 +1,68 @@
+"""What a person sees while a stage runs: progress, one closing line, and no noise from the libraries."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from types import TracebackType
+
+import click
+
+
+def quiet() -> None:
+    """Silence vLLM, transformers and DeepSpeed (GIFT_VERBOSE=1 lets them speak); call before importing them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if os.environ.get("GIFT_VERBOSE") == "1":
+        return
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
+    warnings.simplefilter("ignore")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+class Progress:
+    """A bar with tokens/s and ETA on a terminal; elsewhere a plain line at most every ten seconds."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.first, self.done, self.tokens = done, done, 0
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        if self.done:
+            click.echo(f"{self.label}: {self.done}/{self.total} {self.unit} were finished before; going on", err=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+    def advance(self, count: int = 1, tokens: int = 0) -> None:
+        self.done += count
+        self.tokens += tokens
+        now = time.monotonic()
+        if now - self.shown < (0.2 if self.terminal else 10):
+            return
+        self.shown = now
+        seconds = max(now - self.start, 1e-9)
+        left = (self.total - self.done) * seconds / max(self.done - self.first, 1)
+        rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
+        line = f"{self.label}: {self.done}/{self.total} {self.unit}{rate}, {left:.0f} s left"
+        click.echo(f"\r\x1b[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
+
+
+def say(stage: str, **numbers: object) -> None:
+    """The closing line of a stage: its main numbers."""
+    shown = ", ".join(f"{name.replace('_', ' ')} {_format(value)}" for name, value in numbers.items())
+    click.echo(f"{stage}: {shown}")
+
+
+def _format(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

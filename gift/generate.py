@@ -1,0 +1,162 @@
+"""Groups of completions: the only place that knows vLLM and transformers.generate, behind one signature."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gift.errors import UserError
+from gift.launch import GenerateLaunch
+from gift.params import Sampling
+from gift.policy import check_files, load_model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample: prompt tokens, the request's own seed, and its temperature (0 is greedy)."""
+
+    prompt_ids: list[int]
+    seed: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled token ids (the end token included, where it came), their log-probs in nats, and why it ended."""
+
+    completion_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+Sampler = Callable[[Sequence[Request]], list[Completion]]
+
+
+def start_sampler(policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch) -> tuple[Sampler, str]:
+    """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
+
+    Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
+    """
+    check_files(policy)
+    start = {"vllm": _start_vllm, "transformers": _start_transformers}[sampling.engine]
+    return start(policy, sampling, max_model_len, launch)
+
+
+def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch) -> tuple[Sampler, str]:
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(launch.kv_cache_gib))
+    if launch.tensor_parallel_size == 1:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    try:
+        import vllm
+    except ImportError as error:
+        raise UserError(
+            f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
+            "transformers in params.yaml"
+        ) from None
+    llm = vllm.LLM(
+        model=str(policy),
+        dtype=sampling.dtype,
+        max_model_len=max_model_len,
+        tensor_parallel_size=launch.tensor_parallel_size,
+        gpu_memory_utilization=launch.gpu_memory_utilization,
+        max_num_seqs=launch.max_num_seqs,
+        enforce_eager=launch.enforce_eager if launch.enforce_eager is not None else not on_gpu,
+        logprobs_mode="processed_logprobs",
+        trust_remote_code=False,
+        disable_log_stats=True,
+        seed=0,
+    )
+
+    def sample(requests: Sequence[Request]) -> list[Completion]:
+        prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        settings = [
+            vllm.SamplingParams(
+                temperature=request.temperature,
+                top_p=sampling.top_p if request.temperature > 0 else 1.0,
+                max_tokens=sampling.max_tokens,
+                seed=request.seed % 2**31,
+                logprobs=0,
+                detokenize=False,
+                watermarking=False,
+            )
+            for request in requests
+        ]
+        return [_from_vllm(result.outputs[0]) for result in llm.generate(prompts, settings, use_tqdm=False)]
+
+    return sample, f"vllm {vllm.__version__}"
+
+
+def _from_vllm(output: Any) -> Completion:
+    ids = list(output.token_ids)
+    logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+    return Completion(ids, logprobs, output.finish_reason)
+
+
+def _start_transformers(
+    policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+) -> tuple[Sampler, str]:
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(policy, sampling.dtype, device)
+    end = model.generation_config.eos_token_id
+    ends = torch.tensor([end] if isinstance(end, int) else end or [], device=device)
+
+    def sample_equal(requests: Sequence[Request]) -> list[Completion]:
+        """Completions for prompts of one length (no padding), one forward a token with a KV cache."""
+        generators = [torch.Generator(device).manual_seed(request.seed) for request in requests]
+        temperature = torch.tensor([request.temperature for request in requests], device=device).unsqueeze(-1)
+        input_ids = torch.tensor([request.prompt_ids for request in requests], device=device)
+        tokens, logprobs = [], []
+        live = torch.ones(len(requests), dtype=torch.bool, device=device)
+        cache = None
+        for _ in range(sampling.max_tokens):
+            out = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float() / torch.where(temperature > 0, temperature, 1.0)
+            logprob = _top_p(logits, sampling.top_p).log_softmax(-1)
+            noise = torch.stack([torch.rand(logprob.shape[-1], generator=g, device=device) for g in generators])
+            gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+            token = torch.where(temperature > 0, logprob + gumbel, logits).argmax(-1)
+            tokens.append(torch.where(live, token, -1))
+            logprobs.append(logprob.gather(-1, token.unsqueeze(-1)).squeeze(-1))
+            live = live & ~torch.isin(token, ends)
+            if not live.any():
+                break
+            input_ids = token.unsqueeze(-1)
+        all_tokens, all_logprobs = torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
+        finished = (~live).tolist()
+        out_list = []
+        for ids, values, stopped in zip(all_tokens, all_logprobs, finished, strict=True):
+            length = ids.index(-1) if -1 in ids else len(ids)
+            out_list.append(Completion(ids[:length], values[:length], "stop" if stopped else "length"))
+        return out_list
+
+    def sample(requests: Sequence[Request]) -> list[Completion]:
+        by_length: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_length.setdefault(len(request.prompt_ids), []).append(index)
+        out: dict[int, Completion] = {}
+        with torch.no_grad():
+            for rows in by_length.values():
+                for start in range(0, len(rows), launch.max_num_seqs):
+                    chosen = rows[start : start + launch.max_num_seqs]
+                    out.update(zip(chosen, sample_equal([requests[i] for i in chosen]), strict=True))
+        return [out[index] for index in range(len(requests))]
+
+    return sample, f"transformers {transformers.__version__}"
+
+
+def _top_p(logits: Any, top_p: float) -> Any:
+    """Keep the smallest set of tokens whose probability reaches `top_p` (nucleus sampling)."""
+    if top_p == 1:
+        return logits
+    values, order = logits.sort(descending=True)
+    probability = values.softmax(-1)
+    outside = probability.cumsum(-1) - probability > top_p
+    return logits.scatter(-1, order, values.masked_fill(outside, float("-inf")))

@@ -1,0 +1,94 @@
+"""launch.yaml: how this machine runs the stages; and the starter of `update` on one process, many, or a cluster."""
+
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gift.errors import UserError
+from gift.params import Count, Section, check
+from gift.yaml import read_yaml
+
+
+class GenerateLaunch(Section):
+    """The sampler's machine: vLLM's words."""
+
+    tensor_parallel_size: Count = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    kv_cache_gib: Annotated[int, Field(ge=1, description="KV cache on a CPU, in GiB")] = 1
+    max_num_seqs: Count = 256
+    enforce_eager: bool | None = Field(None, description="null: true on a CPU, false on a GPU")
+
+
+class ScoreLaunch(Section):
+    workers: Count = 2
+
+
+class ReferenceLaunch(Section):
+    tokens_per_batch: Count = 16384
+
+
+class UpdateLaunch(Section):
+    """The trainer's machine. Results are the same for every choice here, up to float rounding."""
+
+    launcher: Literal["in_process", "deepspeed", "srun"] = "in_process"
+    num_processes: Count = 1
+    launcher_args: list[str] = Field(default_factory=list, description="e.g. ['--hostfile', 'hosts']")
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    tokens_per_batch: Count = 16384
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    checkpoint_every_steps: Count = 8
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="any further key of DeepSpeed's configuration")
+
+
+class Launch(Section):
+    generate: GenerateLaunch = GenerateLaunch()
+    score: ScoreLaunch = ScoreLaunch()
+    reference: ReferenceLaunch = ReferenceLaunch()
+    update: UpdateLaunch = UpdateLaunch()
+
+
+def read_launch(path: Path = Path("launch.yaml")) -> Launch:
+    """launch.yaml as a typed object; without the file, one process on this machine."""
+    if not path.exists():
+        return Launch()
+    return check(Launch, read_yaml(path), str(path))
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
+    module, rest = arguments[0], arguments[1:]
+    try:
+        launch = read_launch().update
+    except UserError as error:
+        error.show()
+        sys.exit(1)
+    if launch.launcher == "in_process":
+        if launch.num_processes != 1:
+            UserError(
+                f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
+                "deepspeed or srun"
+            ).show()
+            sys.exit(1)
+        sys.argv = [module, *rest]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    if launch.launcher == "deepspeed":
+        starter = ["deepspeed", "--no_local_rank", "--num_gpus", str(launch.num_processes), *launch.launcher_args]
+        command = [*starter, "--module", module, *rest]
+    else:
+        starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
+        command = [*starter, sys.executable, "-m", module, *rest]
+    print(shlex.join(command), file=sys.stderr)
+    sys.exit(subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": os.getcwd()}).returncode)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

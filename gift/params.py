@@ -1,0 +1,244 @@
+"""The strict, typed sections of params.yaml: every number that changes results, and its rule."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from gift.errors import UserError
+from gift.yaml import read_yaml
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Engine = Literal["vllm", "transformers"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversion, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ArithmeticTask(Section):
+    """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
+
+    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
+
+
+class Prepare(Section):
+    """Where prompts come from and how source columns become the prompts table."""
+
+    source: str = Field(description="'arithmetic', 'hub:<dataset id>', or a .jsonl/.json/.csv/.parquet file")
+    eval_source: str | None = None
+    hub_config: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's column")
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    chat: bool = False
+    num_train: Count | None = None
+    num_eval: Count = 200
+    arithmetic: ArithmeticTask = ArithmeticTask()
+
+
+class ArithmeticBase(Section):
+    """The embedded base policy: a small Qwen3 trained from scratch on a mixture of styles (see gift/sft.py)."""
+
+    hidden_size: Count = 128
+    num_layers: Count = 4
+    num_heads: Count = 4
+    num_problems: Count = 20_000
+    steps: Count = 600
+    batch_size: Count = 64
+    lr: Positive = 2.0e-3
+    worked: Share = 0.40
+    guess: Share = 0.48
+    malformed: Share = 0.12
+
+    @model_validator(mode="after")
+    def shares_sum_to_one(self) -> "ArithmeticBase":
+        total = self.worked + self.guess + self.malformed
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"worked + guess + malformed must be 1, not {total:g}")
+        return self
+
+
+class Base(Section):
+    """The starting policy: 'arithmetic' (made here), a Hugging Face hub id, or a local folder."""
+
+    model: str
+    revision: str | None = None
+    arithmetic: ArithmeticBase = ArithmeticBase()
+
+
+class Sampling(Section):
+    """What `generate` and `evaluate` share: the engine and vLLM's words for sampling."""
+
+    engine: Engine = "vllm"
+    dtype: Dtype = "float32"
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count
+    max_model_len: Count | None = None
+    long_prompts: Literal["fail", "drop"] = "fail"
+    groups_per_part: Count = 64
+
+
+class Generate(Sampling):
+    """The group rollouts of a round."""
+
+    prompts_per_round: Count
+    group_size: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def whole_distribution(self) -> "Generate":
+        if self.top_p != 1:
+            raise ValueError(
+                "top_p must be 1 for training: the log-probs that the update recomputes are those of the whole "
+                "distribution (evaluate.top_p is free)"
+            )
+        return self
+
+
+class Reward(Section):
+    """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; and its weight."""
+
+    function: str
+    weight: float = 1.0
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Score(Section):
+    """The explicit rewards: `reward` is the weighted sum of the components."""
+
+    rewards: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reward], Field(min_length=1)]
+    timeout_seconds: Positive = 10.0
+    max_failed_share: Share = 0.01
+
+    @model_validator(mode="after")
+    def names_are_free(self) -> "Score":
+        for name in self.rewards:
+            if name in ("prompt_id", "sample", "reward") or name.endswith(("_status", "_message")):
+                raise ValueError(f"rewards.{name}: the scores table has a column of that name; choose another key")
+        return self
+
+
+class Reference(Section):
+    """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
+
+    policy: Literal["initial", "previous"] = "initial"
+    max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
+
+
+class GiftObjective(Section):
+    """The choices inside the GIFT loss (docs/objectives.md)."""
+
+    anchor: Literal["old", "reference"] = "old"
+    stats: Literal["detached", "full"] = "detached"
+    spread_floor: Positive = Field(0.3, description="least spread of the log-ratio inside a group, in nats")
+    beta: Positive = 1.0
+    token_reduce: Literal["sum", "mean"] = "sum"
+    zero_spread: Literal["mask", "keep"] = "mask"
+
+
+class Update(Section):
+    """One round of training."""
+
+    objective: Literal["gift"] = "gift"
+
+    gift: GiftObjective = GiftObjective()
+    groups_per_step: Count
+    epochs: Count = 1
+    lr: Positive
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
+    eps: Positive = 1.0e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    optimizer_state: Literal["carry", "reset"] = "carry"
+    dtype: Dtype = "float32"
+    max_drift: Positive = Field(
+        5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
+    )
+
+
+class Evaluate(Sampling):
+    """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
+
+    num_samples: Count = 4
+    correct: str = Field("answer", description="the reward (a key of score.rewards) that is 1 when the answer is right")
+
+
+class Params(Section):
+    """The whole of params.yaml; checked whole, so that a misspelt key is refused before any stage works."""
+
+    seed: Annotated[int, Field(ge=0)]
+    prepare: Prepare
+    base: Base
+    generate: Generate
+    score: Score
+    reference: Reference
+    update: Update
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def correct_is_a_reward(self) -> "Params":
+        if self.evaluate.correct not in self.score.rewards:
+            raise ValueError(
+                f"evaluate.correct: '{self.evaluate.correct}' is no key of score.rewards "
+                f"({', '.join(self.score.rewards)})"
+            )
+        return self
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def read_params(path: Path = Path("params.yaml")) -> Params:
+    """params.yaml as a typed object, or a `UserError` that names every wrong key, its value, the rule and the remedy."""
+    return check(Params, read_yaml(path), str(path))
+
+
+def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
+    """The model made of `content`, or a `UserError` with one line for each wrong key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
+
+
+def _line(model: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    key = ".".join(path)
+    value = problem["input"]
+    fields = _fields(model, path[:-1])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {_did_you_mean(path[-1], list(fields))}"
+    if problem["type"] == "missing":
+        description = fields[path[-1]].description
+        return f"{key}: missing" + (f"; it is {description}" if description else "")
+    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    remedy = ""
+    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
+        remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
+    shown = "" if isinstance(value, dict) else f"{value!r}: "
+    return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
+    """The fields a section may have at a path such as ['update', 'gift']; the keys of score.rewards are free."""
+    fields = model.model_fields
+    for part in path:
+        inner = Reward if part not in fields else fields[part].annotation
+        fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+    return dict(fields)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

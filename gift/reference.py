@@ -1,0 +1,93 @@
+"""Log-probs of the rollouts under the reference and the starting policy, and the audit of sampler against trainer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from gift.batches import token_budget_batches
+from gift.console import Progress
+from gift.errors import UserError
+from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.policy import load_model
+from gift.tables.parquet import part_name
+from gift.tables.schemas import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
+
+
+def write_reference(
+    folder: Path,
+    rollout_parts: Sequence[Path],
+    policy: Path,
+    reference: Path,
+    dtype: str,
+    tokens_per_batch: int,
+    metadata: dict[str, Any],
+    label: str,
+) -> None:
+    """One part of log-probs for each part of rollouts; finished parts are kept.
+
+    Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns.
+    """
+    missing = [index for index in range(len(rollout_parts)) if not (folder / part_name(index)).exists()]
+    if not missing:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models: dict[Path, TokenLogprobs] = {}
+    with Progress(label, len(rollout_parts), "parts", len(rollout_parts) - len(missing)) as progress:
+        for index in missing:
+            rollouts, source = read_part(rollout_parts[index], ROLLOUTS, check_rollouts)
+            prompts = rollouts["prompt_ids"].to_pylist()
+            completions = rollouts["completion_ids"].to_pylist()
+            lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+            batches = token_budget_batches(lengths, tokens_per_batch)
+            columns = {}
+            for name, path in {"old_logprobs": policy, "ref_logprobs": reference}.items():
+                if name == "ref_logprobs" and reference == policy:
+                    columns[name] = columns["old_logprobs"]
+                    continue
+                if path not in models:
+                    temperature = source["settings"]["temperature"]
+                    models[path] = TokenLogprobs(load_model(path, dtype, device), temperature)
+                values = completion_logprobs(models[path], prompts, completions, batches)
+                columns[name] = pa.array([value.numpy() for value in values], pa.list_(pa.float32()))
+            table = pa.table(
+                {
+                    "prompt_id": rollouts["prompt_id"],
+                    "sample": rollouts["sample"],
+                    "ref_logprobs": columns["ref_logprobs"],
+                    "old_logprobs": columns["old_logprobs"],
+                }
+            )
+            write_part(folder, index, table, REFERENCE, check_reference, metadata)
+            progress.advance(1, sum(map(len, completions)) * len(columns))
+
+
+def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[str, float]:
+    """How far the sampler's log-probs are from the trainer's for the same policy, nats a token; above the limit: fail.
+
+    A gap means that the two engines do not run the same model (weights, precision, temperature, template).
+    """
+    sampled = pc.list_flatten(rollouts["rollout_logprobs"]).to_numpy().astype(np.float64)
+    trained = pc.list_flatten(reference["old_logprobs"]).to_numpy().astype(np.float64)
+    gap = np.abs(sampled - trained)
+    mean = float(gap.mean())
+    if mean > max_mean_gap:
+        lengths = pc.list_value_length(rollouts["completion_ids"]).to_numpy()
+        row = int(np.searchsorted(np.cumsum(lengths), gap.argmax(), side="right"))
+        raise UserError(
+            f"params.yaml: reference.max_mean_gap: sampler and trainer differ by {mean:.4g} nats a token on average (limit "
+            f"{max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, sample={rollouts['sample'][row]}; they do "
+            "not run the same model: compare generate.dtype with update.dtype, or raise the limit if that is the cause"
+        )
+    ratio = np.exp(trained - sampled)
+    return {
+        "sampling/sampling_logp_difference/mean": mean,
+        "sampling/sampling_logp_difference/max": float(gap.max()),
+        "sampling/importance_sampling_ratio/mean": float(ratio.mean()),
+        "sampling/importance_sampling_ratio/min": float(ratio.min()),
+        "sampling/importance_sampling_ratio/max": float(ratio.max()),
+    }

@@ -1,0 +1,28 @@
+"""Rewards of the embedded task: the right final answer, and the form of a worked answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gift.arithmetic import final_answer, is_worked
+from gift.rewards.text import Completion, completion_text
+
+
+def arithmetic_answer(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    answer: Sequence[str],
+    **columns: Any,
+) -> list[float]:
+    """1 where the integer after the final "#" is the `answer`, else 0 ("#017" is not "17"; it writes no zeros)."""
+    return [
+        float(final_answer(completion_text(completion)) == str(int(gold)))
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
+
+
+def arithmetic_format(
+    prompts: Sequence[Any], completions: Sequence[Completion], completion_ids: Sequence[Any], **columns: Any
+) -> list[float]:
+    """1 where the completion is steps and a final "#<integer>" and nothing else, right or wrong, else 0."""
+    return [float(is_worked(completion_text(completion))) for completion in completions]

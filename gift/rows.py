@@ -1,0 +1,97 @@
+"""A round's completions as the update sees them, joined from the rollouts, scores and reference tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from gift.errors import UserError
+from gift.params import Score, Update
+from gift.policy import Lineage
+from gift.selection import enough_rewards, has_reward_spread
+from gift.tables.schemas import (
+    REFERENCE,
+    ROLLOUTS,
+    check_reference,
+    check_rollouts,
+    check_same_rows,
+    check_scores,
+    read_table,
+    scores_schema,
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A round's completions, groups in order: P groups of G rows, row = group * G + sample."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    ref_logprobs: list[Tensor]
+    old_logprobs: list[Tensor]
+    rewards: Tensor
+    mask: Tensor
+
+    @property
+    def group_size(self) -> int:
+        return self.rewards.shape[1]
+
+    def rows_of(self, groups: Sequence[int]) -> list[int]:
+        return [group * self.group_size + sample for group in groups for sample in range(self.group_size)]
+
+    def length(self, row: int) -> int:
+        return len(self.prompt_ids[row]) + len(self.completion_ids[row])
+
+
+def read_round(
+    rollouts: Path, scores: Path, reference: Path, score: Score, lineage: Lineage, policy: Path
+) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
+    """The three tables of a round and the rollouts' metadata; tables made with another policy are refused."""
+    table, source = read_table(rollouts, ROLLOUTS, check_rollouts)
+    scored, scores_source = read_table(scores, scores_schema(score.rewards), check_scores)
+    referenced, reference_source = read_table(reference, REFERENCE, check_reference)
+    for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
+        if metadata["policy"] != lineage.digest:
+            raise UserError(
+                f"{path}: made with policy {metadata['policy'][:12]}, but {policy} is {lineage.digest[:12]}; a round trains "
+                f"only on its own rollouts: run `dvc repro generate@{path.parent.name}`"
+            )
+    check_same_rows(scored, table, scores)
+    check_same_rows(referenced, table, reference)
+    return (table, scored, referenced), source
+
+
+def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table) -> Rows:
+    """Rows of three tables with the same key in the same order; a null reward does not train (mask False)."""
+    prompts = rollouts["prompt_id"].to_pylist()
+    group_size = prompts.count(prompts[0])
+    rewards = scores["reward"].to_pylist()
+    shape = (-1, group_size)
+    return Rows(
+        prompt_ids=rollouts["prompt_ids"].to_pylist(),
+        completion_ids=rollouts["completion_ids"].to_pylist(),
+        ref_logprobs=[torch.tensor(values) for values in reference["ref_logprobs"].to_pylist()],
+        old_logprobs=[torch.tensor(values) for values in reference["old_logprobs"].to_pylist()],
+        rewards=torch.tensor([reward or 0.0 for reward in rewards]).view(shape),
+        mask=torch.tensor([reward is not None for reward in rewards]).view(shape),
+    )
+
+
+def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:
+    """The groups that train, and the ledger of the others; its sums close."""
+    enough = enough_rewards(rows.mask)
+    spread = has_reward_spread(rows.rewards, rows.mask)
+    chosen = enough & spread if settings.gift.zero_spread == "mask" else enough
+    ledger = {
+        "num_groups": len(rows.mask),
+        "num_completions": rows.mask.numel(),
+        "num_completions_unscored": int((~rows.mask).sum()),
+        "num_groups_unscored": int((~enough).sum()),
+        "num_groups_zero_spread": int((enough & ~spread).sum()),
+        "num_groups_selected": int(chosen.sum()),
+    }
+    return chosen.nonzero().squeeze(-1).tolist(), ledger

@@ -1,0 +1,76 @@
+"""Training state on disk, as safetensors only: the next policy's folder, the optimizer state, and mid-round checkpoints."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gift.engine import FullState
+from gift.errors import UserError
+from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.policy import LINEAGE_FILE, load_model
+
+PROBE_LIMIT = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
+    """One safetensors file with `<kind>/<parameter>` tensors and `facts` (JSON) in its header, by tmp and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {f"{kind}/{name}": tensor.contiguous() for kind in state.tensors for name, tensor in state.tensors[kind].items()}
+    header = json.dumps({"optimizer_step": state.step, **facts}, sort_keys=True)
+    save_file(tensors, temporary, metadata={"gift": header})
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
+    """The state and facts that `save_state` wrote; a damaged file is refused by name."""
+    kinds: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["gift"])
+            for key in file.keys():  # noqa: SIM118 - a safe_open file is no dict
+                kind, name = key.split("/", 1)
+                kinds.setdefault(kind, {})[name] = file.get_tensor(key)
+        return FullState(facts["optimizer_step"], kinds), facts
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: not a readable training state ({first}); remove its folder, then `dvc checkout`") from None
+
+
+def save_policy(folder: Path, parent: Path, weights: dict[str, Tensor], dtype: str) -> None:
+    """A Hugging Face folder of the trained weights in `dtype`; tokenizer and templates are the parent's files as they are.
+
+    `weights` are named as in `TokenLogprobs`, which holds the model as `model`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    cast = {name.removeprefix("model."): tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+    load_model(parent, dtype).save_pretrained(folder, state_dict=cast)
+    for path in sorted(parent.iterdir()):
+        is_weight = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+        if path.is_file() and not is_weight and path.name != LINEAGE_FILE and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
+    """Log-probs [T] of one completion under a model on the CPU."""
+    (values,) = completion_logprobs(TokenLogprobs(model, temperature), [prompt_ids], [completion_ids], [[0]])
+    return values
+
+
+def check_saved(folder: Path, dtype: str, temperature: float, prompt_ids: list[int], completion_ids: list[int], trained: Tensor) -> None:
+    """Open the new policy folder as the next stage will, and compare its log-probs with the trainer's own."""
+    saved = probe(load_model(folder, dtype), temperature, prompt_ids, completion_ids)
+    gap = float((saved - trained.cpu()).abs().max())
+    if not gap <= PROBE_LIMIT[dtype]:
+        raise UserError(
+            f"{folder}: the saved policy differs from the trained one by {gap:.3g} nats on a probe (limit "
+            f"{PROBE_LIMIT[dtype]:g}); nothing was published. The model's save_pretrained does not keep its weights"
+        )

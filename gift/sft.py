@@ -1,0 +1,156 @@
+"""The embedded base policy: a small Qwen3 with a character tokenizer, trained from scratch on a mixture of styles."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from gift.arithmetic import CHARACTERS, completion, problems
+from gift.params import ArithmeticBase
+
+CONTEXT = 128
+CHECKPOINT_EVERY = 100
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def train_base(
+    settings: ArithmeticBase,
+    num_operands: int,
+    seed: int,
+    checkpoint_dir: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """The base policy for a seed; call it again with the same checkpoint folder after a crash and it goes on.
+
+    The batch of step k depends on (seed, k) only and a checkpoint holds weights and Adam moments, so that an
+    interrupted training ends with the same bytes as an undisturbed one. `progress` gets the number of steps done and
+    the last loss (nats a token).
+    """
+    tokenizer = make_tokenizer()
+    model = make_model(settings, tokenizer, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    pool = problems(settings.num_problems, seed, num_operands, split="train")
+    model.train()
+    for step in range(_load_checkpoint(checkpoint_dir, model, optimizer), settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * _schedule(step, settings.steps)
+        loss = _loss(model, *_batch(settings, pool, tokenizer, seed, step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress(step + 1, loss.item())
+        if checkpoint_dir and (step + 1) % checkpoint_every == 0:
+            _save_checkpoint(checkpoint_dir, model, optimizer, step + 1)
+    return model.eval(), tokenizer
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character of the task, besides `<pad>` and `<eos>`; any other character is refused."""
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(settings: ArithmeticBase, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """An untrained float32 Qwen3 whose weights depend on the seed only; torch's global random state stays as it was."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=3 * settings.hidden_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        num_key_value_heads=settings.num_heads,
+        head_dim=settings.hidden_size // settings.num_heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.04,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def draw_examples(
+    settings: ArithmeticBase, pool: list[dict[str, str]], seed: int, step: int
+) -> list[tuple[str, str, str]]:
+    """The (prompt, completion, style) triples of one step, drawn from `(seed, step)` alone."""
+    rng = random.Random(f"sft {seed} {step}")
+    shares = {"worked": settings.worked, "guess": settings.guess, "malformed": settings.malformed}
+    examples = []
+    for problem in rng.choices(pool, k=settings.batch_size):
+        style = rng.choices(list(shares), weights=list(shares.values()))[0]
+        examples.append((problem["prompt"], completion(problem, style, rng), style))
+    return examples
+
+
+def _batch(
+    settings: ArithmeticBase, pool: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Token ids [N, T], padded on the right, and the mask [N, T] of the tokens to learn: completion and `<eos>`."""
+    number = tokenizer.get_vocab()
+    examples = draw_examples(settings, pool, seed, step)
+    rows = [[number[character] for character in prompt + text] for prompt, text, _ in examples]
+    length = max(len(row) for row in rows) + 1
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for index, (row, (prompt, _, _)) in enumerate(zip(rows, examples, strict=True)):
+        ids[index, : len(row) + 1] = torch.tensor([*row, tokenizer.eos_token_id])
+        mask[index, len(prompt) : len(row) + 1] = True
+    return ids, mask
+
+
+def _loss(model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy of the masked tokens, in nats. Padding stands on the right, where causal attention ends."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    return functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]), ids[:, 1:][mask[:, 1:]])
+
+
+def _schedule(step: int, steps: int, warmup: int = 30) -> float:
+    """Share of the learning rate at a step: a linear rise, then a linear fall to a tenth."""
+    return min(1.0, (step + 1) / warmup) * (1 - 0.9 * step / steps)
+
+
+def _save_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, step: int) -> None:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model/{name}"] = parameter.detach()
+        tensors |= {f"{moment}/{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "checkpoint.partial"
+    save_file(tensors, partial, metadata={"step": str(step)})
+    os.replace(partial, folder / "checkpoint.safetensors")
+
+
+def _load_checkpoint(folder: Path | None, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW) -> int:
+    """Puts the checkpoint's weights and moments in place and returns its number of steps; 0 where there is none."""
+    if folder is None or not (folder / "checkpoint.safetensors").exists():
+        return 0
+    with safe_open(folder / "checkpoint.safetensors", framework="pt") as file, torch.no_grad():
+        step = int(file.metadata()["step"])
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model/{name}"))
+            moments = {moment: file.get_tensor(f"{moment}/{name}") for moment in MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    return step

@@ -1,0 +1,38 @@
+"""The order in which rounds consume prompts: an endless stream of epochs, each a seeded permutation."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+from gift.errors import UserError
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts and nothing else (not on batch order, sharding or processes)."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def take_prompts(prompt_ids: Sequence[str], start: int, count: int, seed: int) -> tuple[list[str], int]:
+    """The `count` distinct prompts that stand at `start` in the stream, and the position after them.
+
+    Every epoch is a permutation seeded by (seed, epoch). Where a round crosses into the next epoch, a prompt that it
+    holds already is passed over, so that a round never has one prompt twice.
+    """
+    size = len(prompt_ids)
+    if count > size:
+        raise UserError(
+            f"params.yaml: generate.prompts_per_round: {count}: there are only {size} training prompts; lower it, or "
+            "raise prepare.num_train"
+        )
+    taken: dict[str, None] = {}
+    position = start
+    epoch, order = -1, list(prompt_ids)
+    while len(taken) < count:
+        if position // size != epoch:
+            epoch = position // size
+            order = list(prompt_ids)
+            random.Random(seed_of("epoch", seed, epoch)).shuffle(order)
+        taken.setdefault(order[position % size])
+        position += 1
+    return list(taken), position

@@ -1,0 +1,92 @@
+"""Strict reading and writing of Parquet tables: same rows, same bytes; anything unexpected is refused by name."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gift.errors import UserError
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"gift"
+
+
+def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
+    """Write one Parquet file under a temporary name and rename it, so that it is whole or absent.
+
+    `metadata` (JSON: artifact, schema version, policy digest, settings, engine) goes into the schema.
+    """
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
+    table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """One Parquet file as (table, metadata); a missing, corrupt or foreign file is refused by name."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it") from None
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it back"
+        ) from None
+    text = (table.schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise UserError(f"{path}: was not written by this pipeline (no '{METADATA_KEY.decode()}' metadata)")
+    metadata = json.loads(text)
+    if metadata["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: has schema version {metadata['schema_version']}, this code reads {SCHEMA_VERSION}; "
+            "make it again with this version"
+        )
+    return table, metadata
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The parts of a table in order; a gap or a foreign file is refused by name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such table; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    found = sorted(path.name for path in folder.iterdir())
+    expected = [part_name(index) for index in range(len(found))]
+    if not found:
+        raise UserError(f"{folder}: the table has no part; run the stage that writes it again")
+    for name, want in zip(found, expected, strict=True):
+        if name != want:
+            raise UserError(f"{folder / name}: unexpected file; the table's next part must be {want}")
+    return [folder / name for name in found]
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, path: Path) -> None:
+    """Names, order, types and nulls must be those of `schema` (fields say whether they may be null)."""
+    for name in schema.names:
+        if name not in table.column_names:
+            raise UserError(f"{path}: the column '{name}' is missing; it must have {', '.join(schema.names)}")
+    for name in table.column_names:
+        if name not in schema.names:
+            raise UserError(f"{path}: unexpected column '{name}'; it must have {', '.join(schema.names)}")
+    for field in schema:
+        column = table.column(field.name)
+        if column.type != field.type:
+            raise UserError(f"{path}: column '{field.name}' has type {column.type}, must be {field.type}")
+        if not field.nullable and column.null_count:
+            row = pc.index(pc.is_null(column), True).as_py()
+            raise UserError(f"{path}: row {row}: '{field.name}' is null; a value is required")
+        if pa.types.is_list(field.type):
+            values = pc.list_flatten(column)
+            if values.null_count:
+                raise UserError(f"{path}: column '{field.name}' has a null inside a list; every element needs a value")
+    if table.column_names != schema.names:
+        raise UserError(f"{path}: columns stand in the order {table.column_names}, must be {schema.names}")

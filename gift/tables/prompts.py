@@ -1,0 +1,107 @@
+"""The prompts table: one Parquet file a split, key `prompt_id`; `prompt` or `messages`, then the source's columns."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from gift.errors import UserError
+from gift.tables.parquet import read_file, write_file
+
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+TYPES = {"prompt_id": pa.string(), "prompt": pa.string(), "messages": pa.list_(MESSAGE)}
+RESERVED = ("prompts", "completions", "completion_ids")
+"""Arguments of every reward function, so no column may have these names."""
+
+
+def write_prompts(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
+    """Check a prompts table, then write it; nothing wrong ever reaches the disk."""
+    check_prompts(table, path)
+    write_file(path, table, metadata)
+
+
+def read_prompts(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A prompts table and its metadata, checked."""
+    table, metadata = read_file(path)
+    check_prompts(table, path)
+    return table, metadata
+
+
+def prompts_table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
+    """Rows as a table: the key, the prompt, then every other column in the order in which the rows bring them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names.sort(key=lambda name: list(TYPES).index(name) if name in TYPES else len(TYPES))
+    columns = []
+    for name in names:
+        try:
+            columns.append(pa.array([row.get(name) for row in rows], type=TYPES.get(name)))
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+            problem = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: column '{name}' cannot be stored ({problem}); give it one type in every row of the source"
+            ) from None
+    return pa.Table.from_arrays(columns, names=names)
+
+
+def prompt_column(table: pa.Table) -> str:
+    """The column that holds the prompts: 'prompt' (text) or 'messages' (a chat)."""
+    return "messages" if "messages" in table.column_names else "prompt"
+
+
+def check_prompts(table: pa.Table, path: Path) -> None:
+    """Ids are unique, nothing is empty, every message has a known role and a text, and the policy speaks next."""
+    names = table.column_names
+    if "prompt_id" not in names:
+        raise UserError(f"{path}: the column 'prompt_id' is missing; it has {', '.join(names)}")
+    if ("prompt" in names) == ("messages" in names):
+        raise UserError(f"{path}: must have either a column 'prompt' or a column 'messages'; it has {', '.join(names)}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: the column '{name}' occurs twice")
+        if name in RESERVED:
+            raise UserError(
+                f"{path}: no column may be named '{name}', an argument of rewards; map it to another (prepare.columns)"
+            )
+        if name in TYPES and not _same_type(table.schema.field(name).type, TYPES[name]):
+            raise UserError(f"{path}: column '{name}' has type {table.schema.field(name).type}, must be {TYPES[name]}")
+    if not table.num_rows:
+        raise UserError(f"{path}: there is no prompt in it")
+    seen: dict[str, int] = {}
+    for row, prompt_id in enumerate(table["prompt_id"].to_pylist()):
+        if not prompt_id:
+            raise UserError(f"{path}: row {row}: prompt_id is empty")
+        if prompt_id in seen:
+            raise UserError(
+                f"{path}: row {row}: prompt_id={prompt_id} is also that of row {seen[prompt_id]}; ids must be unique"
+            )
+        seen[prompt_id] = row
+    for row, prompt in enumerate(table[prompt_column(table)].to_pylist()):
+        problem = prompt_problem(prompt)
+        if problem:
+            raise UserError(f"{path}: row {row} (prompt_id={table['prompt_id'][row].as_py()}): {problem}")
+
+
+def prompt_problem(prompt: Any) -> str | None:
+    """What is wrong with a prompt (a text, or a list of messages), or None."""
+    if isinstance(prompt, str):
+        return None if prompt.strip() else "the prompt is empty"
+    if not prompt:
+        return "the prompt is empty"
+    for number, message in enumerate(prompt):
+        if message is None or message["role"] not in ROLES:
+            role = None if message is None else message["role"]
+            return f"message {number} has the role {role!r}; it must be one of {', '.join(ROLES)}"
+        if not isinstance(message["content"], str) or not message["content"].strip():
+            return f"message {number} ({message['role']}) has no text"
+    if prompt[-1]["role"] in ("assistant", "system"):
+        return f"the last message is the {prompt[-1]['role']}'s; a prompt ends with what the policy has to answer"
+    return None
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    # Parquet names a list's field 'element' where Arrow says 'item'; the two are one type.
+    if pt.is_list(found) and pt.is_list(wanted):
+        return bool(found.value_type == wanted.value_type)
+    return bool(found == wanted)

@@ -1,0 +1,71 @@
+"""A stage's unfinished work: a folder keyed by everything that shapes the result, and the rename that publishes it."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gift.errors import UserError
+
+ROOT = Path("data/.work")
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(folder: Path, pattern: str = "*", exclude: frozenset[str] = frozenset()) -> str:
+    """sha256 over names and contents of the files below a folder."""
+    paths = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name not in exclude)
+    entries = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in paths]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def work_folder(stage: str, out: Path) -> Path:
+    """Where a stage of a round (the folder that holds `out`) works."""
+    return ROOT / f"{stage}@{out.parent.name}"
+
+
+class Work:
+    """The work folder of one run of a stage; parts finished before a crash are found again.
+
+    `inputs` (JSON) is all that the result depends on: settings, seed, digests of the input tables and policies. The
+    project's code is added. When any of it differs from what the folder was begun with, the folder starts empty.
+    """
+
+    def __init__(self, stage: str, out: Path, inputs: dict[str, Any]) -> None:
+        self.folder = work_folder(stage, out)
+        code = tree_digest(Path(__file__).parents[1] / "gift", "*.py")
+        content = json.dumps({"inputs": inputs, "code": code, "out": str(out)}, sort_keys=True)
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        stamp = self.folder / "fingerprint"
+        if not stamp.exists() or stamp.read_text() != fingerprint:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            stamp.write_text(fingerprint)
+
+    def publish(self, moves: dict[Path, Path]) -> None:
+        """Rename finished files and folders to their declared outputs, then drop the work folder."""
+        for source, target in moves.items():
+            refuse_existing(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(source, target)
+        shutil.rmtree(self.folder)
+
+
+def refuse_existing(*outputs: Path) -> None:
+    """A stage never overwrites: DVC removes the outputs of a stage that it runs again."""
+    for path in outputs:
+        if path.exists():
+            raise UserError(f"{path}: exists already; nothing was changed. Use `dvc repro -f -s <stage>` to make it again")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Sorted, indented JSON by tmp and rename; NaN is refused, for other readers do not know it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

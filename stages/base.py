@@ -1,0 +1,37 @@
+"""Make the policy that round 1 starts from, and its empty optimizer state."""
+
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.base import make_base
+from gift.params import read_params
+from gift.policy import write_lineage
+from gift.work import Work, refuse_existing, write_json
+
+
+@click.command()
+@click.argument("policy", type=Path)
+@click.argument("optimizer", type=Path)
+def main(policy: Path, optimizer: Path) -> None:
+    console.quiet()
+    refuse_existing(policy, optimizer)
+    params = read_params()
+    task = params.prepare.arithmetic.model_dump() if params.base.model == "arithmetic" else None
+    inputs = {"base": params.base.model_dump(mode="json"), "task": task, "seed": params.seed}
+    work = Work("base", policy, inputs)
+    folder = work.folder / "policy"
+    if folder.exists():  # a crash came between making the folder and its lineage
+        import shutil
+
+        shutil.rmtree(folder)
+    make_base(params, folder, work.folder / "training")
+    lineage = write_lineage(folder)
+    write_json(work.folder / "optimizer" / "state.json", {"optimizer_steps": 0, "state": None})
+    work.publish({work.folder / "optimizer": optimizer, folder: policy})
+    console.say("base", model=params.base.model, digest=lineage.digest[:12])
+
+
+if __name__ == "__main__":
+    main()

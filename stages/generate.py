@@ -1,0 +1,83 @@
+"""Sample the group rollouts of a round from the policy it starts from."""
+
+from functools import partial
+from pathlib import Path
+
+import click
+import pyarrow.compute as pc
+
+from gift import console
+from gift.generate import Request, start_sampler
+from gift.launch import read_launch
+from gift.params import read_params
+from gift.policy import load_tokenizer, max_model_len, read_lineage
+from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
+from gift.stream import seed_of, take_prompts
+from gift.tables.prompts import read_prompts
+from gift.tables.schemas import ROLLOUTS, check_rollouts, read_table
+from gift.work import Work, file_digest, refuse_existing, write_json
+
+
+@click.command()
+@click.argument("policy", type=Path)
+@click.argument("prompts", type=Path)
+@click.argument("out", type=Path)
+@click.argument("metrics", type=Path)
+def main(policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
+    console.quiet()
+    refuse_existing(out, metrics)
+    params, launch = read_params(), read_launch()
+    settings = params.generate
+    lineage = read_lineage(policy)
+    table, _ = read_prompts(prompts)
+    tokenizer = load_tokenizer(policy)
+    context = max_model_len(policy, settings.max_model_len, "generate")
+    encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "generate")
+    taken, position = take_prompts(list(encoded), lineage.prompts_consumed, settings.prompts_per_round, params.seed)
+    number = lineage.round + 1
+    groups = [
+        Group(
+            key,
+            [
+                Request(encoded[key], seed_of("generate", params.seed, number, key, sample), settings.temperature)
+                for sample in range(settings.group_size)
+            ],
+        )
+        for key in sorted(taken)
+    ]
+    metadata = {
+        "artifact": "rollouts",
+        "policy": lineage.digest,
+        "round": number,
+        "prompts_consumed": position,
+        "settings": settings.model_dump(mode="json"),
+        "seed": params.seed,
+    }
+    work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
+    folder = work.folder / "rollouts"
+    write_rollouts(
+        folder,
+        groups,
+        settings.groups_per_part,
+        metadata,
+        partial(start_sampler, policy, settings, context, launch.generate),
+        partial(tokenizer.decode, skip_special_tokens=True),
+        f"generate@{out.parent.name}",
+    )
+    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts)
+    lengths = pc.list_value_length(rollouts["completion_ids"])
+    numbers = {
+        "num_prompts": table.num_rows,
+        "num_prompts_too_long": num_long,
+        "num_groups": len(groups),
+        "num_completions": rollouts.num_rows,
+        "num_truncated": pc.sum(pc.equal(rollouts["finish_reason"], "length")).as_py(),
+        "num_tokens": pc.sum(lengths).as_py(),
+    }
+    write_json(work.folder / "generate.json", numbers)
+    work.publish({folder: out, work.folder / "generate.json": metrics})
+    console.say(f"generate@{out.parent.name}", **numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Answer the held-out prompts with a policy: sample 0 is greedy, the others are sampled."""
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.generate import Request, start_sampler
+from gift.launch import read_launch
+from gift.params import read_params
+from gift.policy import load_tokenizer, max_model_len, read_lineage
+from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
+from gift.stream import seed_of
+from gift.tables.prompts import read_prompts
+from gift.work import Work, file_digest, refuse_existing
+
+
+@click.command()
+@click.argument("policy", type=Path)
+@click.argument("prompts", type=Path)
+@click.argument("out", type=Path)
+def main(policy: Path, prompts: Path, out: Path) -> None:
+    console.quiet()
+    refuse_existing(out)
+    params, launch = read_params(), read_launch()
+    settings = params.evaluate
+    lineage = read_lineage(policy)
+    table, _ = read_prompts(prompts)
+    tokenizer = load_tokenizer(policy)
+    context = max_model_len(policy, settings.max_model_len, "evaluate")
+    encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "evaluate")
+    temperatures = [0.0] + [settings.temperature] * settings.num_samples
+    groups = [
+        Group(
+            key,
+            # The same seeds in every round, so that rounds are compared on common random numbers.
+            [
+                Request(encoded[key], seed_of("evaluate", params.seed, key, sample), temperature)
+                for sample, temperature in enumerate(temperatures)
+            ],
+        )
+        for key in sorted(encoded)
+    ]
+    metadata = {
+        "artifact": "rollouts",
+        "policy": lineage.digest,
+        "round": lineage.round,
+        "settings": settings.model_dump(mode="json"),
+        "seed": params.seed,
+        "num_prompts_too_long": num_long,
+    }
+    work = Work("generate_eval", out, {**metadata, "prompts": file_digest(prompts)})
+    label = f"generate_eval@{out.parent.name}"
+    write_rollouts(
+        work.folder / "rollouts",
+        groups,
+        settings.groups_per_part,
+        metadata,
+        partial(start_sampler, policy, settings, context, launch.generate),
+        partial(tokenizer.decode, skip_special_tokens=True),
+        label,
+    )
+    work.publish({work.folder / "rollouts": out})
+    console.say(label, num_prompts=len(groups), num_prompts_too_long=num_long, num_samples=settings.num_samples)
+
+
+if __name__ == "__main__":
+    main()

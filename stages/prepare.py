@@ -1,0 +1,36 @@
+"""Make the prompts tables of training and evaluation from the source that params.yaml names."""
+
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.params import read_params
+from gift.sources import prepare_prompts
+from gift.tables.prompts import prompts_table, write_prompts
+from gift.work import Work, refuse_existing, write_json
+
+
+@click.command()
+@click.argument("train", type=Path)
+@click.argument("evaluation", type=Path)
+@click.argument("ledger", type=Path)
+def main(train: Path, evaluation: Path, ledger: Path) -> None:
+    console.quiet()
+    refuse_existing(train, evaluation, ledger)
+    params = read_params()
+    made = prepare_prompts(params.prepare, params.seed)
+    metadata = {"artifact": "prompts", "settings": params.prepare.model_dump(mode="json"), "seed": params.seed}
+    work = Work("prepare", train, metadata)
+    moves = {}
+    for rows, path, split in ((made.train, train, "train"), (made.eval, evaluation, "eval")):
+        unfinished = work.folder / f"{split}.parquet"
+        write_prompts(unfinished, prompts_table(rows, path), {**metadata, "split": split})
+        moves[unfinished] = path
+    write_json(work.folder / "prepare.json", made.ledger)
+    work.publish({**moves, work.folder / "prepare.json": ledger})
+    console.say("prepare", **{name.removeprefix("num_"): count for name, count in made.ledger.items() if count})
+
+
+if __name__ == "__main__":
+    main()

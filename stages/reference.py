@@ -1,0 +1,67 @@
+"""Log-probs of a round's completions under the reference and under the policy that the round starts from."""
+
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.errors import UserError
+from gift.launch import read_launch
+from gift.params import read_params
+from gift.policy import read_lineage
+from gift.reference import audit, write_reference
+from gift.tables.parquet import part_paths
+from gift.tables.schemas import (
+    REFERENCE,
+    ROLLOUTS,
+    check_reference,
+    check_rollouts,
+    check_same_rows,
+    read_table,
+)
+from gift.work import Work, refuse_existing, tree_digest, write_json
+
+
+@click.command()
+@click.argument("initial", type=Path)
+@click.argument("policy", type=Path)
+@click.argument("rollouts", type=Path)
+@click.argument("out", type=Path)
+@click.argument("metrics", type=Path)
+def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
+    console.quiet()
+    refuse_existing(out, metrics)
+    params, launch = read_params(), read_launch()
+    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
+    lineage = read_lineage(policy)
+    if source["policy"] != lineage.digest:
+        raise UserError(
+            f"{rollouts}: sampled by policy {source['policy'][:12]}, but {policy} is {lineage.digest[:12]}; "
+            f"run `dvc repro generate@{out.parent.name}`"
+        )
+    reference = policy if params.reference.policy == "previous" else initial
+    reference_digest = read_lineage(reference).digest
+    if reference_digest == lineage.digest:
+        reference = policy
+    metadata = {
+        "artifact": "reference",
+        "policy": lineage.digest,
+        "reference": reference_digest,
+        "settings": {**params.reference.model_dump(mode="json"), "dtype": params.update.dtype},
+    }
+    work = Work("reference", out, {**metadata, "rollouts": tree_digest(rollouts)})
+    folder = work.folder / "reference"
+    label = f"reference@{out.parent.name}"
+    tokens = launch.reference.tokens_per_batch
+    write_reference(folder, part_paths(rollouts), policy, reference, params.update.dtype, tokens, metadata, label)
+    table, _ = read_table(folder, REFERENCE, check_reference)
+    check_same_rows(table, sampled, folder)
+    numbers = audit(sampled, table, params.reference.max_mean_gap)
+    write_json(work.folder / "reference.json", numbers)
+    work.publish({folder: out, work.folder / "reference.json": metrics})
+    gap = numbers["sampling/sampling_logp_difference/mean"]
+    console.say(label, completions=table.num_rows, mean_gap=f"{gap:.2g} nats a token")
+
+
+if __name__ == "__main__":
+    main()

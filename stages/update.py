@@ -1,0 +1,142 @@
+"""Train one round of GIFT on the scored rollouts: the next policy and its optimizer state."""
+
+from pathlib import Path
+
+import click
+import torch
+
+from gift import console
+from gift.engine import Engine, EngineSettings, distributed
+from gift.errors import UserError
+from gift.launch import UpdateLaunch, read_launch
+from gift.logprobs import TokenLogprobs
+from gift.minibatches import steps_of_groups
+from gift.params import Update, read_params
+from gift.policy import load_model, read_lineage, write_lineage
+from gift.rows import join_rows, read_round, select_groups
+from gift.saving import check_saved, load_state, save_policy, save_state
+from gift.stream import seed_of
+from gift.trainer import Trainer
+from gift.update import Checkpointing, round_metrics, train_round, use_all_cores, write_steps
+from gift.work import Work, refuse_existing, tree_digest, work_folder, write_json
+
+
+@click.command()
+@click.argument("policy", type=Path)
+@click.argument("optimizer", type=Path)
+@click.argument("rollouts", type=Path)
+@click.argument("scores", type=Path)
+@click.argument("reference", type=Path)
+@click.argument("out_policy", type=Path)
+@click.argument("out_optimizer", type=Path)
+@click.argument("metrics", type=Path)
+@click.argument("steps_csv", type=Path)
+def main(
+    policy: Path,
+    optimizer: Path,
+    rollouts: Path,
+    scores: Path,
+    reference: Path,
+    out_policy: Path,
+    out_optimizer: Path,
+    metrics: Path,
+    steps_csv: Path,
+) -> None:
+    console.quiet()
+    params, launch = read_params(), read_launch().update
+    label = f"update@{out_policy.parent.name}"
+    lineage = read_lineage(policy)
+    tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
+    rows = join_rows(*tables)
+    groups, ledger = select_groups(rows, params.update)
+    if not groups:
+        raise UserError(
+            f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have equal rewards and "
+            f"{ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise generate.group_size, or choose "
+            "prompts that are neither always nor never solved"
+        )
+    seed = seed_of("update", params.seed, source["round"])
+    steps = steps_of_groups(groups, params.update.groups_per_step, params.update.epochs, seed)
+    inputs = {
+        "update": params.update.model_dump(mode="json"),
+        "seed": params.seed,
+        "policy": lineage.model_dump(),
+        "optimizer": tree_digest(optimizer),
+        "tables": [tree_digest(path) for path in (rollouts, scores, reference)],
+    }
+    with distributed():
+        use_all_cores()
+        rank = torch.distributed.get_rank()
+        outputs = (out_policy, out_optimizer, metrics, steps_csv)
+        if rank == 0:
+            refuse_existing(*outputs)
+            work = Work("update", out_policy, inputs)
+        torch.distributed.barrier()
+        folder = work_folder("update", out_policy)
+        temperature = source["settings"]["temperature"]
+        engine = start_engine(policy, params.update, launch, temperature)
+        if params.update.optimizer_state == "carry":
+            carry_state(engine, optimizer)
+        trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch)
+        keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
+        step_rows = train_round(engine, trainer, steps, params.update, lineage.optimizer_steps, keep)
+        probed = min(range(len(rows.prompt_ids)), key=rows.length)
+        with torch.no_grad():
+            trained = trainer.logprobs([probed])
+        state = engine.full_state()
+        if state is None:
+            return
+        save_policy(folder / "policy", policy, state.tensors["weight"], params.update.dtype)
+        sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
+        check_saved(folder / "policy", params.update.dtype, temperature, *sample, trained)
+        numbers = {**round_metrics(step_rows), **ledger}
+        new = write_lineage(
+            folder / "policy",
+            initial=lineage.initial,
+            parent=lineage.digest,
+            round=source["round"],
+            prompts_consumed=source["prompts_consumed"],
+            optimizer_steps=lineage.optimizer_steps + len(steps),
+            completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
+        )
+        save_state(folder / "optimizer" / "state.safetensors", state, {"policy": new.digest})
+        write_steps(folder / "steps.csv", step_rows)
+        write_json(folder / "update.json", numbers)
+        sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
+        work.publish(dict(zip(sources, outputs, strict=True)))
+        shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
+        console.say(label, **{name: numbers[name] for name in shown})
+
+
+def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperature: float) -> Engine:
+    """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
+    model = load_model(policy, settings.dtype)
+    if launch.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only; dropout is refused below
+    engine_settings = EngineSettings(
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        dtype=settings.dtype,
+        zero_stage=launch.zero_stage,
+        offload_optimizer=launch.offload_optimizer,
+        offload_parameters=launch.offload_parameters,
+        deepspeed=launch.deepspeed,
+    )
+    return Engine(TokenLogprobs(model, temperature), engine_settings)
+
+
+def carry_state(engine: Engine, optimizer: Path) -> None:
+    """Go on with the Adam moments of the round before; the base policy has none."""
+    path = optimizer / "state.safetensors"
+    if path.exists():
+        state, _ = load_state(path)
+        engine.load_full_state(state if engine.rank == 0 else None)
+    elif not (optimizer / "state.json").exists():
+        raise UserError(f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset")
+
+
+if __name__ == "__main__":
+    main()
