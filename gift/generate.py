@@ -68,6 +68,7 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
         logprobs_mode="processed_logprobs",
         trust_remote_code=False,
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         seed=0,
     )
 

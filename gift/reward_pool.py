@@ -126,7 +126,7 @@ class RewardPool:
             names = ", ".join(reward.file or reward.function for reward in self.rewards)
             raise UserError(f"params.yaml: score.rewards: the worker {what}; try `python` and import {names}")
         row, name, _ = worker.calls.popleft()
-        pass
+        pending.extendleft(reversed(worker.calls))
         if timed_out:
             outcome = Outcome(None, "timeout", f"no result after {self.timeout:g} s", self.timeout)
         else:

@@ -62,7 +62,7 @@ def main() -> None:
     with suppress(EOFError, ConnectionError):  # the pool is gone
         while True:
             for name, row in connection.recv():
-                # The pool kills at the limit; should the pool itself have been killed, the kernel ends a row that hangs.
+                # The pool kills at the limit; should the pool itself be killed, the kernel ends a row that hangs.
                 signal.setitimer(signal.ITIMER_REAL, timeout_seconds + ORPHAN_SECONDS)
                 start = time.monotonic()
                 value, status, message = _call(functions[name], row, settings[name])
