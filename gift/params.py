@@ -43,7 +43,7 @@ class Prepare(Section):
     chat: bool = False
     num_train: Count | None = None
     num_eval: Count = 200
-    arithmetic: ArithmeticTask = ArithmeticTask()
+    arithmetic: ArithmeticTask = Field(description="settings of the embedded task; {} where it is not used")
 
 
 class ArithmeticBase(Section):
@@ -161,7 +161,7 @@ class Update(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Positive = 1.0
     optimizer_state: Literal["carry", "reset"] = "carry"
-    dtype: Dtype = "float32"
+    dtype: Dtype = Field(description="float32 or bfloat16 (with float32 masters); the reference stage uses it too")
     max_drift: Positive = Field(
         5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
     )
@@ -171,7 +171,7 @@ class Evaluate(Sampling):
     """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
 
     num_samples: Count = 4
-    correct: str = Field("answer", description="the reward (a key of score.rewards) that is 1 when the answer is right")
+    correct: str = Field(description="the reward (a key of score.rewards) that is 1 when the answer is right")
 
 
 class Params(Section):
