@@ -19,6 +19,8 @@ LOCK := requirements/$(FLAVOUR).txt
 # Compared by content, as git touches times; the copy is made last, so an install that was interrupted is begun again.
 READY := $(shell cmp -s $(LOCK) .venv/lock.txt && .venv/bin/python -c '' 2>/dev/null && echo yes)
 
+# .venv is made by a Python outside it, also in a shell where it is activated: none can clear the ground it stands on.
+OUTSIDE := PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))'
 # DVC and the launchers find `python` and `deepspeed` by PATH, as in a shell where .venv is activated.
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -41,12 +43,11 @@ help:
 env: .venv/project.toml
 
 .venv/lock.txt: $(if $(READY),,FORCE)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: '$(PYTHON)' is no Python of 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: '$(PYTHON)' lacks venv; install it (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
-# The base executable, as $(PYTHON) may be the one in .venv, which cannot clear the ground it stands on.
+	@$(OUTSIDE) $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: '$(PYTHON)' is no Python of 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(OUTSIDE) $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: '$(PYTHON)' lacks venv; install it (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
 	@echo "env: 1 of 3, an empty .venv for $(FLAVOUR) (seconds)"
 	@rm -f $@
-	@"$$($(PYTHON) -c 'import sys; print(sys._base_executable)')" -m venv --clear .venv
+	@$(OUTSIDE) $(PYTHON) -m venv --clear .venv
 	@echo $(FLAVOUR) > .venv/flavour
 	@echo "env: 2 of 3, torch (under a minute for a CPU build; several GB to download for a CUDA build)"
 	@.venv/bin/python -m pip install -qq --constraint $(LOCK) torch setuptools
@@ -74,7 +75,7 @@ lint: env
 	@.venv/bin/mypy
 
 lock:
-	@$(PYTHON) requirements/lock.py
+	@$(OUTSIDE) $(PYTHON) requirements/lock.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis gift.egg-info

@@ -14,7 +14,7 @@ CHARACTERS = "0123456789+-=# "
 EVAL_SHARE = 8
 """One expression in `EVAL_SHARE` belongs to the eval split."""
 
-_ANSWER = re.compile(r"#(-?\d+)$")
+_ANSWER = re.compile(r"#(-?\d+)\Z")
 _WORKED = re.compile(r"(-?\d+[+-]\d=-?\d+ )+#-?\d+")
 
 

@@ -44,7 +44,9 @@ def _fetch(model: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
     except HFValidationError:
-        raise UserError(f"params.yaml: base.model: '{model}' is neither 'arithmetic', a local folder, nor a hub id") from None
+        raise UserError(
+            f"params.yaml: base.model: '{model}' is neither 'arithmetic', a local folder, nor a hub id"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"params.yaml: base.model: '{model}' could not be fetched from the hub ({type(error).__name__}); check the name "

@@ -23,7 +23,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.simplefilter("ignore")
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
 
 
 class Progress:
@@ -40,7 +40,9 @@ class Progress:
             click.echo(f"{self.label}: {self.done}/{self.total} {self.unit} were finished before; going on", err=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
 

@@ -52,7 +52,9 @@ class TokenLogprobs(nn.Module):
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             value = getattr(config, name, None)
             if value not in (None, 1, 1.0):
-                raise UserError(f"the policy's config has {name}={value}: models that change their logits are not supported")
+                raise UserError(
+                    f"the policy's config has {name}={value}: models that change their logits are not supported"
+                )
         self.chunk = max(1, LOGITS_BUDGET_BYTES // (4 * config.vocab_size))
 
     def forward(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:

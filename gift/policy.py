@@ -38,9 +38,13 @@ def read_lineage(folder: Path, verify: bool = True) -> Lineage:
     try:
         lineage = Lineage.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{folder}: no policy here ({LINEAGE_FILE} is missing); `dvc repro` makes it, `dvc pull` fetches it") from None
+        raise UserError(
+            f"{folder}: no policy here ({LINEAGE_FILE} is missing); `dvc repro` makes it, `dvc pull` fetches it"
+        ) from None
     except (json.JSONDecodeError, ValidationError):
-        raise UserError(f"{path}: is damaged; remove the folder, then `dvc checkout` or `dvc repro` brings it back") from None
+        raise UserError(
+            f"{path}: is damaged; remove the folder, then `dvc checkout` or `dvc repro` brings it back"
+        ) from None
     if verify and policy_digest(folder) != lineage.digest:
         raise UserError(
             f"{folder}: its files are not those of digest {lineage.digest[:12]} in {LINEAGE_FILE}: they were changed after the "
@@ -60,9 +64,13 @@ def write_lineage(folder: Path, **fields: Any) -> Lineage:
 def check_files(folder: Path) -> None:
     """Refuse a model folder that transformers or vLLM could not open, or only with pickles or remote code."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model (config.json is missing); base.model must be a hub id or a transformers folder")
+        raise UserError(
+            f"{folder}: no model (config.json is missing); base.model must be a hub id or a transformers folder"
+        )
     if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: no *.safetensors weights (pickled weights are not read); save the model with save_pretrained")
+        raise UserError(
+            f"{folder}: no *.safetensors weights (pickled weights are not read); save the model with save_pretrained"
+        )
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder}: no tokenizer beside the model; save one there with tokenizer.save_pretrained")
@@ -98,7 +106,11 @@ def max_model_len(folder: Path, wanted: int | None, section: str) -> int:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     limit = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
     if limit is None and wanted is None:
-        raise UserError(f"params.yaml: {section}.max_model_len: the model in {folder} does not tell its context; set it")
+        raise UserError(
+            f"params.yaml: {section}.max_model_len: the model in {folder} does not tell its context; set it"
+        )
     if wanted is not None and limit is not None and wanted > limit:
-        raise UserError(f"params.yaml: {section}.max_model_len: {wanted}: the policy's context is {limit} tokens; lower it")
+        raise UserError(
+            f"params.yaml: {section}.max_model_len: {wanted}: the policy's context is {limit} tokens; lower it"
+        )
     return int(wanted or limit)

@@ -27,7 +27,10 @@ def encode_prompts(tokenizer: Any, prompts: pa.Table, policy: Path) -> dict[str,
     """Token ids of every prompt, as the policy's tokenizer (and its chat template, for messages) makes them."""
     ids = prompts["prompt_id"].to_pylist()
     if "messages" not in prompts.column_names:
-        return {key: list(tokenizer(text)["input_ids"]) for key, text in zip(ids, prompts["prompt"].to_pylist(), strict=True)}
+        return {
+            key: list(tokenizer(text)["input_ids"])
+            for key, text in zip(ids, prompts["prompt"].to_pylist(), strict=True)
+        }
     if not tokenizer.chat_template:
         raise UserError(
             f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to false, or "
@@ -55,7 +58,9 @@ def refuse_long_prompts(
         )
     empty = [key for key, ids in encoded.items() if not ids]
     if empty:
-        raise UserError(f"prompt_id={empty[0]}: the tokenizer makes no token of this prompt; mend or drop it in prepare")
+        raise UserError(
+            f"prompt_id={empty[0]}: the tokenizer makes no token of this prompt; mend or drop it in prepare"
+        )
     return {key: ids for key, ids in encoded.items() if key not in long}, len(long)
 
 

@@ -24,7 +24,9 @@ def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
     """One safetensors file with `<kind>/<parameter>` tensors and `facts` (JSON) in its header, by tmp and rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    tensors = {f"{kind}/{name}": tensor.contiguous() for kind in state.tensors for name, tensor in state.tensors[kind].items()}
+    tensors = {
+        f"{kind}/{name}": tensor.contiguous() for kind in state.tensors for name, tensor in state.tensors[kind].items()
+    }
     header = json.dumps({"optimizer_step": state.step, **facts}, sort_keys=True)
     save_file(tensors, temporary, metadata={"gift": header})
     os.replace(temporary, path)
@@ -42,7 +44,9 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         return FullState(facts["optimizer_step"], kinds), facts
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not a readable training state ({first}); remove its folder, then `dvc checkout`") from None
+        raise UserError(
+            f"{path}: not a readable training state ({first}); remove its folder, then `dvc checkout`"
+        ) from None
 
 
 def save_policy(folder: Path, parent: Path, weights: dict[str, Tensor], dtype: str) -> None:
@@ -65,7 +69,9 @@ def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids:
     return values
 
 
-def check_saved(folder: Path, dtype: str, temperature: float, prompt_ids: list[int], completion_ids: list[int], trained: Tensor) -> None:
+def check_saved(
+    folder: Path, dtype: str, temperature: float, prompt_ids: list[int], completion_ids: list[int], trained: Tensor
+) -> None:
     """Open the new policy folder as the next stage will, and compare its log-probs with the trainer's own."""
     saved = probe(load_model(folder, dtype), temperature, prompt_ids, completion_ids)
     gap = float((saved - trained.cpu()).abs().max())

@@ -12,6 +12,7 @@ from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import OBJECTIVES
 from gift.params import Update
 from gift.rows import Rows
+
 GROUP_STATISTICS = ("loss", "log_ratio", "log_ratio_std", "correlation", "implied_beta")
 SUMS = (*GROUP_STATISTICS, "correlation_known", "implied_beta_known", "kl", "entropy", "tokens")
 

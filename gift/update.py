@@ -81,7 +81,9 @@ def check_step(row: dict[str, float | None], settings: Update, label: str) -> No
     """Stop on numbers that are not finite and on drift: a policy that leaves its anchor without any loss term noticing."""
     for name in ("loss", "grad_norm", "log_ratio"):
         if not math.isfinite(row[name] or 0.0):
-            raise UserError(f"{label}: step {row['step']}: {name} is {row[name]}; nothing was published. Lower update.lr")
+            raise UserError(
+                f"{label}: step {row['step']}: {name} is {row[name]}; nothing was published. Lower update.lr"
+            )
     if abs(row["log_ratio"] or 0.0) > settings.max_drift:
         raise UserError(
             f"{label}: step {row['step']}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
@@ -100,7 +102,10 @@ def write_steps(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
     """The round in flat numbers: drift and fit at its last step, work done over all of them."""
-    last = {name: rows[-1][name] for name in ("loss", "correlation", "log_ratio", "log_ratio_std", "implied_beta", "kl", "entropy")}
+    last = {
+        name: rows[-1][name]
+        for name in ("loss", "correlation", "log_ratio", "log_ratio_std", "implied_beta", "kl", "entropy")
+    }
     return {
         **{name: value for name, value in last.items() if value is not None},
         "grad_norm": sum(row["grad_norm"] for row in rows) / len(rows),

@@ -60,7 +60,9 @@ def refuse_existing(*outputs: Path) -> None:
     """A stage never overwrites: DVC removes the outputs of a stage that it runs again."""
     for path in outputs:
         if path.exists():
-            raise UserError(f"{path}: exists already; nothing was changed. Use `dvc repro -f -s <stage>` to make it again")
+            raise UserError(
+                f"{path}: exists already; nothing was changed. Use `dvc repro -f -s <stage>` to make it again"
+            )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -33,7 +33,12 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     asked, _ = read_prompts(prompts)
     name = answers.parent.name
     metadata = {"artifact": "scores", "policy": source["policy"], "settings": params.score.model_dump(mode="json")}
-    inputs = {**metadata, "answers": tree_digest(answers), "prompts": file_digest(prompts), "rewards": tree_digest(Path("rewards"), "*.py")}
+    inputs = {
+        **metadata,
+        "answers": tree_digest(answers),
+        "prompts": file_digest(prompts),
+        "rewards": tree_digest(Path("rewards"), "*.py"),
+    }
     work = Work("evaluate", answers, inputs)
     folder = work.folder / "scores"
     score_parts(folder, answers, asked, params.score, launch.score.workers, metadata, f"evaluate@{name}")
@@ -62,7 +67,9 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     for path in others:
         if path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
-                steps = [{key: float(text) if text else None for key, text in line.items()} for line in csv.DictReader(file)]
+                steps = [
+                    {key: float(text) if text else None for key, text in line.items()} for line in csv.DictReader(file)
+                ]
         else:
             row |= json.loads(path.read_text(encoding="utf-8"))
     write_json(work.folder / "evaluate.json", numbers)

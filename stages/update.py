@@ -135,7 +135,9 @@ def carry_state(engine: Engine, optimizer: Path) -> None:
         state, _ = load_state(path)
         engine.load_full_state(state if engine.rank == 0 else None)
     elif not (optimizer / "state.json").exists():
-        raise UserError(f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset")
+        raise UserError(
+            f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Laws of the engine: a step is AdamW's on the plain sum of losses, at any split, world size and ZeRO stage."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed import TCPStore
 
 from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.errors import UserError
+from tests.ranks import run_two_ranks
 
-ROOT = Path(__file__).parents[1]
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 MAX_GRAD_NORM = 1.0
@@ -185,36 +182,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(one: Path) -> Path:
     """The same folder after two ranks have run every stage, without a compiler in reach and without a word."""
     extensions = one / "extensions"
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the system picks a free port
-    env = {
-        "PYTHONPATH": str(ROOT),
-        "PATH": "",
-        "TORCH_EXTENSIONS_DIR": str(extensions),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join the store above, as they do under torchrun
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-W", "error", __file__, str(one)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = []
-    try:
-        for rank in ranks:
-            said.append(rank.communicate(timeout=200)[0])
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)] == [(0, ""), (0, "")]
+    assert run_two_ranks(__file__, one, PATH="", TORCH_EXTENSIONS_DIR=str(extensions)) == [(0, ""), (0, "")]
     assert not extensions.exists()
     return one
 

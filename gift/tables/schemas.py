@@ -50,7 +50,9 @@ def scores_schema(rewards: Iterable[str]) -> pa.Schema:
 Law = Callable[[pa.Table, Path], None]
 
 
-def write_part(folder: Path, index: int, table: pa.Table, schema: pa.Schema, law: Law, metadata: dict[str, Any]) -> None:
+def write_part(
+    folder: Path, index: int, table: pa.Table, schema: pa.Schema, law: Law, metadata: dict[str, Any]
+) -> None:
     """Check a part against its schema and law, then write it; nothing wrong ever reaches the disk."""
     path = folder / part_name(index)
     table = table.cast(schema) if table.schema.names == schema.names else table
@@ -104,7 +106,9 @@ def check_rollouts(table: pa.Table, path: Path) -> None:
     size = groups["sample_count"][0].as_py()
     for prompt, count, last in zip(*(groups[name].to_pylist() for name in groups.column_names), strict=True):
         if count != size or last != count - 1:
-            raise UserError(f"{path}: prompt_id={prompt} has {count} samples; every group must have samples 0 to {size - 1}")
+            raise UserError(
+                f"{path}: prompt_id={prompt} has {count} samples; every group must have samples 0 to {size - 1}"
+            )
 
 
 def check_reference(table: pa.Table, path: Path) -> None:
@@ -125,7 +129,9 @@ def check_scores(table: pa.Table, path: Path) -> None:
         _refuse(table, path, pc.invert(pc.is_in(table[column], value_set=pa.array(STATUSES))), f"unknown {column}")
         has_value = pc.fill_null(pc.is_finite(table[name]), False)
         ok = pc.equal(table[column], "ok")
-        _refuse(table, path, pc.not_equal(has_value, ok), f"{name} must have a finite value if, and only if, {column} is ok")
+        _refuse(
+            table, path, pc.not_equal(has_value, ok), f"{name} must have a finite value if, and only if, {column} is ok"
+        )
 
 
 def check_same_rows(table: pa.Table, rollouts: pa.Table, path: Path) -> None:
@@ -142,7 +148,9 @@ def _check_logprobs(table: pa.Table, path: Path, name: str) -> None:
     values = pc.list_flatten(table[name]).to_numpy()
     wrong = ~np.isfinite(values) | (values > 1e-3)
     if wrong.any():
-        row = int(np.searchsorted(np.cumsum(pc.list_value_length(table[name]).to_numpy()), wrong.argmax(), side="right"))
+        row = int(
+            np.searchsorted(np.cumsum(pc.list_value_length(table[name]).to_numpy()), wrong.argmax(), side="right")
+        )
         raise UserError(
             f"{path}: row {row} ({_row_name(table, row)}): {name} holds {values[wrong.argmax()]:g}; a log-prob is finite "
             "and at most 0: the policy's weights are broken, or the table was changed by hand"

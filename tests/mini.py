@@ -1,0 +1,178 @@
+"""A miniature of the project that runs for real: a copy of the code with tiny settings, and its stages one by one."""
+
+import gc
+import json
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+CODE = ("gift", "stages", "rewards")
+FILES = ("dvc.yaml", "params.yaml", "rounds.yaml", "launch.yaml")
+ORDER = (
+    "prepare",
+    "base",
+    "generate_eval_base",
+    "evaluate_base",
+    "generate@r1",
+    "score@r1",
+    "reference@r1",
+    "update@r1",
+    "generate_eval@r1",
+    "evaluate@r1",
+    "report",
+)
+SAMPLING = {"engine": "transformers", "max_tokens": 24, "groups_per_part": 4}
+TINY: dict[str, Any] = {
+    "prepare": {"num_train": 64, "num_eval": 16},
+    "base": {
+        "arithmetic": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_problems": 200,
+            "steps": 120,
+            "batch_size": 16,
+        }
+    },
+    "generate": {**SAMPLING, "prompts_per_round": 16, "group_size": 4},
+    # So small a policy is never right: the length of its answers is what differs inside a group.
+    "score": {
+        "rewards": {
+            "answer": {"function": "arithmetic_answer"},
+            "short": {"function": "rewards/example.py:brevity", "settings": {"max_tokens": 4}},
+        }
+    },
+    "update": {"groups_per_step": 4},
+    "evaluate": {**SAMPLING, "num_samples": 2},
+}
+LAUNCH = {"score": {"workers": 1}, "update": {"checkpoint_every_steps": 1}}
+
+
+def read_yaml(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with `changes` laid over them, section by section; the map of rewards is replaced whole."""
+    out = dict(settings)
+    for key, value in changes.items():
+        whole = not isinstance(value, dict) or not isinstance(out.get(key), dict) or key == "rewards"
+        out[key] = value if whole else merge(out[key], value)
+    return out
+
+
+def make_project(folder: Path, seed: int = 0) -> Path:
+    """The project's code and its own settings, made tiny, in `folder`."""
+    for name in CODE:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copyfile(ROOT / name, folder / name)
+    write_params(folder, {"seed": seed, **TINY})
+    (folder / "launch.yaml").write_text(json.dumps(LAUNCH), encoding="utf-8")
+    return folder
+
+
+def write_params(folder: Path, changes: dict[str, Any]) -> None:
+    """Lay changes over the folder's params.yaml (JSON is YAML)."""
+    params = merge(read_yaml(folder / "params.yaml"), changes)
+    (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
+
+
+def stage_of(folder: Path, address: str) -> dict[str, Any]:
+    """One stage of dvc.yaml as DVC sees it: `update@r1` with its templates filled in."""
+    name, _, key = address.partition("@")
+    stage = read_yaml(folder / "dvc.yaml")["stages"][name]
+    if key:
+        parent = read_yaml(folder / "rounds.yaml")["rounds"][key]["from"]
+        stage = json.loads(json.dumps(stage["do"]).replace("${key}", key).replace("${item.from}", parent))
+    return dict(stage)
+
+
+def command(folder: Path, address: str) -> list[str]:
+    """The arguments after `python` of a stage's command."""
+    return shlex.split(stage_of(folder, address)["cmd"])[1:]
+
+
+def outputs(folder: Path, address: str) -> list[Path]:
+    stage = stage_of(folder, address)
+    listed = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    return [folder / (entry if isinstance(entry, str) else next(iter(entry))) for entry in listed]
+
+
+def remove_outputs(folder: Path, address: str) -> None:
+    """As DVC does before it runs a stage."""
+    for path in outputs(folder, address):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+    """No network, no other copy of the project in reach, and one thread: so small a model has no work for two."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run_stages(folder: Path, addresses: tuple[str, ...] = ORDER) -> str:
+    """Run stages one after another, in processes of their own that share the start of Python; returns what they said."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), *addresses],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name and bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def main(addresses: list[str]) -> None:
+    """Fork one process a stage: the start and the end of Python with torch take longer than most of them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM  # noqa: F401
+
+    sys.path[0] = os.getcwd()
+    gc.freeze()
+    for address in addresses:
+        _, module, *arguments = command(Path(), address)
+        pid = os.fork()
+        if pid == 0:
+            _run(module, arguments)
+        _, status = os.waitpid(pid, 0)
+        if status:
+            sys.exit(f"{address}: exit code {os.waitstatus_to_exitcode(status)}")
+
+
+def _run(module: str, arguments: list[str]) -> NoReturn:
+    code: Any = 1
+    try:
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,40 @@
+"""Two ranks on loopback, as torchrun would start them; shared by the tests of the engine and of the trainer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from torch.distributed import TCPStore
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
+    """Exit code and words of both ranks of `python -W error <file> <folder>`."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the system picks a free port
+    common = {
+        "PYTHONPATH": str(ROOT),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join the store above, as they do under torchrun
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", file, str(folder)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]

@@ -1,0 +1,99 @@
+"""Laws of the embedded task: every worked step is true, splits never meet, and a seed gives the same problems."""
+
+import random
+import re
+
+import pytest
+
+from gift.arithmetic import CHARACTERS, completion, final_answer, is_worked, problems, split_of
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    return problems(2000, seed=0, num_operands=4, split="train")
+
+
+def test_the_answer_is_the_value_of_the_prompt(rows):
+    assert all(eval(row["prompt"].rstrip("=")) == int(row["answer"]) for row in rows)
+
+
+def test_every_step_of_a_worked_completion_is_true_and_follows_from_the_one_before(rows):
+    for row in rows:
+        *steps, last = completion(row, "worked", random.Random(0)).split(" ")
+        total = row["prompt"][0]
+        operands = re.findall(r"[+-]\d", row["prompt"])
+        for step, operand in zip(steps, operands, strict=True):
+            left, right = step.split("=")
+            assert left == total + operand
+            assert eval(left) == int(right)
+            total = right
+        assert last == "#" + total == "#" + row["answer"]
+
+
+def test_a_worked_completion_of_four_operands_has_20_to_60_tokens_with_its_end_token(rows):
+    lengths = [len(completion(row, "worked", random.Random(0))) + 1 for row in rows]
+    assert min(lengths) >= 20
+    assert max(lengths) <= 60
+
+
+def test_styles_differ_in_form_and_a_guess_is_right_half_of_the_time(rows):
+    rng = random.Random(0)
+    guesses = [completion(row, "guess", rng) for row in rows]
+    assert all(re.fullmatch(r"#-?\d+", guess) for guess in guesses)
+    right = [final_answer(guess) == row["answer"] for guess, row in zip(guesses, rows, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(0.5, abs=0.04)
+    for row in rows:
+        assert is_worked(completion(row, "worked", rng))
+        assert final_answer(completion(row, "malformed", rng)) is None
+    assert not any(is_worked(guess) for guess in guesses)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "worked"),
+    [
+        ("7+5=12 12-3=9 #9", "9", True),
+        ("3-8=-5 -5+4=-1 #-1", "-1", True),
+        ("7+5=13 #4", "4", True),  # wrong numbers, right form
+        ("#17", "17", False),
+        ("17", None, False),
+        ("7+5=12", None, False),
+        ("7+5=12 #12 ", None, False),  # the answer must end the text
+        ("7+5=12 #12#13", "13", False),
+        ("7+5=12  #12", "12", False),
+        ("#", None, False),
+        ("#--1", None, False),
+        ("", None, False),
+        ("#17\n", None, False),
+    ],
+)
+def test_reading_a_completion(text, answer, worked):
+    assert final_answer(text) == answer
+    assert is_worked(text) is worked
+
+
+def test_everything_is_written_in_the_vocabulary(rows):
+    rng = random.Random(0)
+    for row in rows[:300]:
+        texts = [row["prompt"], *(completion(row, style, rng) for style in ("worked", "guess", "malformed"))]
+        assert set("".join(texts)) <= set(CHARACTERS)
+
+
+@pytest.mark.parametrize("num_operands", [3, 4, 6])
+def test_train_and_eval_never_meet_whatever_the_seeds(num_operands):
+    num = 100 if num_operands == 3 else 1000
+    train = {row["prompt"] for seed in range(3) for row in problems(num, seed, num_operands, "train")}
+    held_out = {row["prompt"] for seed in range(3) for row in problems(num, seed, num_operands, "eval")}
+    assert not train & held_out
+    assert {split_of(prompt.rstrip("=")) for prompt in held_out} == {"eval"}
+
+
+def test_problems_are_unique_and_depend_on_the_seed_only(rows):
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert rows == problems(2000, seed=0, num_operands=4, split="train")
+    assert rows[:50] == problems(50, seed=0, num_operands=4, split="train")
+    assert rows != problems(2000, seed=1, num_operands=4, split="train")
+
+
+def test_more_problems_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="9999 eval problems of 3 operands"):
+        problems(9999, seed=0, num_operands=3, split="eval")

@@ -1,0 +1,238 @@
+"""One law: the optimizer step is plain autograd's on the mean loss of the groups, at any split, rank and ZeRO stage."""
+
+import itertools
+import math
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gift.batches import token_budget_batches
+from gift.engine import Engine, EngineSettings, distributed
+from gift.errors import UserError
+from gift.logprobs import TokenLogprobs, completion_logprobs, token_batch
+from gift.minibatches import share_groups, steps_of_groups
+from gift.objectives.batch import GroupBatch
+from gift.objectives.gift import gift
+from gift.params import Update
+from gift.rows import Rows
+from gift.trainer import Trainer
+from tests.ranks import run_two_ranks
+
+TEMPERATURE = 0.8
+EPS = 1e-4  # large enough that AdamW does not divide rounding noise by rounding noise
+WHOLE, MIDDLE, ONE_ROW = 10_000, 60, 23
+# The last step has fewer groups than ranks; the one before is lopsided: one rank has far longer groups.
+STEPS = [[0, 1, 2, 3, 4], [0, 4], [3]]
+
+
+def model(seed: int = 0) -> torch.nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def round_rows() -> Rows:
+    """Five groups of four with unequal lengths, rewards of every kind and one reward that failed."""
+    rng = random.Random(1)
+    prompts, completions = [], []
+    for group in range(5):
+        prompt = [rng.randrange(50) for _ in range(2 + group)]
+        for _ in range(4):
+            prompts.append(prompt)
+            completions.append([rng.randrange(50) for _ in range(rng.randint(1, 5 + 3 * group))])
+    logprobs = lambda seed: completion_logprobs(  # noqa: E731
+        TokenLogprobs(model(seed), TEMPERATURE), prompts, completions, [[i] for i in range(20)]
+    )
+    rewards = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[2, 1] = False
+    return Rows(prompts, completions, logprobs(1), logprobs(2), rewards, mask)
+
+
+def settings(**gift_settings: object) -> Update:
+    given = {"spread_floor": 0.3, "stats": "full", "anchor": "reference", **gift_settings}
+    return Update.model_validate({"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", "gift": given})
+
+
+def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """The same steps without micro-batches or DeepSpeed: whole logits, one backward, torch's AdamW."""
+    policy = model()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, eps=EPS, weight_decay=0.0)
+    losses, norms = [], []
+    for groups in STEPS:
+        chosen = rows.rows_of(groups)
+        parts = []
+        for row in chosen:
+            ids = torch.tensor([rows.prompt_ids[row] + rows.completion_ids[row]])
+            start = len(rows.prompt_ids[row])
+            logits = policy(ids).logits[0, start - 1 : -1] / TEMPERATURE
+            parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
+        batch = GroupBatch(
+            torch.cat(parts),
+            torch.cat([rows.ref_logprobs[row] for row in chosen]),
+            torch.cat([rows.old_logprobs[row] for row in chosen]),
+            torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(part) for part in parts])),
+            rows.rewards[groups],
+            rows.mask[groups],
+        )
+        loss = gift(batch, update.gift)[0] / len(groups)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)))
+        optimizer.step()
+        losses.append(loss.item())
+    return {name: p.detach().clone() for name, p in policy.named_parameters()}, losses, norms
+
+
+def train(
+    budget: int, stage: int, update: Update, checkpointing: bool = False
+) -> tuple[dict[str, Tensor] | None, list]:
+    policy = model()
+    if checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+    engine = Engine(TokenLogprobs(policy, TEMPERATURE), EngineSettings(zero_stage=stage, eps=EPS))
+    trainer = Trainer(engine, round_rows(), update, budget)
+    metrics = [trainer.train_step(groups, 1e-2) for groups in STEPS]
+    weights = engine.weights()
+    engine.close()
+    return weights, metrics
+
+
+def farthest(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    assert {name.removeprefix("model.") for name in weights} == truth.keys()
+    return max(float((tensor - truth[name.removeprefix("model.")]).abs().max()) for name, tensor in weights.items())
+
+
+CASES = list(itertools.product((0, 1, 2, 3), (WHOLE, ONE_ROW)))
+
+
+def worker(folder: Path) -> None:
+    with distributed():
+        for stage, budget in CASES:
+            weights, metrics = train(budget, stage, settings())
+            if weights is not None:
+                save_file(weights, folder / f"{stage}-{budget}.safetensors")
+                numbers = torch.tensor([[row["loss"], row["grad_norm"]] for row in metrics], dtype=torch.float64)
+                save_file({"numbers": numbers}, folder / f"{stage}-{budget}-numbers.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer")
+    assert run_two_ranks(__file__, folder) == [(0, ""), (0, "")]
+    return folder
+
+
+@pytest.mark.parametrize("budget", [WHOLE, MIDDLE, ONE_ROW])
+@pytest.mark.parametrize("fields", [{}, {"stats": "detached", "anchor": "old"}, {"token_reduce": "mean", "beta": 0.5}])
+def test_any_micro_batch_is_plain_autograd(budget: int, fields: dict[str, object]) -> None:
+    update = settings(**fields)
+    truth, losses, norms = plain_autograd(round_rows(), update)
+    with distributed():
+        weights, metrics = train(budget, 0, update)
+    assert weights is not None
+    assert [row["loss"] for row in metrics] == pytest.approx(losses, rel=1e-4)
+    assert [row["grad_norm"] for row in metrics] == pytest.approx(norms, rel=1e-4)
+    assert farthest(weights, truth) < 1e-5
+
+
+def test_gradient_checkpointing_is_plain_autograd() -> None:
+    truth, losses, _ = plain_autograd(round_rows(), settings())
+    with distributed():
+        weights, metrics = train(MIDDLE, 0, settings(), checkpointing=True)
+    assert weights is not None
+    assert [row["loss"] for row in metrics] == pytest.approx(losses, rel=1e-4)
+    assert farthest(weights, truth) < 1e-5
+
+
+@pytest.mark.parametrize(("stage", "budget"), CASES)
+def test_two_ranks_are_plain_autograd(two: Path, stage: int, budget: int) -> None:
+    truth, losses, norms = plain_autograd(round_rows(), settings())
+    numbers = load_file(two / f"{stage}-{budget}-numbers.safetensors")["numbers"]
+    assert numbers[:, 0].tolist() == pytest.approx(losses, rel=1e-4)
+    assert numbers[:, 1].tolist() == pytest.approx(norms, rel=1e-4)
+    assert farthest(load_file(two / f"{stage}-{budget}.safetensors"), truth) < 1e-5
+
+
+@pytest.mark.parametrize("budget_bytes", [4 * 50, 4 * 50 * 7, 2**26])
+def test_chunked_log_probs_are_those_of_whole_logits(monkeypatch: pytest.MonkeyPatch, budget_bytes: int) -> None:
+    """Values and gradients, padded beside longer rows or alone, one position a chunk or all at once."""
+    monkeypatch.setattr("gift.logprobs.LOGITS_BUDGET_BYTES", budget_bytes)
+    policy = model()
+    prompts, completions = [[3, 4], [7, 8, 9, 1, 2]], [[5, 6, 7], [1, 4, 4, 2, 8, 9, 9]]
+    batch = token_batch(prompts, completions)
+    found = TokenLogprobs(policy, TEMPERATURE)(batch.input_ids, batch.positions, batch.targets)
+    expected = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        expected.append(logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)])
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    weights = torch.linspace(-1, 1, len(found))
+    ours = torch.autograd.grad((weights * found).sum(), policy.model.embed_tokens.weight)[0]
+    plain = torch.autograd.grad((weights * torch.cat(expected)).sum(), policy.model.embed_tokens.weight)[0]
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_models_that_change_their_logits_are_refused() -> None:
+    policy = model()
+    policy.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping=30"):
+        TokenLogprobs(policy, 1.0)
+
+
+def test_token_budget_batches_partition_the_rows_within_the_budget() -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        lengths = [rng.randint(1, 40) for _ in range(rng.randint(1, 60))]
+        budget = rng.randint(max(lengths), 200)
+        batches = token_budget_batches(lengths, budget)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+        assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+    with pytest.raises(UserError, match="tokens_per_batch: 10 is less than one sequence of 11 tokens"):
+        token_budget_batches([3, 11], 10)
+
+
+def test_steps_hold_every_group_once_an_epoch() -> None:
+    rng = random.Random(3)
+    for _ in range(100):
+        groups = sorted(rng.sample(range(1000), rng.randint(1, 50)))
+        per_step, epochs = rng.randint(1, 60), rng.randint(1, 3)
+        steps = steps_of_groups(groups, per_step, epochs, seed=rng.randrange(9))
+        count = len(steps) // epochs
+        for epoch in range(epochs):
+            chosen = steps[epoch * count : (epoch + 1) * count]
+            assert sorted(group for step in chosen for group in step) == groups
+            assert max(map(len, chosen)) - min(map(len, chosen)) <= 1
+        assert abs(len(groups) / count - per_step) <= max(per_step, len(groups) - per_step)
+    assert steps_of_groups(range(40), 8, 1, 0) != steps_of_groups(range(40), 8, 1, 1)
+    assert len(steps_of_groups(range(40), 8, 1, 0)) == 5
+
+
+def test_shares_hold_every_group_once_and_are_balanced() -> None:
+    tokens = [9, 1, 8, 2, 7, 3, 6, 4]
+    shares = share_groups(tokens, 2)
+    assert sorted(shares[0] + shares[1]) == list(range(8))
+    assert math.isclose(*(sum(tokens[i] for i in share) for share in shares), abs_tol=2)
+    assert share_groups([5], 3) == [[0], [], []]
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
