@@ -11,7 +11,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def make_base(params: Params, folder: Path, work: Path) -> None:
-    """Fill `folder` with the model that `base.model` names; `work` keeps the unfinished training of the embedded one."""
+    """Fill `folder` with the model that `base.model` names; `work` keeps an unfinished training of the embedded one."""
     if params.base.model == "arithmetic":
         _train(params, folder, work)
     elif Path(params.base.model).is_dir():
@@ -49,8 +49,8 @@ def _fetch(model: str, revision: str | None) -> Path:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"params.yaml: base.model: '{model}' could not be fetched from the hub ({type(error).__name__}); check the name "
-            "and the network, or give a local model folder"
+            f"params.yaml: base.model: '{model}' could not be fetched from the hub ({type(error).__name__}); check the "
+            "name and the network, or give a local model folder"
         ) from None
 
 

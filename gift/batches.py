@@ -15,7 +15,8 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > budget:
             raise UserError(
-                f"launch.yaml: tokens_per_batch: {budget} is less than one sequence of {lengths[index]} tokens; raise it"
+                f"launch.yaml: tokens_per_batch: {budget} is less than one sequence of {lengths[index]} tokens; "
+                "raise it"
             )
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
             batches.append(batch)

@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> None:
     if launch.launcher == "in_process":
         if launch.num_processes != 1:
             UserError(
-                f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
-                "deepspeed or srun"
+                f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set "
+                "update.launcher to deepspeed or srun"
             ).show()
             sys.exit(1)
         sys.argv = [module, *rest]
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
         command = [*starter, sys.executable, "-m", module, *rest]
     print(shlex.join(command), file=sys.stderr)
-    sys.exit(subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": os.getcwd()}).returncode)
+    sys.exit(subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())}).returncode)
 
 
 if __name__ == "__main__":

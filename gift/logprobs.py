@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,9 @@ def token_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence
 class TokenLogprobs(nn.Module):
     """A transformers causal LM as a function from a `TokenBatch` to the log-probs of its completion tokens."""
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.temperature = temperature
         config = model.config.get_text_config()
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gift.batches import token_budget_batches
 
@@ -17,7 +18,7 @@ def steps_of_groups(groups: Sequence[int], per_step: int, epochs: int, seed: int
         random.Random(f"{seed} {epoch}").shuffle(order)
         count = max(1, round(len(order) / per_step))
         cuts = [round(index * len(order) / count) for index in range(count + 1)]
-        steps += [sorted(order[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        steps += [sorted(order[a:b]) for a, b in pairwise(cuts)]
     return steps
 
 

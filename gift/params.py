@@ -200,7 +200,7 @@ Model = TypeVar("Model", bound=Section)
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:
-    """params.yaml as a typed object, or a `UserError` that names every wrong key, its value, the rule and the remedy."""
+    """params.yaml as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy."""
     return check(Params, read_yaml(path), str(path))
 
 

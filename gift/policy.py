@@ -47,8 +47,8 @@ def read_lineage(folder: Path, verify: bool = True) -> Lineage:
         ) from None
     if verify and policy_digest(folder) != lineage.digest:
         raise UserError(
-            f"{folder}: its files are not those of digest {lineage.digest[:12]} in {LINEAGE_FILE}: they were changed after the "
-            "stage that made them; `dvc checkout` brings them back"
+            f"{folder}: its files are not those of digest {lineage.digest[:12]} in {LINEAGE_FILE}: they were "
+            "changed after the stage that made them; `dvc checkout` brings them back"
         )
     return lineage
 

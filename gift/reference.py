@@ -44,7 +44,7 @@ def write_reference(
             completions = rollouts["completion_ids"].to_pylist()
             lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
             batches = token_budget_batches(lengths, tokens_per_batch)
-            columns = {}
+            columns: dict[str, pa.Array] = {}
             for name, path in {"old_logprobs": policy, "ref_logprobs": reference}.items():
                 if name == "ref_logprobs" and reference == policy:
                     columns[name] = columns["old_logprobs"]
@@ -79,9 +79,9 @@ def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[
         lengths = pc.list_value_length(rollouts["completion_ids"]).to_numpy()
         row = int(np.searchsorted(np.cumsum(lengths), gap.argmax(), side="right"))
         raise UserError(
-            f"params.yaml: reference.max_mean_gap: sampler and trainer differ by {mean:.4g} nats a token on average (limit "
-            f"{max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, sample={rollouts['sample'][row]}; they do "
-            "not run the same model: compare generate.dtype with update.dtype, or raise the limit if that is the cause"
+            f"params.yaml: reference.max_mean_gap: sampler and trainer differ by {mean:.4g} nats a token on average "
+            f"(limit {max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, sample={rollouts['sample'][row]}; "
+            "they do not run the same model: compare generate.dtype with update.dtype, or raise the limit if that is the cause"
         )
     ratio = np.exp(trained - sampled)
     return {

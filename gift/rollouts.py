@@ -33,8 +33,8 @@ def encode_prompts(tokenizer: Any, prompts: pa.Table, policy: Path) -> dict[str,
         }
     if not tokenizer.chat_template:
         raise UserError(
-            f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to false, or "
-            "use an instruct model as base.model"
+            f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to "
+            "false, or use an instruct model as base.model"
         )
     encoded = {}
     for key, messages in zip(ids, prompts["messages"].to_pylist(), strict=True):
@@ -52,9 +52,9 @@ def refuse_long_prompts(
     if long and sampling.long_prompts == "fail":
         key, length = max(long.items(), key=lambda item: item[1])
         raise UserError(
-            f"params.yaml: {section}.max_tokens: {sampling.max_tokens}: {len(long)} prompts are too long for a context of "
-            f"{max_model_len} tokens, the longest prompt_id={key} with {length}; lower {section}.max_tokens, or set "
-            f"{section}.long_prompts to drop"
+            f"params.yaml: {section}.max_tokens: {sampling.max_tokens}: {len(long)} prompts are too long for a context "
+            f"of {max_model_len} tokens, the longest prompt_id={key} with {length}; lower {section}.max_tokens, or "
+            f"set {section}.long_prompts to drop"
         )
     empty = [key for key, ids in encoded.items() if not ids]
     if empty:

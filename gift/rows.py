@@ -57,8 +57,8 @@ def read_round(
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
         if metadata["policy"] != lineage.digest:
             raise UserError(
-                f"{path}: made with policy {metadata['policy'][:12]}, but {policy} is {lineage.digest[:12]}; a round trains "
-                f"only on its own rollouts: run `dvc repro generate@{path.parent.name}`"
+                f"{path}: made with policy {metadata['policy'][:12]}, but {policy} is {lineage.digest[:12]}; a round "
+                f"trains only on its own rollouts: run `dvc repro generate@{path.parent.name}`"
             )
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)

@@ -1,4 +1,4 @@
-"""Training state on disk, as safetensors only: the next policy's folder, the optimizer state, and mid-round checkpoints."""
+"""Training state on disk, as safetensors only: the next policy, the optimizer state, and mid-round checkpoints."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
 
 
 def save_policy(folder: Path, parent: Path, weights: dict[str, Tensor], dtype: str) -> None:
-    """A Hugging Face folder of the trained weights in `dtype`; tokenizer and templates are the parent's files as they are.
+    """A Hugging Face folder of the trained weights in `dtype`; tokenizer and templates are the parent's own files.
 
     `weights` are named as in `TokenLogprobs`, which holds the model as `model`.
     """

@@ -78,7 +78,7 @@ def train_round(
 
 
 def check_step(row: dict[str, float | None], settings: Update, label: str) -> None:
-    """Stop on numbers that are not finite and on drift: a policy that leaves its anchor without any loss term noticing."""
+    """Stop on numbers that are not finite, and on drift: a policy leaving its anchor with no loss term noticing."""
     for name in ("loss", "grad_norm", "log_ratio"):
         if not math.isfinite(row[name] or 0.0):
             raise UserError(

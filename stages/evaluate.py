@@ -50,8 +50,8 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
         if value is not None:
             if value not in (0.0, 1.0):
                 raise UserError(
-                    f"params.yaml: evaluate.correct: '{params.evaluate.correct}' gave {value:g} for prompt_id={prompt_id}; "
-                    "it must be a reward that is 1 for a right answer and 0 for a wrong one"
+                    f"params.yaml: evaluate.correct: '{params.evaluate.correct}' gave {value:g} for "
+                    f"prompt_id={prompt_id}; it must be a reward that is 1 for a right answer and 0 for a wrong one"
                 )
             rights[sample] = value == 1
     numbers = {

@@ -165,7 +165,7 @@ def test_group_of_two_has_a_gradient(stats: str) -> None:
 
 
 def test_zero_reward_spread() -> None:
-    """A group of equal rewards has target 0: selected out by `mask`; kept, the detached loss still pulls it together."""
+    """A group of equal rewards has target 0: dropped by `mask`; kept, the detached loss still pulls it together."""
     rewards = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.1 + 0.2]], dtype=torch.float64)
     mask = torch.ones_like(rewards, dtype=torch.bool)
     assert selection.has_reward_spread(rewards, mask).tolist() == [False, True]

@@ -37,7 +37,8 @@ def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it back"
+            f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it "
+            "back"
         ) from None
     text = (table.schema.metadata or {}).get(METADATA_KEY)
     if text is None:

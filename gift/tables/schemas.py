@@ -1,6 +1,7 @@
 """The columns and laws of each table; the key of a rollout is (prompt_id, sample)."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def read_table(folder: Path, schema: pa.Schema, law: Law) -> tuple[pa.Table, dic
 def check_key(table: pa.Table, path: Path) -> None:
     """Rows stand in strictly ascending order of (prompt_id, sample), so that no key occurs twice."""
     keys = list(zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True))
-    for row, (before, after) in enumerate(zip(keys, keys[1:], strict=False)):
+    for row, (before, after) in enumerate(pairwise(keys)):
         if before == after:
             raise UserError(f"{path}: row {row + 1}: the key {_name(after)} occurs twice")
         if before > after:
@@ -152,8 +153,8 @@ def _check_logprobs(table: pa.Table, path: Path, name: str) -> None:
             np.searchsorted(np.cumsum(pc.list_value_length(table[name]).to_numpy()), wrong.argmax(), side="right")
         )
         raise UserError(
-            f"{path}: row {row} ({_row_name(table, row)}): {name} holds {values[wrong.argmax()]:g}; a log-prob is finite "
-            "and at most 0: the policy's weights are broken, or the table was changed by hand"
+            f"{path}: row {row} ({_row_name(table, row)}): {name} holds {values[wrong.argmax()]:g}; a log-prob is "
+            "finite and at most 0: the policy's weights are broken, or the table was changed by hand"
         )
 
 
