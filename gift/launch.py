@@ -83,11 +83,27 @@ def main(arguments: list[str]) -> None:
     if launch.launcher == "deepspeed":
         starter = ["deepspeed", "--no_local_rank", "--num_gpus", str(launch.num_processes), *launch.launcher_args]
         command = [*starter, "--module", module, *rest]
+        environment = {}
     else:
         starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
         command = [*starter, sys.executable, "-m", module, *rest]
+        environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
-    sys.exit(subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())}).returncode)
+    sys.exit(subprocess.run(command, check=False, env={**os.environ, **environment}).returncode)
+
+
+def _srun_environment() -> dict[str, str]:
+    """Where the ranks meet: the allocation's first host, and a port of the job's own."""
+    if "SLURM_JOB_NODELIST" not in os.environ:
+        UserError(
+            "launch.yaml: update.launcher: srun: no SLURM allocation; start `dvc repro` in sbatch or salloc"
+        ).show()
+        sys.exit(1)
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+    )
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    return {"MASTER_ADDR": hosts.stdout.split()[0], "MASTER_PORT": str(port)}
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[
         row = int(np.searchsorted(np.cumsum(lengths), gap.argmax(), side="right"))
         raise UserError(
             f"params.yaml: reference.max_mean_gap: sampler and trainer differ by {mean:.4g} nats a token on average "
-            f"(limit {max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, sample={rollouts['sample'][row]}; "
-            "they do not run the same model: compare generate.dtype with update.dtype, or raise the limit if that is the cause"
+            f"(limit {max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, "
+            f"sample={rollouts['sample'][row]}; they do not run the same model: compare generate.dtype with "
+            "update.dtype, or raise the limit if that is the cause"
         )
     ratio = np.exp(trained - sampled)
     return {

@@ -43,12 +43,11 @@ def train_base(
     for step in range(_load_checkpoint(checkpoint_dir, model, optimizer), settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, settings.steps)
-        loss = _loss(model, *_batch(settings, pool, tokenizer, seed, step))
-        loss.backward()
+        loss = _backward(model, _batches(draw_examples(settings, pool, seed, step), tokenizer))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        progress(step + 1, loss.item())
+        progress(step + 1, loss)
         if checkpoint_dir and (step + 1) % checkpoint_every == 0:
             _save_checkpoint(checkpoint_dir, model, optimizer, step + 1)
     return model.eval(), tokenizer
@@ -105,26 +104,38 @@ def draw_examples(
     return examples
 
 
-def _batch(
-    settings: ArithmeticBase, pool: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Token ids [N, T], padded on the right, and the mask [N, T] of the tokens to learn: completion and `<eos>`."""
+def _batches(examples: list[tuple[str, str, str]], tokenizer: PreTrainedTokenizerFast) -> list[tuple[Tensor, Tensor]]:
+    """Token ids [N, T], padded on the right, and the mask [N, T] of the tokens to learn: completion and `<eos>`.
+
+    The long worked examples and the short others make a pair each, which saves a third of the time.
+    """
     number = tokenizer.get_vocab()
-    examples = draw_examples(settings, pool, seed, step)
-    rows = [[number[character] for character in prompt + text] for prompt, text, _ in examples]
-    length = max(len(row) for row in rows) + 1
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for index, (row, (prompt, _, _)) in enumerate(zip(rows, examples, strict=True)):
-        ids[index, : len(row) + 1] = torch.tensor([*row, tokenizer.eos_token_id])
-        mask[index, len(prompt) : len(row) + 1] = True
-    return ids, mask
+    batches = []
+    for worked in (True, False):
+        rows = [(prompt, prompt + text) for prompt, text, style in examples if (style == "worked") == worked]
+        if not rows:
+            continue
+        length = max(len(text) for _, text in rows) + 1
+        ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+        mask = torch.zeros((len(rows), length), dtype=torch.bool)
+        for index, (prompt, text) in enumerate(rows):
+            ids[index, : len(text) + 1] = torch.tensor([*(number[c] for c in text), tokenizer.eos_token_id])
+            mask[index, len(prompt) : len(text) + 1] = True
+        batches.append((ids, mask))
+    return batches
 
 
-def _loss(model: Qwen3ForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy of the masked tokens, in nats. Padding stands on the right, where causal attention ends."""
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    return functional.cross_entropy(model.lm_head(hidden[mask[:, 1:]]), ids[:, 1:][mask[:, 1:]])
+def _backward(model: Qwen3ForCausalLM, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Adds the gradient of the mean cross-entropy of all masked tokens and returns its value, in nats a token."""
+    num_tokens = sum(int(mask.sum()) for _, mask in batches)
+    total = 0.0
+    for ids, mask in batches:  # padding stands on the right, where causal attention does not look
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits, targets = model.lm_head(hidden[mask[:, 1:]]), ids[:, 1:][mask[:, 1:]]
+        loss = functional.cross_entropy(logits, targets, reduction="sum") / num_tokens
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def _schedule(step: int, steps: int, warmup: int = 30) -> float:

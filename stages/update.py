@@ -51,9 +51,9 @@ def main(
     groups, ledger = select_groups(rows, params.update)
     if not groups:
         raise UserError(
-            f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have equal rewards "
-            f"and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise generate.group_size, "
-            "or choose prompts that are neither always nor never solved"
+            f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have equal "
+            f"rewards and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise "
+            "generate.group_size, or choose prompts that are neither always nor never solved"
         )
     seed = seed_of("update", params.seed, source["round"])
     steps = steps_of_groups(groups, params.update.groups_per_step, params.update.epochs, seed)

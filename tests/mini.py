@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -39,7 +40,7 @@ TINY: dict[str, Any] = {
             "num_layers": 2,
             "num_heads": 2,
             "num_problems": 200,
-            "steps": 120,
+            "steps": 210,
             "batch_size": 16,
         }
     },
@@ -123,10 +124,10 @@ def environment() -> dict[str, str]:
     return {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run_stages(folder: Path, addresses: tuple[str, ...] = ORDER) -> str:
+def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:
     """Run stages one after another, in processes of their own that share the start of Python; returns what they said."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__)), *addresses],
+        [sys.executable, script, *addresses],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -143,25 +144,26 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def main(addresses: list[str]) -> None:
-    """Fork one process a stage: the start and the end of Python with torch take longer than most of them."""
+def share_imports() -> None:
+    """Load what most stages need, before they are forked: the start of Python takes longer than most of them."""
+    import pyarrow.parquet
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM  # noqa: F401
 
     sys.path[0] = os.getcwd()
     gc.freeze()
-    for address in addresses:
-        _, module, *arguments = command(Path(), address)
-        pid = os.fork()
-        if pid == 0:
-            _run(module, arguments)
-        _, status = os.waitpid(pid, 0)
-        if status:
-            sys.exit(f"{address}: exit code {os.waitstatus_to_exitcode(status)}")
 
 
-def _run(module: str, arguments: list[str]) -> NoReturn:
+def fork_stage(address: str, first: Callable[[], None] = lambda: None) -> int:
+    """Start a stage of the project in the working folder as a process (and group) of its own; returns its number."""
+    _, module, *arguments = command(Path(), address)
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
     code: Any = 1
     try:
+        first()
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
@@ -174,5 +176,13 @@ def _run(module: str, arguments: list[str]) -> NoReturn:
     os._exit(code if isinstance(code, int) else 1)
 
 
+def finish(pid: int, address: str) -> None:
+    _, status = os.waitpid(pid, 0)
+    if status:
+        sys.exit(f"{address}: exit code {os.waitstatus_to_exitcode(status)}")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    share_imports()
+    for name in sys.argv[1:]:
+        finish(fork_stage(name), name)
