@@ -40,7 +40,7 @@ help:
 	@echo "make clean     delete .venv and the tools' caches; data/ and the DVC cache stay"
 	@echo "PYTHON=python3.12 chooses the Python; FLAVOUR=cpu or FLAVOUR=gpu the environment (here: $(FLAVOUR))"
 
-env: .venv/project.toml
+env: .venv/project.toml .dvc/plots.html
 
 .venv/lock.txt: $(if $(READY),,FORCE)
 	@$(OUTSIDE) $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: '$(PYTHON)' is no Python of 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -63,6 +63,10 @@ env: .venv/project.toml
 	@cp pyproject.toml $@
 
 # A DVC command that is running elsewhere is waited for: without that a finished stage goes unrecorded.
+# The page of `dvc plots show` with its scripts inside: DVC's own loads them from the network (.dvc/config names this one).
+.dvc/plots.html: .venv/lock.txt | .venv/project.toml
+	@.venv/bin/gift plots-template $@ >/dev/null
+
 repro: env
 	@.venv/bin/dvc --wait-for-lock repro $(ARGS)
 

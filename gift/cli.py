@@ -67,20 +67,21 @@ def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
 
 
 @main.command()
-@click.argument("out", type=Path, default=Path("dvc_plots/template.html"))
+@click.argument("out", type=Path, default=Path(".dvc/plots.html"))
 def plots_template(out: Path) -> None:
     """Write the page that `dvc plots show` fills, with its scripts inside, so that plots need no network."""
     import vl_convert
 
-    bundle = vl_convert.javascript_bundle(vl_version="5.21")
+    # DVC's charts are of Vega-Lite 5; their inline scripts call a global vegaEmbed.
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="5.21")
     page = (
         "<!DOCTYPE html>\n<html>\n<head>\n<meta charset='utf-8'>\n<title>DVC plots</title>\n"
-        f"<script type='module'>{bundle}\nwindow.vegaEmbed = vegaEmbed;</script>\n</head>\n"
+        f"<script type='text/javascript'>{bundle}</script>\n</head>\n"
         "<body>\n{plot_divs}\n</body>\n</html>\n"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
-    click.echo(f"{out}: written; `dvc config plots.html_template` names it")
+    click.echo(f"{out}: written, for `dvc plots show` (plots.html_template in .dvc/config)")
 
 
 if __name__ == "__main__":
