@@ -105,6 +105,14 @@ def _start_transformers(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(policy, sampling.dtype, device)
+    return transformers_sampler(model, sampling, launch.max_num_seqs), f"transformers {transformers.__version__}"
+
+
+def transformers_sampler(model: Any, sampling: Sampling, max_num_seqs: int) -> Sampler:
+    """A sampler of a loaded model: prompts of one length together, one forward a token, noise of the request's seed."""
+    import torch
+
+    device = model.device
     end = model.generation_config.eos_token_id
     ends = torch.tensor([end] if isinstance(end, int) else end or [], device=device)
 
@@ -145,12 +153,12 @@ def _start_transformers(
         out: dict[int, Completion] = {}
         with torch.no_grad():
             for rows in by_length.values():
-                for start in range(0, len(rows), launch.max_num_seqs):
-                    chosen = rows[start : start + launch.max_num_seqs]
+                for start in range(0, len(rows), max_num_seqs):
+                    chosen = rows[start : start + max_num_seqs]
                     out.update(zip(chosen, sample_equal([requests[i] for i in chosen]), strict=True))
         return [out[index] for index in range(len(requests))]
 
-    return sample, f"transformers {transformers.__version__}"
+    return sample
 
 
 def _top_p(logits: Any, top_p: float) -> Any:

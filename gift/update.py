@@ -115,7 +115,8 @@ def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
     }
 
 
-def use_all_cores() -> None:
-    """Launchers set one thread a process; give each process its share of the machine's cores instead."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+def share_cores() -> None:
+    """Launchers give every process one thread; give each its share of the machine's cores instead."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if local > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -19,7 +19,11 @@ def file_digest(path: Path) -> str:
 
 def tree_digest(folder: Path, pattern: str = "*", exclude: frozenset[str] = frozenset()) -> str:
     """sha256 over names and contents of the files below a folder."""
-    paths = sorted(path for path in folder.rglob(pattern) if path.is_file() and path.name not in exclude)
+    paths = sorted(
+        path
+        for path in folder.rglob(pattern)
+        if path.is_file() and path.name not in exclude and path.parent.name != "__pycache__"
+    )
     entries = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in paths]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 

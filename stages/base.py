@@ -1,5 +1,6 @@
 """Make the policy that round 1 starts from, and its empty optimizer state."""
 
+import shutil
 from pathlib import Path
 
 import click
@@ -22,10 +23,7 @@ def main(policy: Path, optimizer: Path) -> None:
     inputs = {"base": params.base.model_dump(mode="json"), "task": task, "seed": params.seed}
     work = Work("base", policy, inputs)
     folder = work.folder / "policy"
-    if folder.exists():  # a crash came between making the folder and its lineage
-        import shutil
-
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its lineage was written
     make_base(params, folder, work.folder / "training")
     lineage = write_lineage(folder)
     write_json(work.folder / "optimizer" / "state.json", {"optimizer_steps": 0, "state": None})

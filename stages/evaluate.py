@@ -12,7 +12,7 @@ from gift.errors import UserError
 from gift.estimates import accuracies
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.score import score_parts
+from gift.score import USER_FOLDER, score_parts
 from gift.tables.prompts import read_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema
 from gift.work import Work, file_digest, refuse_existing, tree_digest, write_json
@@ -37,7 +37,7 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
         **metadata,
         "answers": tree_digest(answers),
         "prompts": file_digest(prompts),
-        "rewards": tree_digest(Path("rewards"), "*.py"),
+        "rewards": tree_digest(USER_FOLDER),
     }
     work = Work("evaluate", answers, inputs)
     folder = work.folder / "scores"

@@ -31,7 +31,7 @@ def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
         **metadata,
         "rollouts": tree_digest(rollouts),
         "prompts": file_digest(prompts),
-        "rewards": tree_digest(USER_FOLDER, "*.py"),
+        "rewards": tree_digest(USER_FOLDER),
     }
     work = Work("score", out, inputs)
     folder = work.folder / "scores"

@@ -17,7 +17,7 @@ from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
 from gift.stream import seed_of
 from gift.trainer import Trainer
-from gift.update import Checkpointing, round_metrics, train_round, use_all_cores, write_steps
+from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
 from gift.work import Work, refuse_existing, tree_digest, work_folder, write_json
 
 
@@ -65,7 +65,7 @@ def main(
         "tables": [tree_digest(path) for path in (rollouts, scores, reference)],
     }
     with distributed():
-        use_all_cores()
+        share_cores()
         rank = torch.distributed.get_rank()
         outputs = (out_policy, out_optimizer, metrics, steps_csv)
         if rank == 0:

@@ -1,10 +1,14 @@
 """Fixtures that several test files share."""
 
+import os
 import shutil
 from pathlib import Path
 
 import mini
 import pytest
+
+# No test needs a network, and no library's progress bar is part of what a stage says. Set before they are imported.
+os.environ.update(mini.QUIET)
 
 
 @pytest.fixture(scope="session")

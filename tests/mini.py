@@ -55,6 +55,7 @@ TINY: dict[str, Any] = {
     "update": {"groups_per_step": 4},
     "evaluate": {**SAMPLING, "num_samples": 2},
 }
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 LAUNCH = {"score": {"workers": 1}, "update": {"checkpoint_every_steps": 1}}
 
 
@@ -121,7 +122,7 @@ def remove_outputs(folder: Path, address: str) -> None:
 def environment() -> dict[str, str]:
     """No network, no other copy of the project in reach, and one thread: so small a model has no work for two."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**inherited, **QUIET, "OMP_NUM_THREADS": "1"}
 
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:

@@ -24,14 +24,14 @@ def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
     table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd")
+    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     os.replace(temporary, path)
 
 
 def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """One Parquet file as (table, metadata); a missing, corrupt or foreign file is refused by name."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it") from None
     except (pa.ArrowException, OSError) as error:
