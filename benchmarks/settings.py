@@ -166,15 +166,17 @@ def main(
                     if out:
                         with out.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(line) + "\n")
-    print("| setting | lr | accuracy base -> last round | gain, mean | gain, worst seed | length | stopped |")
+    print("| setting | lr | greedy accuracy by round, mean | gain, mean | gain, worst seed | length | stopped |")
     print("|---|---|---|---|---|---|---|")
     for (name, rate), runs in results.items():
-        first, last = (statistics.fmean(r["accuracy"][i] for r in runs) for i in (0, -1))
+        # A run that the drift guard stopped keeps its last accuracy.
+        curves = [[r["accuracy"][min(i, len(r["accuracy"]) - 1)] for i in range(num_rounds + 1)] for r in runs]
+        means = " ".join(f"{statistics.fmean(values):.3f}" for values in zip(*curves, strict=True))
         gains = [r["accuracy"][-1] - r["accuracy"][0] for r in runs]
         lengths = [statistics.fmean(r["length"][i] for r in runs) for i in (0, -1)]
         stopped = sum(bool(r["stopped"]) for r in runs)
         print(
-            f"| {name} | {rate:g} | {first:.3f} -> {last:.3f} | {statistics.fmean(gains):+.3f} | {min(gains):+.3f} | "
+            f"| {name} | {rate:g} | {means} | {statistics.fmean(gains):+.3f} | {min(gains):+.3f} | "
             f"{lengths[0]:.1f} -> {lengths[1]:.1f} | {stopped} of {len(runs)} |"
         )
 

@@ -50,15 +50,15 @@ class ArithmeticBase(Section):
     """The embedded base policy: a small Qwen3 trained from scratch on a mixture of styles (see gift/sft.py)."""
 
     hidden_size: Count = 128
-    num_layers: Count = 4
+    num_layers: Count = 2
     num_heads: Count = 4
     num_problems: Count = 20_000
-    steps: Count = 600
-    batch_size: Count = 64
-    lr: Positive = 2.0e-3
+    steps: Count = 1600
+    batch_size: Count = 32
+    lr: Positive = 3.0e-3
     worked: Share = 0.40
-    guess: Share = 0.48
-    malformed: Share = 0.12
+    guess: Share = 0.52
+    malformed: Share = 0.08
 
     @model_validator(mode="after")
     def shares_sum_to_one(self) -> "ArithmeticBase":

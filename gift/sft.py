@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gift.arithmetic import CHARACTERS, completion, problems
 from gift.params import ArithmeticBase
 
-CONTEXT = 128
+CONTEXT = 1024
 CHECKPOINT_EVERY = 100
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -54,15 +54,16 @@ def train_base(
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character of the task, besides `<pad>` and `<eos>`; any other character is refused."""
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", *CHARACTERS])}
+    """One token a character of the task, besides `<pad>`, `<eos>` and `<unk>`, which stands for any other character."""
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
+        unk_token="<unk>",
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "prepare": {"num_train": 64, "num_eval": 16},
     "base": {
         "arithmetic": {
-            "hidden_size": 32,
+            "hidden_size": 64,  # 32 a head, the least that vLLM takes on a CPU
             "num_layers": 2,
             "num_heads": 2,
             "num_problems": 200,

@@ -251,9 +251,18 @@ def in_bytes(name: str, change: Callable[[bytes], bytes]) -> Damage:
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit is another one, in the middle of the data pages."""
-    position = len(data) // 3
-    return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
+    """One bit is another one, in the middle."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
+
+
+def bit_flipped(path: Path, column: str) -> None:
+    """One bit of a column's values is another one; pyarrow reads some such files without a word."""
+    file = pq.ParquetFile(path)
+    chunk = file.metadata.row_group(0).column(file.schema_arrow.names.index(column))
+    end = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+    data = bytearray(path.read_bytes())
+    data[end - 1] ^= 4
+    path.write_bytes(data)
 
 
 def not_ours() -> None:
@@ -281,7 +290,16 @@ TABLES: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         in_bytes(ROLLOUTS, lambda data: data[: len(data) // 2]),
     ),
     "empty file": ("score@r1", (f"{ROLLOUTS}: not a readable Parquet file",), in_bytes(ROLLOUTS, lambda data: b"") ),
-    "a bit flipped": ("reference@r1", (f"{ROLLOUTS}: not a readable Parquet file",), in_bytes(ROLLOUTS, flipped)),
+    "a bit of a seed flipped": (
+        "reference@r1",
+        (f"{ROLLOUTS}: not a readable Parquet file",),
+        lambda: bit_flipped(Path(ROLLOUTS), "seed"),
+    ),
+    "a bit of a log-prob flipped": (
+        "update@r1",
+        ("r1/reference/part-00001.parquet: not a readable Parquet file",),
+        lambda: bit_flipped(ROUND / "reference" / PART, "old_logprobs"),
+    ),
     "no Parquet": ("update@r1", (f"{ROLLOUTS}: not a readable",), text(ROLLOUTS, "prompt_id,sample\n")),
     "prompts truncated": (
         "generate@r1",
@@ -507,7 +525,7 @@ def test_a_finished_part_that_was_damaged_is_refused_and_not_published(monkeypat
         patch.setattr("gift.work.Work.publish", lambda self, moves: sys.exit(1))
         assert run("score@r1").exit_code == 1
     part = Path("data/.work/score@r1/scores") / PART
-    part.write_bytes(flipped(part.read_bytes()))
+    bit_flipped(part, "reward")
     said = refusal("score@r1")
     assert f"{part}: not a readable Parquet file" in said
     assert "remove it" in said

@@ -1,0 +1,131 @@
+"""The real vLLM engine, started once: seeded, and with the trainer's own log-probs at every temperature.
+
+Run as a script it is that engine: requests from stdin, the completions of two runs of them to stdout, as JSON.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import mini
+import pytest
+
+from gift.generate import Completion, Request, start_sampler
+from gift.launch import GenerateLaunch
+from gift.params import Sampling
+
+MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
+PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
+TEMPERATURES = (0.0, 0.7, 1.0)
+SAMPLES = 4
+SAMPLING = Sampling(engine="vllm", dtype="float32", max_tokens=MAX_TOKENS)
+
+
+def engine(policy: Path) -> None:
+    requests = [Request(**request) for request in json.load(sys.stdin)]
+    sample, _ = start_sampler(policy, SAMPLING, 128, GenerateLaunch())
+    # The second time in another order and other company: a request's result is its own.
+    backwards = sample(requests[::-1])[::-1]
+    json.dump([[asdict(completion) for completion in run] for run in (sample(requests), backwards)], sys.stdout)
+
+
+@pytest.fixture(scope="module")
+def policy(world: Path) -> Path:
+    return world / "data/rounds/base/policy"
+
+
+@pytest.fixture(scope="module")
+def requests(policy: Path) -> list[Request]:
+    from gift.policy import load_tokenizer
+
+    tokenizer = load_tokenizer(policy)
+    asked = [(text, temperature, sample) for text in PROMPTS for temperature in TEMPERATURES for sample in range(SAMPLES)]
+    return [
+        Request(tokenizer(text)["input_ids"], 2**40 + 7 * sample, temperature) for text, temperature, sample in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
+    # In a process of its own: vLLM leaves process groups and settings of torch behind.
+    done = subprocess.run(
+        [sys.executable, __file__, str(policy)],
+        input=json.dumps([asdict(request) for request in requests]),
+        capture_output=True,
+        text=True,
+        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [[Completion(**completion) for completion in run] for run in json.loads(done.stdout)]
+
+
+def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
+    return [index for index, request in enumerate(requests) if request.temperature == temperature]
+
+
+def test_the_same_request_gives_the_same_tokens_and_logprobs(runs: list[list[Completion]]) -> None:
+    first, second = runs
+    assert [each.completion_ids for each in first] == [each.completion_ids for each in second]
+    for one, two in zip(first, second, strict=True):
+        assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
+
+
+def test_samples_of_one_prompt_differ_by_their_seed(runs: list[list[Completion]], requests: list[Request]) -> None:
+    for index in range(0, len(requests), SAMPLES):
+        distinct = {tuple(each.completion_ids) for each in runs[0][index : index + SAMPLES]}
+        assert (len(distinct) > 1) == (requests[index].temperature > 0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_logprobs_are_those_of_the_trainers_forward(
+    runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
+) -> None:
+    from gift.logprobs import TokenLogprobs, completion_logprobs
+    from gift.policy import load_model
+
+    rows = of_temperature(runs, requests, temperature)
+    prompts = [requests[row].prompt_ids for row in rows]
+    completions = [runs[0][row].completion_ids for row in rows]
+    model = TokenLogprobs(load_model(policy, "float32"), temperature)
+    ours = completion_logprobs(model, prompts, completions, [list(range(len(rows)))])
+    for row, values in zip(rows, ours, strict=True):
+        assert runs[0][row].logprobs == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_a_completion_ends_with_the_end_token_or_at_the_limit(runs: list[list[Completion]], policy: Path) -> None:
+    from gift.policy import load_tokenizer
+
+    end = load_tokenizer(policy).eos_token_id
+    reasons = set()
+    for each in runs[0]:
+        reasons.add(each.finish_reason)
+        if each.finish_reason == "stop":
+            assert each.completion_ids[-1] == end
+        else:
+            assert (each.finish_reason, len(each.completion_ids)) == ("length", MAX_TOKENS)
+        assert end not in each.completion_ids[:-1]
+        assert len(each.logprobs) == len(each.completion_ids)
+    assert reasons == {"stop", "length"}
+
+
+def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
+    import torch
+
+    from gift.policy import load_model
+
+    model = load_model(policy, "float32")
+    for row in of_temperature(runs, requests, 0.0)[::SAMPLES]:
+        ids = torch.tensor([requests[row].prompt_ids])
+        mask = torch.ones_like(ids)
+        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=MAX_TOKENS, pad_token_id=0)
+        assert out[0, ids.shape[1] :].tolist() == runs[0][row].completion_ids
+
+
+if __name__ == "__main__":
+    from gift import console
+
+    console.quiet()
+    engine(Path(sys.argv[1]))
