@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.arithmetic import CHARACTERS, completion, problems
+from gift.arithmetic import CHARACTERS, Style, completion, problems
 from gift.params import ArithmeticBase
 
 CONTEXT = 1024
@@ -97,8 +97,8 @@ def draw_examples(
 ) -> list[tuple[str, str, str]]:
     """The (prompt, completion, style) triples of one step, drawn from `(seed, step)` alone."""
     rng = random.Random(f"sft {seed} {step}")
-    shares = {"worked": settings.worked, "guess": settings.guess, "malformed": settings.malformed}
-    examples = []
+    shares: dict[Style, float] = {"worked": settings.worked, "guess": settings.guess, "malformed": settings.malformed}
+    examples: list[tuple[str, str, str]] = []
     for problem in rng.choices(pool, k=settings.batch_size):
         style = rng.choices(list(shares), weights=list(shares.values()))[0]
         examples.append((problem["prompt"], completion(problem, style, rng), style))

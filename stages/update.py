@@ -110,7 +110,7 @@ def main(
 
 def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperature: float) -> Engine:
     """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
-    model = load_model(policy, settings.dtype)
+    model = load_model(policy, "float32")  # also for bfloat16: the engine keeps these as its masters
     if launch.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; dropout is refused below

@@ -140,9 +140,14 @@ def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __f
     return done.stdout
 
 
+def files(path: Path) -> list[Path]:
+    """A file, or all files below a folder, sorted."""
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Name and bytes of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
 
 
 def share_imports() -> None:

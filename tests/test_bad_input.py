@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -77,13 +78,14 @@ def without(name: str) -> Damage:
     return lambda: shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
 
 
-def line(old: str, new: str) -> Damage:
-    """Change a line of params.yaml as a person would."""
+def learning_rate(line: str) -> Damage:
+    """Write update.lr of the project's own params.yaml as a person would."""
 
     def damage() -> None:
         content = (mini.ROOT / "params.yaml").read_text(encoding="utf-8")
-        assert content.count(old) == 1
-        Path("params.yaml").write_text(content.replace(old, new), encoding="utf-8")
+        changed, count = re.subn(r"^  lr: .*\n", line, content, flags=re.MULTILINE)
+        assert count == 1
+        Path("params.yaml").write_text(changed, encoding="utf-8")
 
     return damage
 
@@ -113,9 +115,9 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     "a number in quotes": (
         "update@r1",
         ("params.yaml: update.lr: '1e-6': must be a valid number; it is text: take the quotes away",),
-        line("lr: 2.0e-4", 'lr: "1e-6"'),
+        learning_rate('  lr: "1e-6"\n'),
     ),
-    "missing key": ("update@r1", ("params.yaml: update.lr: missing",), line("  lr: 2.0e-4\n", "")),
+    "missing key": ("update@r1", ("params.yaml: update.lr: missing",), learning_rate("")),
     "wrong choice": (
         "generate@r1",
         ("params.yaml: generate.engine: 'vlm': must be 'vllm' or 'transformers'",),

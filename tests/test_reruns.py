@@ -1,0 +1,143 @@
+"""What reruns when something changes: the real dvc.yaml under real DVC, with stages that only hash their inputs.
+
+One project goes through the whole table, row after row, as its user would take it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mini
+import pytest
+
+# Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters.
+STUB = '''
+import hashlib, json, os
+from pathlib import Path
+import mini
+
+params = mini.read_yaml(Path("params.yaml"))
+stage = mini.stage_of(Path(), os.environ["DVC_STAGE"])
+seen = [[str(path), path.read_text()] for name in stage["deps"] for path in mini.files(Path(name))]
+for key in stage.get("params", []):
+    value = params
+    for part in key.split("."):
+        value = value[part]
+    seen.append([key, value])
+digest = hashlib.sha256(json.dumps([os.environ["DVC_STAGE"], seen]).encode()).hexdigest()
+for path in mini.outputs(Path(), os.environ["DVC_STAGE"]):
+    folder = not path.suffix
+    path = path / "part" if folder else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"digest": digest, "path": str(path)}))
+'''
+PER_ROUND = ("generate", "score", "reference", "update", "generate_eval", "evaluate")
+
+
+def round_(name: str, begin: str = "generate") -> set[str]:
+    """The stages of a round from one of them on, in the order of their work."""
+    return {f"{stage}@{name}" for stage in PER_ROUND[PER_ROUND.index(begin) :]}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project under git and DVC with rounds r1 and r2, its stages replaced by stubs; nothing was run yet."""
+    folder = tmp_path_factory.mktemp("reruns") / "project"
+    folder.mkdir()
+    for name in (*mini.CODE, "docs", ".dvc"):
+        if (mini.ROOT / name).is_dir():
+            leave = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+            shutil.copytree(mini.ROOT / name, folder / name, ignore=leave)
+    for name in (*mini.FILES, ".dvcignore", ".gitignore"):
+        shutil.copyfile(mini.ROOT / name, folder / name)
+    (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n  r2: {from: r1}\n")
+    for path in (folder / "stages").glob("*.py"):
+        if path.name != "__init__.py":
+            path.write_text(STUB)
+    (folder / "gift/launch.py").write_text("import runpy, sys\nrunpy.run_module(sys.argv[1], run_name='__main__')\n")
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "Project")
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    """A command in the project, with nothing of this machine's DVC or git in it."""
+    home = folder.parent
+    places = {f"DVC_{name}_DIR": str(home / name.lower()) for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")}
+    more = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parent),  # mini.py, for the stubs
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**inherited, **places, **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def repro(folder: Path) -> tuple[list[str], set[str]]:
+    """Names of the stages that ran, in their order, and of those that came back from the run cache."""
+    said = run(folder, "dvc", "--wait-for-lock", "repro")
+    return re.findall(r"Running stage '([^']+)'", said), set(re.findall(r"Stage '([^']+)' is cached", said))
+
+
+def setting(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: mini.write_params(folder, changes)
+
+
+def append(name: str, line: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + line) and None
+
+
+def nothing(folder: Path) -> None:
+    """Run it once more."""
+
+
+FIRST_ROUND_ON = round_("r1") | round_("r2") | {"report"}
+REWARDED = FIRST_ROUND_ON - {"generate@r1", "reference@r1"} | {"evaluate_base"}
+UPDATED = FIRST_ROUND_ON - {"generate@r1", "score@r1", "reference@r1"}
+ROWS: list[tuple[str, Callable[[Path], None], set[str]]] = [
+    ("the first time", nothing, FIRST_ROUND_ON | {"prepare", "base", "generate_eval_base", "evaluate_base"}),
+    ("nothing", nothing, set()),
+    ("launch.yaml", append("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set()),
+    ("a comment where no stage looks", append("gift/cli.py", "# a comment\n"), set()),
+    ("a reward of the project's own", append("gift/rewards/gsm8k.py", "# a comment\n"), REWARDED),
+    ("a reward of the user", append("rewards/example.py", "# a comment\n"), REWARDED),
+    ("a reward's weight", setting(score={"rewards": {"answer": {"function": "arithmetic_answer", "weight": 0.7}}}), REWARDED),
+    ("the learning rate", setting(update={"lr": 1.5e-4}), UPDATED),
+    ("the temperature", setting(generate={"temperature": 0.9}), FIRST_ROUND_ON),
+    ("another round", append("rounds.yaml", "  r3: {from: r2}\n"), round_("r3") | {"report"}),
+    ("a branch", append("rounds.yaml", "  r2b: {from: r1}\n"), round_("r2b") | {"report"}),
+]
+
+
+def test_exactly_what_is_stale_reruns(project: Path) -> None:
+    import time
+    for change, make, stale in ROWS:
+        make(project)
+        t = time.time()
+        ran, cached = repro(project)
+        print(change, len(ran), time.time() - t)
+        assert set(ran) == stale, f"{change}: ran {sorted(set(ran) - stale)}, did not run {sorted(stale - set(ran))}"
+        assert len(ran) == len(set(ran)), change
+        print(cached)
+    setting(update={"lr": 3.5e-4})(project)
+    print(repro(project))
+    setting(update={"lr": 1.5e-4})(project)
+    print(run(project, "dvc", "repro"))
