@@ -49,7 +49,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise UserError(
-                "launch.yaml: update.zero_stage: 0 with update.dtype bfloat16 would sum gradients in bfloat16: use zero_stage 1"
+                "launch.yaml: update.zero_stage: 0 with update.dtype bfloat16 would sum gradients in bfloat16: "
+                "use zero_stage 1"
             )
         if self.offload_optimizer and self.zero_stage == 0:
             raise UserError("launch.yaml: update.offload_optimizer needs zero_stage 1, 2 or 3, not 0")

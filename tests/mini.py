@@ -126,7 +126,7 @@ def environment() -> dict[str, str]:
 
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:
-    """Run stages one after another, in processes of their own that share the start of Python; returns what they said."""
+    """Run stages in turn, each in a process of its own, all sharing the start of Python; returns what they said."""
     done = subprocess.run(
         [sys.executable, script, *addresses],
         cwd=folder,
@@ -152,11 +152,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def share_imports() -> None:
     """Load what most stages need, before they are forked: the start of Python takes longer than most of them."""
-    import pyarrow.parquet
-    import torch
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM  # noqa: F401
 
-    sys.path[0] = os.getcwd()
+    sys.path[0] = str(Path.cwd())
     gc.freeze()
 
 

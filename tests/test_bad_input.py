@@ -261,7 +261,10 @@ def bit_flipped(path: Path, column: str) -> None:
     """One bit of a column's values is another one; pyarrow reads some such files without a word."""
     file = pq.ParquetFile(path)
     chunk = file.metadata.row_group(0).column(file.schema_arrow.names.index(column))
-    end = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+    end = (
+        min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+        + chunk.total_compressed_size
+    )
     data = bytearray(path.read_bytes())
     data[end - 1] ^= 4
     path.write_bytes(data)
@@ -291,7 +294,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         (f"{ROLLOUTS}: not a readable Parquet file", "dvc checkout"),
         in_bytes(ROLLOUTS, lambda data: data[: len(data) // 2]),
     ),
-    "empty file": ("score@r1", (f"{ROLLOUTS}: not a readable Parquet file",), in_bytes(ROLLOUTS, lambda data: b"") ),
+    "empty file": ("score@r1", (f"{ROLLOUTS}: not a readable Parquet file",), in_bytes(ROLLOUTS, lambda data: b"")),
     "a bit of a seed flipped": (
         "reference@r1",
         (f"{ROLLOUTS}: not a readable Parquet file",),
@@ -486,7 +489,11 @@ POLICIES: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         ("no tokenizer beside the model", "tokenizer.save_pretrained"),
         model_folder("tokenizer*"),
     ),
-    "model without safetensors": ("base", ("no *.safetensors weights", "save_pretrained"), model_folder("*.safetensors")),
+    "model without safetensors": (
+        "base",
+        ("no *.safetensors weights", "save_pretrained"),
+        model_folder("*.safetensors"),
+    ),
     "model without config": ("base", ("no model (config.json is missing)", "base.model"), model_folder("config.json")),
     "no such model": (
         "base",

@@ -1,4 +1,4 @@
-"""The shape of the project: dvc.yaml names exactly the code each stage runs, imports point down, every setting loads."""
+"""The shape of the project: dvc.yaml names exactly the code a stage runs, imports point down, every setting loads."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from gift.params import read_params
 
 ROOT = Path(__file__).parents[1]
 
-# A module imports from the floors below it and, on its own floor, from those that stand before it: so there is no circle.
+# A module imports from the floors below it and, on its own, from those that stand before it: so there is no circle.
 FLOORS = {
     0: ("errors", "console", "yaml", "work", "arithmetic"),
     1: (

@@ -41,7 +41,9 @@ def requests(policy: Path) -> list[Request]:
     from gift.policy import load_tokenizer
 
     tokenizer = load_tokenizer(policy)
-    asked = [(text, temperature, sample) for text in PROMPTS for temperature in TEMPERATURES for sample in range(SAMPLES)]
+    asked = [
+        (text, temperature, sample) for text in PROMPTS for temperature in TEMPERATURES for sample in range(SAMPLES)
+    ]
     return [
         Request(tokenizer(text)["input_ids"], 2**40 + 7 * sample, temperature) for text, temperature, sample in asked
     ]

@@ -56,11 +56,10 @@ def write_part(
 ) -> None:
     """Check a part against its schema and law, then write it; nothing wrong ever reaches the disk."""
     path = folder / part_name(index)
-    table = table.cast(schema) if table.schema.names == schema.names else table
     check_schema(table, schema, path)
     check_key(table, path)
     law(table, path)
-    write_file(path, table, metadata)
+    write_file(path, pa.table(table.columns, schema=schema), metadata)
 
 
 def read_part(path: Path, schema: pa.Schema, law: Law) -> tuple[pa.Table, dict[str, Any]]:

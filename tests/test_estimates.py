@@ -1,0 +1,38 @@
+"""Accuracies: hand numbers, and pass@k against the average over all subsets."""
+
+import itertools
+import math
+
+import pytest
+
+from gift.estimates import accuracies, mean_and_error, pass_at_k
+
+
+@pytest.mark.parametrize(("num", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 7)])
+def test_pass_at_k_is_the_mean_over_all_subsets(num: int, correct: int, k: int) -> None:
+    samples = [index < correct for index in range(num)]
+    subsets = list(itertools.combinations(samples, k))
+    assert pass_at_k(num, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_k_beyond_the_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="k must be from 1 to 3"):
+        pass_at_k(3, 1, 4)
+
+
+def test_mean_and_standard_error_by_hand() -> None:
+    assert mean_and_error([0.0, 1.0, 1.0, 0.0]) == (0.5, pytest.approx(math.sqrt(1 / 3) / 2))
+    assert mean_and_error([0.3]) == (0.3, 0.0)
+
+
+def test_accuracies_by_hand() -> None:
+    correct = {
+        "a": {0: True, 1: True, 2: False},
+        "b": {0: False, 1: False, 2: False},
+        "c": {0: True, 2: True},  # sample 1 was not scored: it counts neither for nor against
+    }
+    numbers = accuracies(correct, k=2)
+    assert numbers["eval/accuracy_greedy"] == pytest.approx(2 / 3)
+    assert numbers["eval/avg@2"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert numbers["eval/pass@2"] == pytest.approx(0.5)  # only prompts with both samples
+    assert numbers["eval/accuracy_greedy_se"] == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
