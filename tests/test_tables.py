@@ -112,10 +112,10 @@ def test_parts_are_without_gap_and_of_one_run(tmp_path: Path) -> None:
         part_paths(tmp_path / "missing")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damaged_files_are_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """A cut anywhere and damage to the magic number are refused in one message that names the file."""
+def test_damage_is_refused_by_name(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A cut, or a changed byte: refused in one message that names the file, unless the rows are still the same."""
     folder = tmp_path_factory.mktemp("fuzz")
     path = folder / part_name(0)
     write(folder, 0, rows())
@@ -123,11 +123,14 @@ def test_damaged_files_are_refused(tmp_path_factory: pytest.TempPathFactory, dat
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
-        content[data.draw(st.integers(0, 3))] ^= 0xFF
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable Parquet file") as caught:
-        read_part(path, ROLLOUTS, check_rollouts)
-    assert str(path) in caught.value.message
+    found, message = None, ""
+    try:
+        found = read_part(path, ROLLOUTS, check_rollouts)[0].to_pylist()
+    except UserError as error:
+        message = error.message
+    assert found == rows() or str(path) in message
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -32,10 +32,11 @@ def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """One Parquet file as (table, metadata); a missing, corrupt or foreign file is refused by name."""
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        _ = table.column_names  # a damaged name shows when it is decoded
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it") from None
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it "
             "back"
@@ -43,11 +44,14 @@ def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     text = (table.schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path}: was not written by this pipeline (no '{METADATA_KEY.decode()}' metadata)")
-    metadata = json.loads(text)
-    if metadata["schema_version"] != SCHEMA_VERSION:
+    try:
+        metadata = json.loads(text)
+        version = metadata["schema_version"]
+    except (ValueError, KeyError):
+        raise UserError(f"{path}: its metadata is damaged; remove it, then `dvc checkout` or `dvc repro`") from None
+    if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: has schema version {metadata['schema_version']}, this code reads {SCHEMA_VERSION}; "
-            "make it again with this version"
+            f"{path}: has schema version {version}, this code reads {SCHEMA_VERSION}; make it again with this version"
         )
     return table, metadata
 
