@@ -81,8 +81,9 @@ def main(arguments: list[str]) -> None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     if launch.launcher == "deepspeed":
-        starter = ["deepspeed", "--no_local_rank", "--num_gpus", str(launch.num_processes), *launch.launcher_args]
-        command = [*starter, "--module", module, *rest]
+        level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
+        starter = ["deepspeed", "--no_local_rank", "--log_level", level, "--num_gpus", str(launch.num_processes)]
+        command = [*starter, *launch.launcher_args, "--module", module, *rest]
         environment = {}
     else:
         starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
