@@ -39,7 +39,7 @@ class UpdateLaunch(Section):
     launcher: Literal["in_process", "deepspeed", "srun"] = "in_process"
     num_processes: Count = 1
     launcher_args: list[str] = Field(default_factory=list, description="e.g. ['--hostfile', 'hosts']")
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
     tokens_per_batch: Count = 16384
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False

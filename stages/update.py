@@ -1,6 +1,7 @@
 """Train one round of GIFT on the scored rollouts: the next policy and its optimizer state."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 import torch
@@ -114,13 +115,14 @@ def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperatu
     if launch.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; dropout is refused below
+    by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
     engine_settings = EngineSettings(
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         dtype=settings.dtype,
-        zero_stage=launch.zero_stage,
+        zero_stage=by_dtype if launch.zero_stage is None else launch.zero_stage,
         offload_optimizer=launch.offload_optimizer,
         offload_parameters=launch.offload_parameters,
         deepspeed=launch.deepspeed,

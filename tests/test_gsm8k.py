@@ -102,7 +102,8 @@ def numbers(project: Path, name: str) -> dict[str, Any]:
 def test_the_problems_become_prompts_with_all_their_columns(project: Path) -> None:
     ledger = json.loads((project / "data/prompts/prepare.json").read_text(encoding="utf-8"))
     assert (ledger["num_train_read"], ledger["num_train_split_off"], ledger["num_train_written"]) == (64, 16, 48)
-    rows = [row for split in ("train", "eval") for row in pq.read_table(f"{project}/data/prompts/{split}.parquet").to_pylist()]
+    tables = [pq.read_table(project / "data/prompts" / f"{split}.parquet") for split in ("train", "eval")]
+    rows = [row for table in tables for row in table.to_pylist()]
     assert sorted(row["question"] for row in rows) == sorted(row["question"] for row in problems(64))
     assert all(row["prompt"] == TEMPLATE.format(question=row["question"]) and "####" in row["answer"] for row in rows)
 
@@ -137,7 +138,7 @@ def test_rewards_are_those_of_the_text(project: Path) -> None:
 
 
 def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
-    """Completions above their group's mean reward have become likelier against those below it, in nearly every group."""
+    """Completions above their group's mean reward became likelier against those below it, in nearly every group."""
     folder = project / "data" / "rounds" / "r1"
     base = json.loads((project / "data/rounds/base/policy/gift.json").read_text(encoding="utf-8"))
     lineage = json.loads((folder / "policy/gift.json").read_text(encoding="utf-8"))
