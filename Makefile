@@ -62,11 +62,11 @@ env: .venv/project.toml .dvc/plots.html
 	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@cp pyproject.toml $@
 
-# A DVC command that is running elsewhere is waited for: without that a finished stage goes unrecorded.
 # The page of `dvc plots show` with its scripts inside: DVC's own loads them from the network (.dvc/config names this one).
 .dvc/plots.html: .venv/lock.txt | .venv/project.toml
 	@.venv/bin/gift plots-template $@ >/dev/null
 
+# A DVC command that is running elsewhere is waited for: without that a finished stage goes unrecorded.
 repro: env
 	@.venv/bin/dvc --wait-for-lock repro $(ARGS)
 

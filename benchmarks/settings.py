@@ -136,7 +136,7 @@ def sample_round(
 @click.option(
     "--work", type=Path, default=Path("data/.work/settings"), show_default=True, help="Where base policies are kept."
 )
-@click.option("--out", type=Path, help="Append one JSON line a run here.")
+@click.option("--out", type=Path, help="One JSON line a run; runs that it holds are not repeated.")
 def main(
     seeds: int, num_rounds: int, lr: tuple[float, ...], only: tuple[str, ...], work: Path, out: Path | None
 ) -> None:
@@ -145,11 +145,16 @@ def main(
     content = read_yaml(Path("params.yaml"))
     chosen = {name: fields for name, fields in SETTINGS.items() if not only or any(word in name for word in only)}
     results: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out and out.exists() else []
+    finished = {(line["setting"], line["lr"], line["seed"]): line for line in lines}
     with distributed():
         for seed in range(seeds):
             base = work / f"base-{seed}"
             for rate in lr or (content["update"]["lr"],):
                 for name, fields in chosen.items():
+                    if (name, rate, seed) in finished:
+                        results.setdefault((name, rate), []).append(finished[name, rate, seed])
+                        continue
                     update = {
                         **content["update"],
                         "lr": rate,

@@ -90,7 +90,14 @@ def main(arguments: list[str]) -> None:
         command = [*starter, sys.executable, "-m", module, *rest]
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
-    sys.exit(subprocess.run(command, check=False, env={**os.environ, **environment}).returncode)
+    try:
+        done = subprocess.run(command, check=False, env={**os.environ, **environment})
+    except FileNotFoundError:
+        UserError(
+            f"launch.yaml: update.launcher: {launch.launcher}: `{command[0]}` is not on this machine's PATH"
+        ).show()
+        sys.exit(1)
+    sys.exit(done.returncode)
 
 
 def _srun_environment() -> dict[str, str]:
@@ -100,9 +107,8 @@ def _srun_environment() -> dict[str, str]:
             "launch.yaml: update.launcher: srun: no SLURM allocation; start `dvc repro` in sbatch or salloc"
         ).show()
         sys.exit(1)
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
-    )
+    show = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.run(show, capture_output=True, text=True, check=True)
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
     return {"MASTER_ADDR": hosts.stdout.split()[0], "MASTER_PORT": str(port)}
 

@@ -48,7 +48,7 @@ def read_lineage(folder: Path, verify: bool = True) -> Lineage:
     if verify and policy_digest(folder) != lineage.digest:
         raise UserError(
             f"{folder}: its files are not those of digest {lineage.digest[:12]} in {LINEAGE_FILE}: they were "
-            "changed after the stage that made them; `dvc checkout` brings them back"
+            "changed after the stage that made them; `dvc checkout` (base: `dvc repro -f -s base`) brings them back"
         )
     return lineage
 

@@ -29,6 +29,11 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
         moves[unfinished] = path
     write_json(work.folder / "prepare.json", made.ledger)
     work.publish({**moves, work.folder / "prepare.json": ledger})
+    for source in (params.prepare.source, params.prepare.eval_source or ""):
+        if Path(source).is_file() and not Path(source).absolute().is_relative_to(Path("sources").absolute()):
+            click.echo(
+                f"prepare: {source} is not in sources/: when it changes, run `dvc repro -f -s prepare`", err=True
+            )
     console.say("prepare", **{name.removeprefix("num_"): count for name, count in made.ledger.items() if count})
 
 

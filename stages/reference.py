@@ -47,7 +47,7 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
         "artifact": "reference",
         "policy": lineage.digest,
         "reference": reference_digest,
-        "settings": {**params.reference.model_dump(mode="json"), "dtype": params.update.dtype},
+        "settings": {"policy": params.reference.policy, "dtype": params.update.dtype},
     }
     work = Work("reference", out, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"

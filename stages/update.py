@@ -1,7 +1,7 @@
 """Train one round of GIFT on the scored rollouts: the next policy and its optimizer state."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import torch
@@ -77,7 +77,7 @@ def main(
         temperature = source["settings"]["temperature"]
         engine = start_engine(policy, params.update, launch, temperature)
         if params.update.optimizer_state == "carry":
-            carry_state(engine, optimizer)
+            carry_state(engine, optimizer, lineage.digest)
         trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
         step_rows = train_round(engine, trainer, steps, params.update, lineage.optimizer_steps, keep)
@@ -113,8 +113,9 @@ def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperatu
     """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
     model = load_model(policy, "float32")  # also for bfloat16: the engine keeps these as its masters
     if launch.gradient_checkpointing:
+        refuse_dropout(model)
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only; dropout is refused below
+        model.train()  # transformers checkpoints in training mode only
     by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
     engine_settings = EngineSettings(
         betas=settings.betas,
@@ -130,16 +131,34 @@ def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperatu
     return Engine(TokenLogprobs(model, temperature), engine_settings)
 
 
-def carry_state(engine: Engine, optimizer: Path) -> None:
-    """Go on with the Adam moments of the round before; the base policy has none."""
+def refuse_dropout(model: Any) -> None:
+    """Training mode would switch dropout on, and a log-prob would be another one at every look."""
+    for name, value in model.config.to_dict().items():
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float) and value > 0:
+            raise UserError(
+                f"launch.yaml: update.gradient_checkpointing: the policy's config has {name}={value}; set it to 0 in "
+                "the model's config.json, or do without gradient checkpointing"
+            )
+
+
+def carry_state(engine: Engine, optimizer: Path, policy: str) -> None:
+    """Go on with the Adam moments of the round before; the base policy has none. Rank 0 reads, the others receive."""
     path = optimizer / "state.safetensors"
-    if path.exists():
-        state, _ = load_state(path)
-        engine.load_full_state(state if engine.rank == 0 else None)
-    elif not (optimizer / "state.json").exists():
-        raise UserError(
-            f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset"
-        )
+    if not path.exists():
+        if not (optimizer / "state.json").exists():
+            raise UserError(
+                f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset"
+            )
+        return
+    state = None
+    if engine.rank == 0:
+        state, facts = load_state(path)
+        if facts["policy"] != policy:
+            raise UserError(
+                f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {policy[:12]}; `dvc "
+                "checkout` brings the pair back, or set update.optimizer_state to reset"
+            )
+    engine.load_full_state(state)
 
 
 if __name__ == "__main__":

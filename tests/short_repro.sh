@@ -10,6 +10,8 @@ export PATH="$root/.venv/bin:$PATH" DVC_NO_ANALYTICS=1
 # Nothing of this machine's DVC, and no network.
 export DVC_SITE_CACHE_DIR="$work/site" DVC_GLOBAL_CONFIG_DIR="$work/global" DVC_SYSTEM_CONFIG_DIR="$work/system"
 export HF_HUB_OFFLINE=1 NO_COLOR=1
+# On shared cores the threads of a model this small cost ten times what they give.
+export OMP_NUM_THREADS=1
 
 fail() {
   echo "FAIL $1"
