@@ -78,6 +78,10 @@ def without(name: str) -> Damage:
     return lambda: shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
 
 
+def together(*damages: Damage) -> Damage:
+    return lambda: [damage() for damage in damages] and None
+
+
 def learning_rate(line: str) -> Damage:
     """Write update.lr of the project's own params.yaml as a person would."""
 
@@ -155,23 +159,23 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     ),
     "prompts that do not fit": (
         "generate@r1",
-        ("params.yaml: generate.max_tokens: 125: 64 prompts are too long for a context of 128", "prompt_id=", "drop"),
-        params(generate={"max_tokens": 125}),
+        ("params.yaml: generate.max_tokens: 30: 64 prompts are too long for a context of 32", "prompt_id=", "drop"),
+        params(generate={"max_tokens": 30, "max_model_len": 32}),
     ),
     "held-out prompts that do not fit": (
         "generate_eval@r1",
-        ("params.yaml: evaluate.max_tokens: 125: 16 prompts are too long",),
-        params(evaluate={"max_tokens": 125}),
+        ("params.yaml: evaluate.max_tokens: 30: 16 prompts are too long",),
+        params(evaluate={"max_tokens": 30, "max_model_len": 32}),
     ),
     "no prompt left": (
         "generate@r1",
         ("params.yaml: generate.prompts_per_round: 16: there are only 0 training prompts",),
-        params(generate={"max_tokens": 125, "long_prompts": "drop"}),
+        params(generate={"max_tokens": 30, "max_model_len": 32, "long_prompts": "drop"}),
     ),
     "more context than the model has": (
         "generate@r1",
-        ("params.yaml: generate.max_model_len: 4096: the policy's context is 128 tokens; lower it",),
-        params(generate={"max_model_len": 4096}),
+        ("params.yaml: generate.max_model_len: 1000000: the policy's context is", "tokens; lower it"),
+        params(generate={"max_model_len": 10**6}),
     ),
     "batches smaller than a sequence": (
         "reference@r1",
@@ -196,7 +200,7 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     "bfloat16 without ZeRO": (
         "update@r1",
         ("launch.yaml: update.zero_stage: 0", "update.dtype bfloat16", "use zero_stage 1"),
-        params(update={"dtype": "bfloat16"}),
+        together(params(update={"dtype": "bfloat16"}), text("launch.yaml", "update: {zero_stage: 0}\n")),
     ),
 }
 
