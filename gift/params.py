@@ -140,7 +140,7 @@ class GiftObjective(Section):
 
     anchor: Literal["old", "reference"] = "old"
     stats: Literal["detached", "full"] = "detached"
-    spread_floor: Positive = Field(0.3, description="least spread of the log-ratio inside a group, in nats")
+    spread_floor: Positive = Field(1.0, description="least spread of the log-ratio inside a group, in nats")
     beta: Positive = 1.0
     token_reduce: Literal["sum", "mean"] = "sum"
     zero_spread: Literal["mask", "keep"] = "mask"

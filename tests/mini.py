@@ -16,7 +16,6 @@ from typing import Any
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-CODE = ("gift", "stages", "rewards")
 FILES = ("dvc.yaml", "params.yaml", "rounds.yaml", "launch.yaml")
 ORDER = (
     "prepare",
@@ -52,7 +51,7 @@ TINY: dict[str, Any] = {
             "short": {"function": "rewards/example.py:brevity", "settings": {"max_tokens": 4}},
         }
     },
-    "update": {"groups_per_step": 4},
+    "update": {"groups_per_step": 2},
     "evaluate": {**SAMPLING, "num_samples": 2},
 }
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -72,9 +71,15 @@ def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def code_folders() -> list[str]:
+    """The folders of the project, data aside, that its stages depend on."""
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"].values()
+    return sorted({path.split("/")[0] for stage in stages for path in stage.get("do", stage)["deps"]} - {"data"})
+
+
 def make_project(folder: Path, seed: int = 0) -> Path:
     """The project's code and its own settings, made tiny, in `folder`."""
-    for name in CODE:
+    for name in code_folders():
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:
         shutil.copyfile(ROOT / name, folder / name)

@@ -52,10 +52,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project under git and DVC with rounds r1 and r2, its stages replaced by stubs; nothing was run yet."""
     folder = tmp_path_factory.mktemp("reruns") / "project"
     folder.mkdir()
-    for name in (*mini.CODE, "docs", ".dvc"):
-        if (mini.ROOT / name).is_dir():
-            leave = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
-            shutil.copytree(mini.ROOT / name, folder / name, ignore=leave)
+    for name in (*mini.code_folders(), ".dvc"):
+        leave = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        shutil.copytree(mini.ROOT / name, folder / name, ignore=leave)
     for name in (*mini.FILES, ".dvcignore", ".gitignore"):
         shutil.copyfile(mini.ROOT / name, folder / name)
     (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n  r2: {from: r1}\n")
