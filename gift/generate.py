@@ -57,20 +57,27 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
             f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
             "transformers in params.yaml"
         ) from None
-    llm = vllm.LLM(
-        model=str(policy),
-        dtype=sampling.dtype,
-        max_model_len=max_model_len,
-        tensor_parallel_size=launch.tensor_parallel_size,
-        gpu_memory_utilization=launch.gpu_memory_utilization,
-        max_num_seqs=launch.max_num_seqs,
-        enforce_eager=launch.enforce_eager if launch.enforce_eager is not None else not on_gpu,
-        logprobs_mode="processed_logprobs",
-        trust_remote_code=False,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        seed=0,
-    )
+    try:
+        llm = vllm.LLM(
+            model=str(policy),
+            dtype=sampling.dtype,
+            max_model_len=max_model_len,
+            tensor_parallel_size=launch.tensor_parallel_size,
+            gpu_memory_utilization=launch.gpu_memory_utilization,
+            max_num_seqs=launch.max_num_seqs,
+            enforce_eager=launch.enforce_eager if launch.enforce_eager is not None else not on_gpu,
+            logprobs_mode="processed_logprobs",
+            trust_remote_code=False,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=0,
+        )
+    except Exception as error:  # of any type: a model it does not know, too little memory, a wrong head size
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{policy}: vLLM does not start with it ({type(error).__name__}: {first}); GIFT_VERBOSE=1 shows all it "
+            "says, and generate.engine and evaluate.engine: transformers do without it"
+        ) from None
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
         prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]

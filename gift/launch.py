@@ -84,7 +84,8 @@ def main(arguments: list[str]) -> None:
         level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
         starter = ["deepspeed", "--no_local_rank", "--log_level", level, "--num_gpus", str(launch.num_processes)]
         command = [*starter, *launch.launcher_args, "--module", module, *rest]
-        environment = {}
+        devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]
+        environment = {} if devices else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed warns that it finds no other
     else:
         starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
         command = [*starter, sys.executable, "-m", module, *rest]

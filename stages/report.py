@@ -6,14 +6,17 @@ from typing import Any
 
 import click
 
+from gift import console
 from gift.errors import UserError
+from gift.yaml import read_yaml
 
 
-def read_history(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_history(folder: Path, names: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of rounds and of steps, by round number; `step` counts from the base policy on."""
-    histories = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    paths = [folder / f"{name}.json" for name in ("base", *names)]
+    histories = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     if not histories:
-        raise UserError(f"{folder}: no history; run `dvc repro`")
+        raise UserError(f"{folder}: no history; `dvc repro evaluate` makes it")
     histories.sort(key=lambda history: (history["round"]["round"], history["round"]["name"]))
     rounds = [history["round"] for history in histories]
     names = sorted({name for row in rounds for name in row})
@@ -24,14 +27,17 @@ def read_history(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 @click.command()
+@click.argument("chain", type=Path)
 @click.argument("history", type=Path)
 @click.argument("rounds", type=Path)
 @click.argument("steps", type=Path)
-def main(history: Path, rounds: Path, steps: Path) -> None:
-    round_rows, step_rows = read_history(history)
+def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
+    """CHAIN is rounds.yaml: a round that was taken out of it is left out here too."""
+    round_rows, step_rows = read_history(history, list(read_yaml(chain)["rounds"]))
     for path, rows in ((rounds, round_rows), (steps, step_rows)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    console.say("report", policies=len(round_rows), steps=len(step_rows))
 
 
 if __name__ == "__main__":

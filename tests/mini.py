@@ -74,7 +74,9 @@ def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def code_folders() -> list[str]:
     """The folders of the project, data aside, that its stages depend on."""
     stages = read_yaml(ROOT / "dvc.yaml")["stages"].values()
-    return sorted({path.split("/")[0] for stage in stages for path in stage.get("do", stage)["deps"]} - {"data"})
+    return sorted(
+        {path.split("/")[0] for stage in stages for path in stage.get("do", stage)["deps"]} - {"data", *FILES}
+    )
 
 
 def make_project(folder: Path, seed: int = 0) -> Path:
