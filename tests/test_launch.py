@@ -28,7 +28,8 @@ def test_two_ranks_under_the_launcher_make_the_same_round(world: Path, copied: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("update@r1: num steps"), done.stdout
     alone, both = (folder / "data" / "rounds" / "r1" for folder in (world, copied))
-    steps = [list(csv.DictReader((each / "metrics" / "steps.csv").open(encoding="utf-8"))) for each in (alone, both)]
+    texts = [(each / "metrics" / "steps.csv").read_text(encoding="utf-8") for each in (alone, both)]
+    steps = [list(csv.DictReader(text.splitlines())) for text in texts]
     assert len(steps[0]) == len(steps[1]) >= 3
     for one, two in zip(*steps, strict=True):
         for name in ("loss", "grad_norm", "kl", "num_tokens"):
