@@ -102,8 +102,10 @@ class Trainer:
         with torch.no_grad():
             log_ratio = batch.ref_logprobs - logprobs
             sums = {
-                **{name: torch.nan_to_num(statistics[name]).sum() for name in GROUP_STATISTICS},
-                **{f"{name}_known": torch.isfinite(statistics[name]).sum() for name in ("correlation", "implied_beta")},
+                **{name: statistics[name].sum() for name in ("loss", "log_ratio", "log_ratio_std")},
+                # Of a group that has not moved these two are not known: nan, by `gift`.
+                **{name: statistics[name].nansum() for name in ("correlation", "implied_beta")},
+                **{f"{name}_known": (~statistics[name].isnan()).sum() for name in ("correlation", "implied_beta")},
                 "kl": (log_ratio.exp() - log_ratio - 1).sum(),
                 "entropy": -logprobs.sum(),
                 "tokens": torch.tensor(float(len(logprobs))),
