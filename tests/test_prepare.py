@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from gift.errors import UserError
-from gift.params import Prepare
+from gift.params import ArithmeticTask, Prepare
 from gift.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
@@ -36,7 +36,15 @@ def jsonl(rows: list[Any], name: str = "data.jsonl") -> str:
 
 
 def settings(source: str, **changes: Any) -> Prepare:
-    return Prepare(**{"source": source, "columns": {"prompt": "question"}, "num_eval": 10, **changes})
+    return Prepare(
+        **{
+            "source": source,
+            "columns": {"prompt": "question"},
+            "num_eval": 10,
+            "arithmetic": ArithmeticTask(),
+            **changes,
+        }
+    )
 
 
 def refusal(source: str, **changes: Any) -> str:
@@ -46,7 +54,7 @@ def refusal(source: str, **changes: Any) -> str:
 
 
 def test_arithmetic_is_seeded_and_its_splits_are_disjoint() -> None:
-    choice = Prepare(source="arithmetic", num_train=300, num_eval=50)
+    choice = Prepare(source="arithmetic", num_train=300, num_eval=50, arithmetic=ArithmeticTask())
     made, again, other = (prepare_prompts(choice, seed) for seed in (0, 0, 1))
     assert (len(made.train), len(made.eval)) == (300, 50)
     assert made == again
@@ -275,7 +283,7 @@ def write_params(**prepare: Any) -> None:
     import ruamel.yaml
 
     content = ruamel.yaml.YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    content["prepare"] = prepare
+    content["prepare"] = {"arithmetic": {}, **prepare}
     Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -284,8 +292,9 @@ def test_the_stage_writes_the_same_bytes_again_and_never_overwrites() -> None:
     result = CliRunner().invoke(main, PATHS)
     assert result.exit_code == 0, result.output
     assert (
-        result.output == "prepare: train read 60, train split off 10, train written 50, eval read 10, eval written 10\n"
+        result.stdout == "prepare: train read 60, train split off 10, train written 50, eval read 10, eval written 10\n"
     )
+    assert result.stderr.endswith("is not in sources/: when it changes, run `dvc repro -f -s prepare`\n")
     first = [Path(path).read_bytes() for path in PATHS]
     refused = CliRunner().invoke(main, PATHS)
     assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
