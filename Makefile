@@ -24,8 +24,6 @@ OUTSIDE := PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))'
 # DVC and the launchers find `python` and `deepspeed` by PATH, as in a shell where .venv is activated.
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Threads that wait sleep: on cores shared with other programs OpenMP's spinning made small models ten times slower.
-export OMP_WAIT_POLICY ?= passive
 # Nothing here reports its use to anyone.
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
