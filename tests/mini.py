@@ -134,14 +134,13 @@ def environment() -> dict[str, str]:
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:
     """Run stages in turn, each in a process of its own, all sharing the start of Python; returns what they said."""
+    return run([sys.executable, script, *addresses], folder, environment())
+
+
+def run(command: Sequence[str], folder: Path, env: dict[str, str]) -> str:
+    """Run a command in `folder`; it must end well; returns what it said on both streams."""
     done = subprocess.run(
-        [sys.executable, script, *addresses],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

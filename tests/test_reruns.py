@@ -6,7 +6,6 @@ One project goes through the whole table, row after row, as its user would take 
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,17 +79,7 @@ def run(folder: Path, *command: str) -> str:
         "DVC_NO_ANALYTICS": "1",
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**inherited, **places, **more},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return mini.run(command, folder, {**inherited, **places, **more})
 
 
 def repro(folder: Path) -> tuple[list[str], set[str]]:
