@@ -13,7 +13,7 @@ import torch
 from gift import console
 from gift.arithmetic import problems
 from gift.base import make_base
-from gift.batches import token_budget_batches
+from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, distributed
 from gift.errors import UserError
 from gift.generate import Completion, Request, transformers_sampler
@@ -114,9 +114,9 @@ def sample_round(
     total = [weights.get("answer", 0) * a + weights.get("format", 0) * f for a, f in zip(right, formed, strict=True)]
     prompt_ids = [request.prompt_ids for request in requests]
     completion_ids = [completion.completion_ids for completion in found]
-    lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    batches = token_budget_batches(lengths, 16384)
+    lengths = [(len(p), len(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     policy = TokenLogprobs(model, settings.temperature)
+    batches = row_batches([list(range(len(lengths)))], lengths, 16384, policy.layout)
     shape = (-1, settings.group_size)
     return Rows(
         prompt_ids,

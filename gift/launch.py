@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Section, check
+from gift.params import Count, Packing, Section, check
 from gift.yaml import read_yaml
 
 
@@ -31,6 +31,7 @@ class ScoreLaunch(Section):
 
 class ReferenceLaunch(Section):
     tokens_per_batch: Count = 16384
+    packing: Packing = "auto"
 
 
 class UpdateLaunch(Section):
@@ -41,6 +42,7 @@ class UpdateLaunch(Section):
     launcher_args: list[str] = Field(default_factory=list, description="e.g. ['--hostfile', 'hosts']")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
     tokens_per_batch: Count = 16384
+    packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False
     offload_parameters: bool = False

@@ -1,54 +1,32 @@
 """Token log-probs of completions under a causal LM, without ever holding the [tokens, vocabulary] logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from gift.attention import LAYERS, PACKED_ATTENTION, packed_attention
 from gift.errors import UserError
+from gift.head import LogprobHead
+from gift.layouts import TokenBatch, token_batch
+from gift.params import Layout, Packing
 
-LOGITS_BUDGET_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """B padded sequences (prompt, completion, padding) and where their N completion tokens are predicted.
-
-    input_ids: int64 [B, T]. positions: int64 [N], index into the flattened [B * T] of the token *before* each
-    completion token, sequence after sequence. targets: int64 [N], the completion tokens.
-    """
-
-    input_ids: Tensor
-    positions: Tensor
-    targets: Tensor
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        return TokenBatch(self.input_ids.to(device), self.positions.to(device), self.targets.to(device))
-
-
-def token_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
-    """Pad on the right: under causal attention no real token sees the padding, so no attention mask is needed."""
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    width = max(map(len, rows))
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    positions = []
-    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        input_ids[index, : len(row)] = torch.tensor(row)
-        positions.append(torch.arange(len(prompt) - 1, len(row) - 1) + index * width)
-    targets = torch.cat([torch.tensor(completion, dtype=torch.int64) for completion in completions])
-    return TokenBatch(input_ids, torch.cat(positions), targets)
+# The largest difference in nats between two ways to the same log-prob that rounding explains.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+# Rows that a packed forward is tried on: two that share a prompt, and another.
+TRIAL = (([1, 2, 3, 4], [5, 6, 7]), ([1, 2, 3, 4], [8, 3]), ([7, 1, 2], [3, 4, 5, 6, 1]))
 
 
 class TokenLogprobs(nn.Module):
-    """A transformers causal LM as a function from a `TokenBatch` to the log-probs of its completion tokens."""
+    """A transformers causal LM as a function from a `TokenBatch` to the log-probs of its completion tokens.
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    `layout` is how batches for it are to be laid out: what `packing` names; `auto` is `shared` where that gives the
+    model's own log-probs, else `padded`.
+    """
+
+    def __init__(self, model: Any, temperature: float, packing: Packing = "padded") -> None:
         super().__init__()
-        self.model: Any = model
-        self.temperature = temperature
         config = model.config.get_text_config()
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             value = getattr(config, name, None)
@@ -56,38 +34,75 @@ class TokenLogprobs(nn.Module):
                 raise UserError(
                     f"the policy's config has {name}={value}: models that change their logits are not supported"
                 )
-        self.chunk = max(1, LOGITS_BUDGET_BYTES // (4 * config.vocab_size))
+        self.model: Any = model
+        self.head = LogprobHead(model.get_output_embeddings(), temperature)
+        self.layout: Layout = "padded"
+        if packing != "padded":
+            self._pack("shared" if packing == "auto" else packing, must=packing != "auto")
 
-    def forward(self, input_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Log-probs in nats, float32 [N], under softmax(logits / temperature); arguments as in `TokenBatch`."""
-        hidden = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1)[positions]
-        parts = []
-        for part, target in zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True):
-            if torch.is_grad_enabled() and len(hidden) > self.chunk:
-                parts.append(checkpoint(self._chunk, part, target, use_reentrant=False))
-            else:
-                parts.append(self._chunk(part, target))
-        return torch.cat(parts)
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Log-probs in nats, float32 [N], under softmax(logits / temperature)."""
+        packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
+        out = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed)
+        hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
+        logprobs: Tensor = self.head(hidden, batch.targets)
+        return logprobs
 
-    def _chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(hidden).float() / self.temperature
-        return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    def _pack(self, layout: Layout, must: bool) -> None:
+        """Switch to packed attention, if the model takes it and its log-probs stay the same."""
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+        config = self.model.config.get_text_config()
+        others = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
+        trouble = f"it has layers of the kind {others[0]}" if others else None
+        if trouble is None and not self.model._can_set_attn_implementation():
+            trouble = "it does not take another attention function"
+        if trouble is None:
+            alone = self._trial("padded")
+            before = config._attn_implementation
+            self.model.set_attn_implementation(PACKED_ATTENTION)
+            try:
+                gap = float((self._trial(layout) - alone).abs().max())
+                if not gap <= ROUNDING[self.head.weight.dtype]:
+                    trouble = f"its log-probs become others by {gap:.3g} nats"
+            except (TypeError, UserError) as error:  # attention of a kind of its own
+                trouble = str(error)
+            if trouble is not None:
+                self.model.set_attn_implementation(before)
+        if trouble is None:
+            self.layout = layout
+        elif must:
+            raise UserError(
+                f"launch.yaml: packing: {layout}: not with a {type(self.model).__name__}: {trouble}; set it to padded"
+            )
+
+    @torch.no_grad()
+    def _trial(self, layout: Layout) -> Tensor:
+        size = len(self.head.weight)
+        prompts, completions = ([[token % size for token in row[part]] for row in TRIAL] for part in (0, 1))
+        device = self.head.weight.device
+        if layout != "padded":
+            return self(token_batch(prompts, completions, layout).to(device))
+        return torch.cat([self(token_batch([p], [c]).to(device)) for p, c in zip(prompts, completions, strict=True)])
 
 
 def completion_logprobs(
-    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batches: list[list[int]]
+    model: TokenLogprobs,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    batches: list[list[int]],
 ) -> list[Tensor]:
     """Log-probs of every completion, one float32 [T_i] tensor each, in the order given; no gradient.
 
-    `model` is a `TokenLogprobs` (or an engine's forward of one); `batches` is a partition of the rows.
+    `batches` is a partition of the rows.
     """
     out: list[Tensor | None] = [None] * len(prompts)
-    device = next(model.parameters()).device
+    device = model.head.weight.device
     with torch.no_grad():
         for rows in batches:
-            batch = token_batch([prompts[i] for i in rows], [completions[i] for i in rows]).to(device)
-            values = model(batch.input_ids, batch.positions, batch.targets).float().cpu()
+            batch = token_batch([prompts[i] for i in rows], [completions[i] for i in rows], model.layout)
+            values = model(batch.to(device)).cpu()
             for row, part in zip(rows, values.split([len(completions[i]) for i in rows]), strict=True):
                 out[row] = part
     return [part for part in out if part is not None]

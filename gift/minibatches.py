@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from gift.batches import token_budget_batches
+from gift.batches import Groups, Lengths, fill, num_tokens, row_batches
+from gift.params import Layout
 
 
 def steps_of_groups(groups: Sequence[int], per_step: int, epochs: int, seed: int) -> list[list[int]]:
@@ -33,7 +35,18 @@ def share_groups(tokens: Sequence[int], world_size: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def micro_batches(lengths: Sequence[Sequence[int]], budget: int) -> tuple[list[list[list[int]]], int]:
-    """For each rank the micro-batches of its rows, and the number that every rank must run (the largest of all)."""
-    batches = [token_budget_batches(rows, budget) for rows in lengths]
-    return batches, max(map(len, batches))
+@dataclass(frozen=True)
+class MicroBatches:
+    """One rank's forwards of an optimizer step. `whole`: batches of whole groups; `parts`: batches of rows of groups
+    that are too large for one batch, which need a first pass without gradient."""
+
+    whole: list[Groups]
+    parts: list[list[int]]
+
+
+def micro_batches(groups: Groups, lengths: Sequence[Lengths], budget: int, layout: Layout) -> MicroBatches:
+    """Batches of at most `budget` tokens; every row of the groups occurs once."""
+    fits = [num_tokens([group], lengths, layout) <= budget for group in groups]
+    whole = [group for group, fit in zip(groups, fits, strict=True) if fit]
+    large = [group for group, fit in zip(groups, fits, strict=True) if not fit]
+    return MicroBatches(fill(whole, lengths, budget, layout), row_batches(large, lengths, budget, layout))

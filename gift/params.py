@@ -15,6 +15,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
+Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
+Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
 
 
 class Section(BaseModel):

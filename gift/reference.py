@@ -1,6 +1,7 @@
 """Log-probs of the rollouts under the reference and the starting policy, and the audit of sampler against trainer."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from gift.batches import token_budget_batches
+from gift.batches import row_batches
 from gift.console import Progress
 from gift.errors import UserError
+from gift.launch import ReferenceLaunch
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.policy import load_model
 from gift.tables.parquet import part_name
@@ -24,7 +26,7 @@ def write_reference(
     policy: Path,
     reference: Path,
     dtype: str,
-    tokens_per_batch: int,
+    launch: ReferenceLaunch,
     metadata: dict[str, Any],
     label: str,
 ) -> None:
@@ -42,8 +44,9 @@ def write_reference(
             rollouts, source = read_part(rollout_parts[index], ROLLOUTS, check_rollouts)
             prompts = rollouts["prompt_ids"].to_pylist()
             completions = rollouts["completion_ids"].to_pylist()
-            lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-            batches = token_budget_batches(lengths, tokens_per_batch)
+            lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+            rows_of = rollouts["prompt_id"].to_pylist()
+            groups = [list(rows) for _, rows in groupby(range(len(rows_of)), rows_of.__getitem__)]
             columns: dict[str, pa.Array] = {}
             for name, path in {"old_logprobs": policy, "ref_logprobs": reference}.items():
                 if name == "ref_logprobs" and reference == policy:
@@ -51,7 +54,8 @@ def write_reference(
                     continue
                 if path not in models:
                     temperature = source["settings"]["temperature"]
-                    models[path] = TokenLogprobs(load_model(path, dtype, device), temperature)
+                    models[path] = TokenLogprobs(load_model(path, dtype, device), temperature, launch.packing)
+                batches = row_batches(groups, lengths, launch.tokens_per_batch, models[path].layout)
                 values = completion_logprobs(models[path], prompts, completions, batches)
                 columns[name] = pa.array([value.numpy() for value in values], pa.list_(pa.float32()))
             table = pa.table(

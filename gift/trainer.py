@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gift.batches import num_tokens
 from gift.engine import Engine
-from gift.logprobs import token_batch
-from gift.minibatches import micro_batches, share_groups
+from gift.layouts import token_batch
+from gift.minibatches import MicroBatches, micro_batches, share_groups
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import OBJECTIVES
-from gift.params import Update
+from gift.params import Layout, Update
 from gift.rows import Rows
 
 GROUP_STATISTICS = ("loss", "log_ratio", "log_ratio_std", "correlation", "implied_beta")
@@ -20,75 +21,83 @@ SUMS = (*GROUP_STATISTICS, "correlation_known", "implied_beta_known", "kl", "ent
 class Trainer:
     """The loop over the steps of a round on one rank; `rank` and `world_size` come from the engine."""
 
-    def __init__(self, engine: Engine, rows: Rows, settings: Update, tokens_per_batch: int) -> None:
-        self.engine, self.rows, self.settings, self.tokens_per_batch = engine, rows, settings, tokens_per_batch
+    def __init__(
+        self, engine: Engine, rows: Rows, settings: Update, tokens_per_batch: int, layout: Layout = "padded"
+    ) -> None:
+        """`layout` is that of the `TokenLogprobs` in the engine."""
+        self.engine, self.rows, self.settings = engine, rows, settings
+        self.tokens_per_batch, self.layout = tokens_per_batch, layout
+        self._lengths = [(len(p), len(c)) for p, c in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
 
     def train_step(self, groups: Sequence[int], lr: float) -> dict[str, float | None]:
-        """One optimizer step on the mean loss of `groups`; returns its metrics (the same on every rank)."""
+        """One optimizer step on the mean loss of `groups`; returns its metrics (the same on every rank).
+
+        A loss is a sum over groups, so a micro-batch of whole groups needs one pass: plain autograd through the
+        objective. Groups too large for a micro-batch take two: all their log-probs without gradient, c = dLoss/dlogprob
+        of the objective, then backward of sum(c * logprob) part by part. Both give the same gradient.
+        """
         rows = self.rows
-        tokens = [sum(rows.length(row) for row in rows.rows_of([group])) for group in groups]
+        tokens = [num_tokens([rows.rows_of([group])], self._lengths, self.layout) for group in groups]
         shares = [[groups[i] for i in share] for share in share_groups(tokens, self.engine.world_size)]
-        lengths = [[rows.length(row) for row in rows.rows_of(share)] for share in shares]
-        batches, count = micro_batches(lengths, self.tokens_per_batch)
-        own_groups, own_batches = shares[self.engine.rank], batches[self.engine.rank]
-        own = rows.rows_of(own_groups)
-        if count == 1:
-            sums = self._whole(own, own_groups, own_batches[0] if own else [], len(groups))
-        else:
-            sums = self._split(own, own_groups, own_batches, count, len(groups))
+        plans = [self._plan(share) for share in shares]
+        own = plans[self.engine.rank]
+        # Collectives need all ranks: one with fewer batches than another runs empty ones, whose weight is 0.
+        num_first = max(len(plan.parts) for plan in plans)
+        num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        coefficients, own_sums = self._first_pass(own.parts, num_first, len(groups))
+        sums += own_sums
+        for batch in own.whole:
+            logprobs = self.logprobs([row for group in batch for row in group])
+            loss, own_sums = self._objective(logprobs, [group[0] // rows.group_size for group in batch])
+            self.engine.backward(loss / len(groups))
+            sums += own_sums
+        for part in own.parts:
+            weights = torch.cat([coefficients[row] for row in part])
+            self.engine.backward((weights * self.logprobs(part)).sum())
+        for _ in range(num_backward - len(own.whole) - len(own.parts)):
+            self.engine.backward(self.logprobs([]).sum() * 0)
         norm = self.engine.step(lr)
         return {**self._metrics(sums, len(groups)), "grad_norm": norm, "learning_rate": lr}
 
-    def _whole(self, own: list[int], groups: list[int], order: list[int], num_groups: int) -> Tensor:
-        """All rows of the rank in one forward: plain autograd through the objective."""
-        logprobs = self.logprobs([own[i] for i in order])
-        if not own:  # fewer groups than ranks: collectives need all ranks, so this one adds a gradient of 0
-            self.engine.backward(logprobs.sum() * 0)
-            return torch.zeros(len(SUMS), dtype=torch.float64)
-        lengths = [len(self.rows.completion_ids[own[i]]) for i in order]
-        parts = dict(zip(order, logprobs.split(lengths), strict=True))
-        loss, sums = self._objective(torch.cat([parts[i] for i in range(len(own))]), own, groups)
-        self.engine.backward(loss / num_groups)
-        return sums
+    def _plan(self, groups: Sequence[int]) -> MicroBatches:
+        chosen = [self.rows.rows_of([group]) for group in groups]
+        return micro_batches(chosen, self._lengths, self.tokens_per_batch, self.layout)
 
-    def _split(
-        self, own: list[int], groups: list[int], batches: list[list[int]], count: int, num_groups: int
-    ) -> Tensor:
-        """Two passes: log-probs of all rows without gradient, c = dLoss/dlogprob, then backward of sum(c * logprob)."""
+    def _first_pass(self, parts: list[list[int]], count: int, num_groups: int) -> tuple[dict[int, Tensor], Tensor]:
+        """Of the rows in `parts`, which make whole groups: dLoss/dlogprob by row, and the sums of their metrics."""
+        values: dict[int, Tensor] = {}
         with torch.no_grad():
-            parts: dict[int, Tensor] = {}
             for index in range(count):
-                batch = batches[index] if index < len(batches) else []
-                logprobs = self.logprobs([own[i] for i in batch])
-                lengths = [len(self.rows.completion_ids[own[i]]) for i in batch]
-                if batch:
-                    parts.update(zip(batch, logprobs.split(lengths), strict=True))
-        coefficients: Sequence[Tensor] = []
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        if own:
-            leaf = torch.cat([parts[i] for i in range(len(own))]).requires_grad_()
-            loss, sums = self._objective(leaf, own, groups)
-            (gradient,) = torch.autograd.grad(loss / num_groups, leaf)
-            coefficients = gradient.split([len(self.rows.completion_ids[row]) for row in own])
-        for index in range(count):
-            batch = batches[index] if index < len(batches) else []
-            logprobs = self.logprobs([own[i] for i in batch])
-            # A rank with fewer micro-batches than another runs empty ones of weight 0: collectives need all ranks.
-            weights = torch.cat([coefficients[i] for i in batch]) if batch else torch.zeros_like(logprobs)
-            self.engine.backward((weights * logprobs).sum())
-        return sums
+                if index >= len(parts):
+                    self.logprobs([])
+                    continue
+                part = parts[index]
+                logprobs = self.logprobs(part)
+                values.update(zip(part, logprobs.split([self._lengths[row][1] for row in part]), strict=True))
+        if not parts:
+            return {}, torch.zeros(len(SUMS), dtype=torch.float64)
+        own = sorted(values)
+        leaf = torch.cat([values[row] for row in own]).requires_grad_()
+        loss, sums = self._objective(leaf, [row // self.rows.group_size for row in own[:: self.rows.group_size]])
+        (gradient,) = torch.autograd.grad(loss / num_groups, leaf)
+        return dict(zip(own, gradient.split([self._lengths[row][1] for row in own]), strict=True)), sums
 
     def logprobs(self, chosen: list[int]) -> Tensor:
         """Log-probs [N] of the completions of some rows; without rows, of the shortest one (to be weighted with 0)."""
-        chosen = chosen or [min(range(len(self.rows.prompt_ids)), key=self.rows.length)]
-        batch = token_batch(
-            [self.rows.prompt_ids[row] for row in chosen], [self.rows.completion_ids[row] for row in chosen]
-        ).to(self.engine.device)
-        return self.engine.forward(batch.input_ids, batch.positions, batch.targets)
+        chosen = chosen or [min(range(len(self._lengths)), key=lambda row: sum(self._lengths[row]))]
+        prompts, completions = self.rows.prompt_ids, self.rows.completion_ids
+        batch = token_batch([prompts[row] for row in chosen], [completions[row] for row in chosen], self.layout)
+        logprobs: Tensor = self.engine.forward(batch.to(self.engine.device))
+        return logprobs
 
-    def _objective(self, logprobs: Tensor, own: list[int], groups: list[int]) -> tuple[Tensor, Tensor]:
-        """Sum of the objective over the rank's groups, and the sums (order of SUMS) that metrics are made of."""
+    def _objective(self, logprobs: Tensor, groups: list[int]) -> tuple[Tensor, Tensor]:
+        """Sum of the objective over groups, and the sums (order of SUMS) that metrics are made of.
+
+        logprobs: float [N], of the groups' completions in order.
+        """
         rows, device = self.rows, logprobs.device
+        own = rows.rows_of(groups)
         lengths = torch.tensor([len(rows.completion_ids[row]) for row in own])
         batch = GroupBatch(
             logprobs=logprobs,

@@ -52,8 +52,8 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
     work = Work("reference", out, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"
     label = f"reference@{out.parent.name}"
-    tokens = launch.reference.tokens_per_batch
-    write_reference(folder, part_paths(rollouts), policy, reference, params.update.dtype, tokens, metadata, label)
+    parts, dtype = part_paths(rollouts), params.update.dtype
+    write_reference(folder, parts, policy, reference, dtype, launch.reference, metadata, label)
     table, _ = read_table(folder, REFERENCE, check_reference)
     check_same_rows(table, sampled, folder)
     numbers = audit(sampled, table, params.reference.max_mean_gap)

@@ -75,10 +75,11 @@ def main(
         torch.distributed.barrier()
         folder = work_folder("update", out_policy)
         temperature = source["settings"]["temperature"]
-        engine = start_engine(policy, params.update, launch, temperature)
+        model = TokenLogprobs(load_model(policy, "float32"), temperature, launch.packing)  # for bfloat16, too: masters
+        engine = start_engine(model, params.update, launch)
         if params.update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
-        trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch)
+        trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch, model.layout)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
         step_rows = train_round(engine, trainer, steps, params.update, lineage.optimizer_steps, keep)
         probed = min(range(len(rows.prompt_ids)), key=rows.length)
@@ -109,13 +110,12 @@ def main(
         console.say(label, **{name: numbers[name] for name in shown})
 
 
-def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperature: float) -> Engine:
+def start_engine(logprobs: TokenLogprobs, settings: Update, launch: UpdateLaunch) -> Engine:
     """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
-    model = load_model(policy, "float32")  # also for bfloat16: the engine keeps these as its masters
     if launch.gradient_checkpointing:
-        refuse_dropout(model)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only
+        refuse_dropout(logprobs.model)
+        logprobs.model.gradient_checkpointing_enable({"use_reentrant": False})
+        logprobs.model.train()  # transformers checkpoints in training mode only
     by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
     engine_settings = EngineSettings(
         betas=settings.betas,
@@ -128,7 +128,7 @@ def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperatu
         offload_parameters=launch.offload_parameters,
         deepspeed=launch.deepspeed,
     )
-    return Engine(TokenLogprobs(model, temperature), engine_settings)
+    return Engine(logprobs, engine_settings)
 
 
 def refuse_dropout(model: Any) -> None:

@@ -1,6 +1,5 @@
-"""One law: the optimizer step is plain autograd's on the mean loss of the groups, at any split, rank and ZeRO stage."""
+"""One law: the optimizer step is plain autograd's on the mean loss of the groups, at any split, layout and stage."""
 
-import itertools
 import math
 import random
 import sys
@@ -11,21 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gift.batches import token_budget_batches
+from gift.batches import fill, num_tokens, row_batches
 from gift.engine import Engine, EngineSettings, distributed
 from gift.errors import UserError
-from gift.logprobs import TokenLogprobs, completion_logprobs, token_batch
-from gift.minibatches import share_groups, steps_of_groups
+from gift.layouts import token_batch
+from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.minibatches import micro_batches, share_groups, steps_of_groups
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import gift
 from gift.params import Update
 from gift.rows import Rows
 from gift.trainer import Trainer
-from tests.ranks import run_two_ranks
+from tests.ranks import run_ranks
 
 TEMPERATURE = 0.8
 EPS = 1e-4  # large enough that AdamW does not divide rounding noise by rounding noise
 WHOLE, MIDDLE, ONE_ROW = 10_000, 60, 23
+LAYOUTS = ("shared", "packed", "padded")
 # The last step has fewer groups than ranks; the one before is lopsided: one rank has far longer groups.
 STEPS = [[0, 1, 2, 3, 4], [0, 4], [3]]
 
@@ -102,14 +103,16 @@ def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[
 
 
 def train(
-    budget: int, stage: int, update: Update, checkpointing: bool = False
+    budget: int, stage: int, update: Update, layout: str = "shared", checkpointing: bool = False
 ) -> tuple[dict[str, Tensor] | None, list]:
     policy = model()
+    logprobs = TokenLogprobs(policy, TEMPERATURE, layout)
+    assert logprobs.layout == layout
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
-    engine = Engine(TokenLogprobs(policy, TEMPERATURE), EngineSettings(zero_stage=stage, eps=EPS))
-    trainer = Trainer(engine, round_rows(), update, budget)
+    engine = Engine(logprobs, EngineSettings(zero_stage=stage, eps=EPS))
+    trainer = Trainer(engine, round_rows(), update, budget, layout)
     metrics = [trainer.train_step(groups, 1e-2) for groups in STEPS]
     weights = engine.weights()
     engine.close()
@@ -121,93 +124,109 @@ def farthest(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     return max(float((tensor - truth[name.removeprefix("model.")]).abs().max()) for name, tensor in weights.items())
 
 
-CASES = list(itertools.product((0, 1, 2, 3), (WHOLE, ONE_ROW)))
+# Gradient checkpointing, layouts and budgets meet every ZeRO stage at every world size.
+CASES = [
+    (stage, budget, layout, checkpointing)
+    for stage in (0, 1, 2, 3)
+    for budget, layout, checkpointing in (
+        (WHOLE, "shared", False),
+        (MIDDLE, "shared", True),
+        (ONE_ROW, "packed", False),
+        (MIDDLE, "padded", True),
+    )
+]
+
+
+def name_of(case: tuple[int, int, str, bool]) -> str:
+    return "-".join(map(str, case))
 
 
 def worker(folder: Path) -> None:
     with distributed():
-        for stage, budget in CASES:
-            weights, metrics = train(budget, stage, settings())
+        for case in CASES:
+            stage, budget, layout, checkpointing = case
+            weights, metrics = train(budget, stage, settings(), layout, checkpointing)
             if weights is not None:
-                save_file(weights, folder / f"{stage}-{budget}.safetensors")
                 numbers = torch.tensor([[row["loss"], row["grad_norm"]] for row in metrics], dtype=torch.float64)
-                save_file({"numbers": numbers}, folder / f"{stage}-{budget}-numbers.safetensors")
+                save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What some ranks made of all cases. With four, each step leaves ranks with fewer groups than others, or none."""
     folder = tmp_path_factory.mktemp("trainer")
-    assert run_two_ranks(__file__, folder) == [(0, ""), (0, "")]
+    assert run_ranks(request.param, __file__, folder) == [(0, "")] * request.param
     return folder
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("budget", [WHOLE, MIDDLE, ONE_ROW])
 @pytest.mark.parametrize("fields", [{}, {"stats": "detached", "anchor": "old"}, {"token_reduce": "mean", "beta": 0.5}])
-def test_any_micro_batch_is_plain_autograd(budget: int, fields: dict[str, object]) -> None:
+def test_any_micro_batch_is_plain_autograd(budget: int, fields: dict[str, object], layout: str) -> None:
     update = settings(**fields)
     truth, losses, norms = plain_autograd(round_rows(), update)
     with distributed():
-        weights, metrics = train(budget, 0, update)
+        weights, metrics = train(budget, 0, update, layout)
     assert weights is not None
     assert [row["loss"] for row in metrics] == pytest.approx(losses, rel=1e-4)
     assert [row["grad_norm"] for row in metrics] == pytest.approx(norms, rel=1e-4)
     assert farthest(weights, truth) < 1e-5
 
 
-def test_gradient_checkpointing_is_plain_autograd() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_checkpointing_is_plain_autograd(layout: str) -> None:
     truth, losses, _ = plain_autograd(round_rows(), settings())
     with distributed():
-        weights, metrics = train(MIDDLE, 0, settings(), checkpointing=True)
+        weights, metrics = train(MIDDLE, 0, settings(), layout, checkpointing=True)
     assert weights is not None
     assert [row["loss"] for row in metrics] == pytest.approx(losses, rel=1e-4)
     assert farthest(weights, truth) < 1e-5
 
 
-@pytest.mark.parametrize(("stage", "budget"), CASES)
-def test_two_ranks_are_plain_autograd(two: Path, stage: int, budget: int) -> None:
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_more_ranks_are_plain_autograd(ranks: Path, case: tuple[int, int, str, bool]) -> None:
     truth, losses, norms = plain_autograd(round_rows(), settings())
-    numbers = load_file(two / f"{stage}-{budget}-numbers.safetensors")["numbers"]
+    weights = load_file(ranks / f"{name_of(case)}.safetensors")
+    numbers = weights.pop("numbers")
     assert numbers[:, 0].tolist() == pytest.approx(losses, rel=1e-4)
     assert numbers[:, 1].tolist() == pytest.approx(norms, rel=1e-4)
-    assert farthest(load_file(two / f"{stage}-{budget}.safetensors"), truth) < 1e-5
+    assert farthest(weights, truth) < 1e-5
 
 
-@pytest.mark.parametrize("budget_bytes", [4 * 50, 4 * 50 * 7, 2**26])
-def test_chunked_log_probs_are_those_of_whole_logits(monkeypatch: pytest.MonkeyPatch, budget_bytes: int) -> None:
-    """Values and gradients, padded beside longer rows or alone, one position a chunk or all at once."""
-    monkeypatch.setattr("gift.logprobs.LOGITS_BUDGET_BYTES", budget_bytes)
-    policy = model()
-    prompts, completions = [[3, 4], [7, 8, 9, 1, 2]], [[5, 6, 7], [1, 4, 4, 2, 8, 9, 9]]
-    batch = token_batch(prompts, completions)
-    found = TokenLogprobs(policy, TEMPERATURE)(batch.input_ids, batch.positions, batch.targets)
-    expected = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
-        expected.append(logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)])
-    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
-    weights = torch.linspace(-1, 1, len(found))
-    ours = torch.autograd.grad((weights * found).sum(), policy.model.embed_tokens.weight)[0]
-    plain = torch.autograd.grad((weights * torch.cat(expected)).sum(), policy.model.embed_tokens.weight)[0]
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
-
-
-def test_models_that_change_their_logits_are_refused() -> None:
-    policy = model()
-    policy.config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match="final_logit_softcapping=30"):
-        TokenLogprobs(policy, 1.0)
-
-
-def test_token_budget_batches_partition_the_rows_within_the_budget() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_hold_every_row_once_within_the_budget(layout: str) -> None:
     rng = random.Random(2)
     for _ in range(200):
-        lengths = [rng.randint(1, 40) for _ in range(rng.randint(1, 60))]
-        budget = rng.randint(max(lengths), 200)
-        batches = token_budget_batches(lengths, budget)
+        size = rng.randint(1, 6)
+        groups = [list(range(index * size, index * size + size)) for index in range(rng.randint(1, 12))]
+        prompts = [rng.randint(1, 20) for _ in groups]
+        lengths = [(prompt, rng.randint(1, 20)) for prompt in prompts for _ in range(size)]
+        budget = rng.randint(max(map(sum, lengths)), 300)
+        batches = row_batches(groups, lengths, budget, layout)
         assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-        assert all(len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+        plan = micro_batches(groups, lengths, budget, layout)
+        in_whole = [group for batch in plan.whole for group in batch]
+        in_parts = sorted(row for part in plan.parts for row in part)
+        assert all(group in groups for group in in_whole)
+        assert sorted([row for group in in_whole for row in group] + in_parts) == list(range(len(lengths)))
+        # Groups go in parts only where they do not fit whole.
+        for group in groups:
+            assert (group in in_whole) == (num_tokens([group], lengths, layout) <= budget)
+        tokens = [token_batch(*rows_of(batch, lengths), layout).input_ids.numel() for batch in plan.parts]
+        for batch in plan.whole:
+            chosen = [row for group in batch for row in group]
+            tokens.append(token_batch(*rows_of(chosen, lengths), layout).input_ids.numel())
+        assert all(count <= budget for count in tokens)
+
+
+def rows_of(rows: list[int], lengths: list[tuple[int, int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Token lists of these lengths; a prompt differs from every other one unless its length is the same."""
+    return [[1] * lengths[row][0] for row in rows], [[2] * lengths[row][1] for row in rows]
+
+
+def test_a_row_longer_than_the_budget_is_refused() -> None:
     with pytest.raises(UserError, match="tokens_per_batch: 10 is less than one sequence of 11 tokens"):
-        token_budget_batches([3, 11], 10)
+        fill([[0], [1]], [(3, 1), (6, 6)], 10, "packed")
 
 
 def test_steps_hold_every_group_once_an_epoch() -> None:

@@ -1,0 +1,107 @@
+"""The output head as a function from hidden states to token log-probs, one tile of the vocabulary at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Room for one tile of logits. On a CPU matrix products reach their full rate at a few MiB; a GPU wants larger ones.
+TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+
+class LogprobHead(nn.Module):
+    """log softmax(hidden W^T / temperature)[target]; the [N, vocabulary] logits never exist, forward or backward.
+
+    `linear` is the model's output embedding. Its weight stands here as a parameter of this module, too, so that ZeRO-3
+    gathers it for this module's forward and backward.
+    """
+
+    def __init__(self, linear: Any, temperature: float, tile_bytes: int | None = None) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = linear.weight
+        self.bias: nn.Parameter | None = getattr(linear, "bias", None)
+        self.temperature, self.tile_bytes = temperature, tile_bytes
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden: float [N, H], targets: int64 [N]; returns nats, float32 [N]."""
+        room = self.tile_bytes or TILE_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
+        width = max(1, room // (4 * max(1, len(hidden))))
+        logprobs: Tensor = _Logprobs.apply(hidden, self.weight, self.bias, targets, self.temperature, width)
+        return logprobs
+
+
+class _Logprobs(torch.autograd.Function):
+    """Forward keeps each row's largest logit and sum of exp(logit - it); backward computes the tiles of logits again.
+
+    With p = softmax(z) and z = h W^T / T the gradient of sum(c logprob) is g = c (onehot(target) - p) / T by logit,
+    hence g W by hidden state and g^T h by weight: four matrix products where autograd's three keep all logits. As tiles
+    are columns, each row of the weight's gradient is made by one product, whatever the dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, width: int
+    ) -> Tensor:
+        top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
+        total = torch.zeros_like(top)
+        chosen = torch.zeros_like(top)
+        logits_of = _Tiles(hidden, weight, bias, temperature, width)
+        for start, stop in logits_of.tiles:
+            logits = logits_of(start, stop)
+            local, inside = _local(targets, start, stop)
+            chosen = torch.where(inside, logits.gather(1, local), chosen)
+            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
+            total = total * (top - new_top).exp_() + logits.sub_(new_top).exp_().sum(1, keepdim=True)
+            top = new_top
+        ctx.save_for_backward(hidden, targets, top, total)
+        ctx.head = (weight, bias, temperature, width)  # not saved: under ZeRO-3 the weight's storage comes and goes
+        return (chosen - top - total.log()).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, targets, top, total = ctx.saved_tensors
+        weight, bias, temperature, width = ctx.head
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        coefficients = gradients[0].float().unsqueeze(1) / temperature
+        by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        by_weight = torch.empty_like(weight) if need_weight else None
+        by_bias = torch.empty_like(bias) if need_bias else None
+        logits_of = _Tiles(hidden, weight, bias, temperature, width)
+        for start, stop in logits_of.tiles:
+            by_logit = logits_of(start, stop).sub_(top).exp_().mul_(-coefficients / total)
+            local, inside = _local(targets, start, stop)
+            by_logit.scatter_add_(1, local, torch.where(inside, coefficients, 0.0))
+            if by_bias is not None:
+                by_bias[start:stop] = by_logit.sum(0)
+            by_logit = by_logit.to(hidden.dtype)
+            if by_weight is not None:
+                torch.mm(by_logit.t(), hidden, out=by_weight[start:stop])
+            if need_hidden and hidden.dtype == torch.float32:
+                by_hidden.addmm_(by_logit, weight[start:stop])
+            elif need_hidden:
+                by_hidden += by_logit @ weight[start:stop]
+        return by_hidden.to(hidden.dtype) if need_hidden else None, by_weight, by_bias, None, None, None
+
+
+class _Tiles:
+    """Logits of one range of the vocabulary, in a buffer that the next tile uses again."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, width: int) -> None:
+        self.hidden, self.weight, self.bias, self.temperature = hidden.detach(), weight.detach(), bias, temperature
+        vocabulary = len(weight)
+        self.tiles = [(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+        self.buffer = hidden.new_empty(len(hidden) * min(width, vocabulary), dtype=weight.dtype)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """float32 [N, stop - start], to be overwritten by the caller at will."""
+        out = self.buffer[: len(self.hidden) * (stop - start)].view(len(self.hidden), stop - start)
+        logits = torch.mm(self.hidden, self.weight[start:stop].t(), out=out).float()
+        if self.bias is not None:
+            logits += self.bias.detach()[start:stop]
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
+
+
+def _local(targets: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Each target's column in the tile (column 0 where it is in another), and whether it is in this one: [N, 1]."""
+    inside = (targets >= start) & (targets < stop)
+    return torch.where(inside, targets - start, 0).unsqueeze(1), inside.unsqueeze(1)

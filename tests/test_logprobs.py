@@ -1,0 +1,259 @@
+"""Log-probs of completions: closed-form head, layouts and packed attention against whole logits row by row."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gift.errors import UserError
+from gift.head import LogprobHead
+from gift.layouts import token_batch
+from gift.logprobs import TokenLogprobs, completion_logprobs
+
+TEMPERATURE = 0.8
+SIZE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "attn_implementation": "sdpa",
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+MODELS: dict[str, dict[str, Any]] = {
+    "Qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "Llama": {"tie_word_embeddings": False},
+    "Mistral": {"sliding_window": 7},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "GPTNeoX": {"num_key_value_heads": 4},
+    "GPT2": GPT2,  # learned positions
+}
+
+
+def make_model(name: str, **fields: Any) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    config_class = getattr(transformers, f"{name}Config")
+    model_class = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM"))
+    return model_class(config_class(**{**SIZE, **MODELS.get(name, {}), **fields})).eval()
+
+
+def rows(seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+    """Six groups of four: prompts of 1 to 12 tokens, completions of 1 to 30."""
+    rng = random.Random(seed)
+    prompts, completions = [], []
+    for _ in range(6):
+        prompt = [rng.randrange(50) for _ in range(rng.randint(1, 12))]
+        for _ in range(4):
+            prompts.append(prompt)
+            completions.append([rng.randrange(50) for _ in range(rng.choice([1, 1, 2, 5, 9, 30]))])
+    return prompts, completions
+
+
+def one_by_one(model: Any) -> Tensor:
+    """The same from whole logits, one row at a time."""
+    parts = []
+    for prompt, completion in zip(*rows(), strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        parts.append(logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)])
+    return torch.cat(parts)
+
+
+def gradients(model: nn.Module, logprobs: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, len(logprobs))
+    return list(torch.autograd.grad((weights * logprobs).sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(name: str) -> None:
+    model = make_model(name)
+    truth = one_by_one(model)
+    expected = gradients(model, truth)
+    for packing in ("padded", "packed", "shared", "auto"):
+        logprobs = TokenLogprobs(model, TEMPERATURE, packing)
+        assert logprobs.layout == {"auto": "shared"}.get(packing, packing)
+        found = logprobs(token_batch(*rows(), logprobs.layout))
+        torch.testing.assert_close(found, truth, atol=2e-5, rtol=1e-5)
+        for ours, plain in zip(gradients(model, found), expected, strict=True):
+            torch.testing.assert_close(ours, plain, atol=2e-4, rtol=1e-4)
+        model.set_attn_implementation("sdpa")
+
+
+def test_a_shared_prompt_is_computed_once() -> None:
+    prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[1, 2], [3, 4, 5], [6], [7, 1]]
+    tokens = {layout: token_batch(prompts, completions, layout).input_ids for layout in ("padded", "packed", "shared")}
+    assert tokens["shared"].tolist() == [[5, 6, 7, 1, 3, 4, 8, 9, 7]]
+    assert tokens["packed"].numel() == 4 + 5 + 3 + 3
+    assert tokens["padded"].shape == (4, 5)
+
+
+def test_blocks_cover_the_tokens_of_a_batch_once() -> None:
+    for seed in range(20):
+        for layout in ("packed", "shared"):
+            batch = token_batch(*rows(seed), layout)
+            assert sum(len(block.slot_of_token) for block in batch.blocks) == batch.input_ids.numel()
+            for block in batch.blocks:
+                assert block.slot_of_token.unique().numel() == len(block.slot_of_token)
+                own = torch.arange(len(block.slot_of_token))
+                assert torch.equal(block.token_of_slot[block.slot_of_token], own)
+
+
+def test_long_and_short_rows_go_into_blocks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a batch is cut into blocks, its log-probs are the same."""
+    model = make_model("Qwen3")
+    truth = one_by_one(model)
+    logprobs = TokenLogprobs(model, TEMPERATURE, "shared")  # from here on the model takes packed batches only
+    counts = set()
+    for padding, slots, mask in ((0.0, 0, 2**22), (0.25, 0, 2**22), (9.0, 0, 2**22), (9.0, 1024, 5000)):
+        monkeypatch.setattr("gift.layouts.BLOCK_PADDING", padding)
+        monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
+        monkeypatch.setattr("gift.layouts.BLOCK_MASK_ENTRIES", mask)
+        batch = token_batch(*rows(), "shared")
+        counts.add(len(batch.blocks))
+        torch.testing.assert_close(logprobs(batch), truth, atol=2e-5, rtol=1e-5)
+    assert min(counts) == 1
+    assert len(counts) > 2
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3, 50])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_head_is_autograd_through_whole_logits(num_tiles: int, bias: bool) -> None:
+    torch.manual_seed(1)
+    linear, hidden = nn.Linear(8, 50, bias=bias), torch.randn(21, 8, requires_grad=True)
+    targets, weights = torch.randint(0, 50, (21,)), torch.randn(21)
+    inputs = [hidden, *linear.parameters()]
+    plain = (linear(hidden) / TEMPERATURE).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    head = LogprobHead(linear, TEMPERATURE, tile_bytes=4 * 21 * -(-50 // num_tiles))
+    found = head(hidden, targets)
+    torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-6)
+    expected = torch.autograd.grad((weights * plain).sum(), inputs)
+    for ours, theirs in zip(torch.autograd.grad((weights * found).sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_keeps_extreme_logits_finite() -> None:
+    """Logits of +-2000 in any order of tiles: log-probs and gradients as in float64."""
+    linear = nn.Linear(1, 6, bias=False)
+    linear.weight.data = torch.tensor([[-2000.0], [0.0], [2000.0], [1999.0], [-1.0], [2000.0]])
+    hidden, targets = torch.ones(6, 1, requires_grad=True), torch.arange(6)
+    found = LogprobHead(linear, 1.0, tile_bytes=4 * 6 * 2)(hidden, targets)
+    exact = (hidden.double() @ linear.weight.double().T).log_softmax(-1).diagonal()
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=1e-6)
+    inputs = [hidden, linear.weight]
+    for ours, plain in zip(*(torch.autograd.grad(x.sum(), inputs) for x in (found, exact)), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-5)
+
+
+def test_a_bfloat16_head_rounds_about_as_whole_logits_do() -> None:
+    """Mean squared errors against float32. The hidden states' gradient is a sum over tiles, each rounded once more."""
+    torch.manual_seed(2)
+    linear, hidden = nn.Linear(64, 500, bias=False), torch.randn(33, 64)
+    targets = torch.randint(0, 500, (33,))
+
+    def of(dtype: torch.dtype, tiles: bool) -> tuple[Tensor, Tensor, Tensor]:
+        weight = linear.weight.detach().to(dtype).requires_grad_()
+        x = hidden.to(dtype).requires_grad_()
+        if tiles:
+            copy = nn.Linear(64, 500, bias=False, dtype=dtype)
+            copy.weight = nn.Parameter(weight)
+            found = LogprobHead(copy, 1.0, tile_bytes=4 * 33 * 64)(x, targets)
+            weight = copy.weight
+        else:
+            found = (x @ weight.T).float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        return (found.detach(), *(g.float() for g in torch.autograd.grad(found.sum(), [x, weight])))
+
+    truth = of(torch.float32, tiles=False)
+    ours, plain = of(torch.bfloat16, tiles=True), of(torch.bfloat16, tiles=False)
+    for exact, a, b in zip(truth, ours, plain, strict=True):
+        assert float((a - exact).square().mean()) <= 1.5 * float((b - exact).square().mean())
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: nothing is larger than the budget, the weight, or the hidden states."""
+    monkeypatch.setattr("gift.head.TILE_BYTES", {"cpu": 4 * 3000})
+    model = make_model("Qwen3", vocab_size=2000)
+    logprobs = TokenLogprobs(model, TEMPERATURE)
+    batch = token_batch(*rows())
+    most = max(model.get_output_embeddings().weight.numel(), batch.input_ids.numel() * 48, 3000)
+    assert len(batch.targets) * 2000 > 3 * most
+    with Largest() as seen:
+        logprobs(batch).sum().backward()
+    assert seen.elements <= most
+
+
+def test_a_frozen_head_has_no_gradient_and_passes_one_on() -> None:
+    model = make_model("Llama")
+    truth = one_by_one(model)
+    inner = model.model.layers[0].mlp.up_proj.weight
+    (expected,) = torch.autograd.grad(truth.sum(), [inner])
+    model.lm_head.weight.requires_grad_(False)
+    TokenLogprobs(model, TEMPERATURE)(token_batch(*rows())).sum().backward()
+    assert model.lm_head.weight.grad is None
+    torch.testing.assert_close(inner.grad, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_log_probs_do_not_depend_on_the_batches() -> None:
+    logprobs = TokenLogprobs(make_model("Qwen3"), TEMPERATURE, "shared")
+    prompts, completions = rows()
+    together = completion_logprobs(logprobs, prompts, completions, [list(range(24))])
+    apart = completion_logprobs(logprobs, prompts, completions, [[index] for index in reversed(range(24))])
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_cannot_be_packed_is_padded_or_refused() -> None:
+    """Gemma 2 squashes its attention scores; layers of other kinds carry more than attention shows."""
+    squashing = make_model("Gemma2", head_dim=8, final_logit_softcapping=None)
+    mixing = make_model("Qwen3")
+    mixing.config.layer_types = ["full_attention", "linear_attention"]
+    for model, word in ((squashing, "softcap"), (mixing, "linear_attention")):
+        assert TokenLogprobs(model, TEMPERATURE, "auto").layout == "padded"
+        assert model.config._attn_implementation == "sdpa"
+        with pytest.raises(UserError, match=rf"packing: shared: .*{word}.*; set it to padded"):
+            TokenLogprobs(model, TEMPERATURE, "shared")
+
+
+def test_a_model_whose_log_probs_change_under_packing_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that ignores position_ids would put every completion at a wrong place: the trial forward notices."""
+    model = make_model("GPT2")
+    forward = model.transformer.forward
+
+    def deaf(*args: Any, position_ids: Tensor | None = None, **others: Any) -> Any:
+        return forward(*args, **others)
+
+    monkeypatch.setattr(model.transformer, "forward", deaf)
+    assert TokenLogprobs(model, TEMPERATURE, "auto").layout == "padded"
+    with pytest.raises(UserError, match="its log-probs become others by"):
+        TokenLogprobs(model, TEMPERATURE, "packed")
+
+
+def test_models_that_change_their_logits_are_refused() -> None:
+    model = make_model("Qwen3")
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping=30"):
+        TokenLogprobs(model, 1.0)
