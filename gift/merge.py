@@ -16,9 +16,9 @@ def merge(policy: Path, out: Path, base: Path | None = None) -> str:
     """
     if out.exists():
         raise UserError(f"{out}: exists already; nothing was changed. Name another folder, or remove it")
-    if not is_adapter(policy):
-        raise UserError(f"{policy}: no adapter folder; a policy that was trained whole needs no merging")
     initial = read_lineage(policy).initial
+    if not is_adapter(policy):
+        raise UserError(f"{policy}: no adapter, but a whole model already; there is nothing to merge")
     base = base or Path(read_adapter_config(policy)["base_model_name_or_path"])
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; run this in the project's folder, or name the base policy by --base")

@@ -27,6 +27,7 @@ from gift.lora import check_parent, load_trainable
 from gift.params import Lora
 from gift.policy import Lineage, load_model
 from gift.saving import save_policy
+from stages import update
 from tests.ranks import run_two_ranks
 
 LORA = Lora(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
@@ -316,16 +317,16 @@ def test_one_process_is_plain_autograd_and_goes_on_from_a_state(
 
 # --- the stages -------------------------------------------------------------------------------------------------------
 
-SECOND = ("generate@r2", "score@r2", "reference@r2", "update@r2", "generate_eval@r2", "evaluate@r2")
+ROUNDS = ("update@r1", "generate_eval@r1", "evaluate@r1", "generate@r2", "score@r2", "reference@r2", "update@r2")
 
 
-def lora_project(world: Path, folder: Path, **update: object) -> Path:
+def lora_project(world: Path, folder: Path, **changes: object) -> Path:
     """A copy of the small project before its first update, which is to train an adapter."""
     shutil.copytree(world, folder)
     for address in ("update@r1", "generate_eval@r1", "evaluate@r1"):
         mini.remove_outputs(folder, address)
     lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-    mini.write_params(folder, {"update": {"lora": lora, "lr": 3e-3, **update}})
+    mini.write_params(folder, {"update": {"lora": lora, "lr": 3e-3, **changes}})
     return folder
 
 
@@ -333,7 +334,7 @@ def lora_project(world: Path, folder: Path, **update: object) -> Path:
 def rounds(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after two LoRA rounds; to be read, never changed."""
     folder = lora_project(world, tmp_path_factory.mktemp("rounds") / "project")
-    mini.run_stages(folder, ("update@r1", "generate_eval@r1", "evaluate@r1", *SECOND))
+    mini.run_stages(folder, ROUNDS)
     return folder / "data/rounds"
 
 
@@ -346,13 +347,13 @@ def test_a_round_is_an_adapter_folder_on_the_base(rounds: Path) -> None:
         config = json.loads((rounds / name / "policy/adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "data/rounds/base/policy"
         assert config["target_modules"] == sorted(config["target_modules"])
-        assert (rounds / name / "answers/part-00000.parquet").exists()
-        assert (rounds / name / "metrics/evaluate.json").exists()
-        sizes = [
-            path.stat().st_size
-            for path in mini.files(rounds / name / "policy") + mini.files(rounds / name / "optimizer")
-        ]
-        assert sum(sizes) < (rounds / "base/policy/model.safetensors").stat().st_size
+        made = [*mini.files(rounds / name / "policy"), *mini.files(rounds / name / "optimizer")]
+        size = sum(path.stat().st_size for path in made)
+        assert size < (rounds / "base/policy/model.safetensors").stat().st_size
+    for table, policy in {"r1/answers": lineages[1], "r2/rollouts": lineages[1], "r1/rollouts": lineages[0]}.items():
+        facts = json.loads(pq.read_schema(rounds / table / "part-00000.parquet").metadata[b"gift"])
+        assert facts["policy"] == policy["digest"]
+    assert "eval/accuracy_greedy" in json.loads((rounds / "r1/metrics/evaluate.json").read_text())
 
 
 def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
@@ -403,10 +404,10 @@ def test_a_bfloat16_round_under_zero_3_with_checkpointing(world: Path, tmp_path:
     launch = {**mini.LAUNCH, "update": {"zero_stage": 3, "gradient_checkpointing": True, "tokens_per_batch": 200}}
     (folder / "launch.yaml").write_text(json.dumps(launch))
     mini.remove_outputs(folder, "reference@r1")
-    mini.run_stages(folder, ("reference@r1", "update@r1", "generate@r2", "score@r2", "reference@r2", "update@r2"))
-    weights = load_file(folder / "data/rounds/r2/policy/adapter_model.safetensors")
+    mini.run_stages(folder, ("reference@r1", "update@r1"))
+    weights = load_file(folder / "data/rounds/r1/policy/adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    masters = load_file(folder / "data/rounds/r2/optimizer/state.safetensors")
+    masters = load_file(folder / "data/rounds/r1/optimizer/state.safetensors")
     for name, tensor in weights.items():
         own = name.removeprefix("base_model.model.").removesuffix(".weight")
         assert torch.equal(masters[f"weight/model.{own}.default.weight"].bfloat16(), tensor)
@@ -428,7 +429,7 @@ def test_merged_is_base_and_adapter(rounds: Path, tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     for words, message in {
         (policy, out): f"{out}: exists already; nothing was changed",
-        (base, tmp_path / "other"): f"{base}: no adapter folder",
+        (base, tmp_path / "other"): f"{base}: no adapter, but a whole model already",
         (policy, tmp_path / "other", "--base", out): f"{out}: is policy",
         (policy, tmp_path / "other", "--base", "nowhere"): "nowhere: no such folder",
     }.items():
@@ -474,6 +475,18 @@ def test_a_round_goes_on_only_from_the_base_or_from_its_own_kind_of_adapter(roun
         load_trainable(adapter, fewer, "float32", seed=0)
     every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     load_trainable(adapter, Lora(r=4, lora_alpha=8, target_modules=every), "float32", seed=0)  # all-linear, in full
+
+
+def test_the_stage_refuses_and_publishes_nothing(rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(rounds.parents[1], tmp_path / "project"))
+    monkeypatch.chdir(folder)
+    mini.remove_outputs(folder, "update@r2")
+    mini.write_params(folder, {"update": {"lora": None}})
+    before = mini.content(folder / "data")
+    done = CliRunner().invoke(update.main, mini.command(folder, "update@r2")[3:])
+    assert done.exit_code == 1
+    assert done.output.startswith("error: params.yaml: update.lora: null: the round starts from data/rounds/r1/policy")
+    assert mini.content(folder / "data") == before
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "norm", "self_attn", "query"])
