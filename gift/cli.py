@@ -1,4 +1,4 @@
-"""The `gift` command: extend the rounds, look at what a round made, draw its plots without a network."""
+"""The `gift` command: extend the rounds, look at what one made, merge an adapter, draw plots without a network."""
 
 import re
 from pathlib import Path
@@ -64,6 +64,21 @@ def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
             reward = "failed" if row.reward is None or row.reward != row.reward else f"{row.reward:.3g}"
             tokens = len(row.completion_ids)
             click.echo(f"  [{row.sample}] reward {reward}, {tokens} tokens, {row.finish_reason}: {row.completion!r}")
+
+
+@main.command()
+@click.argument("policy", type=Path)
+@click.argument("out", type=Path)
+@click.option("--base", type=Path, help="The base policy, where it is not where the adapter's config says.")
+def merge(policy: Path, out: Path, base: Path | None) -> None:
+    """Merge a LoRA POLICY (data/rounds/r1/policy) with its base into the plain Hugging Face folder OUT."""
+    from gift import console
+
+    console.quiet()
+    from gift.merge import merge as merge_policy
+
+    dtype = merge_policy(policy, out, base)
+    click.echo(f"{out}: written, in {dtype}; `base.model: {out}` begins a project from it")
 
 
 @main.command()

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from gift.adapter import PolicyFiles, load_policy, read_adapter_config
 from gift.errors import UserError
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
-from gift.policy import check_files, load_model
+from gift.policy import check_files
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,24 @@ class Completion:
 
 Sampler = Callable[[Sequence[Request]], list[Completion]]
 
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room for an adapter that vLLM knows
 
-def start_sampler(policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch) -> tuple[Sampler, str]:
+
+def start_sampler(
+    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
-    check_files(policy)
+    check_files(policy.model)
     start = {"vllm": _start_vllm, "transformers": _start_transformers}[sampling.engine]
     return start(policy, sampling, max_model_len, launch)
 
 
-def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch) -> tuple[Sampler, str]:
+def _start_vllm(
+    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+) -> tuple[Sampler, str]:
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -52,14 +58,18 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         import vllm
+        from vllm.lora.request import LoRARequest
     except ImportError as error:
         raise UserError(
             f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
             "transformers in params.yaml"
         ) from None
+    rank = read_adapter_config(policy.adapter)["r"] if policy.adapter else 0
+    lora = {"enable_lora": True, "max_lora_rank": vllm_lora_rank(rank)} if policy.adapter else {}
+    adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
     try:
         llm = vllm.LLM(
-            model=str(policy),
+            model=str(policy.model),
             dtype=sampling.dtype,
             max_model_len=max_model_len,
             tensor_parallel_size=launch.tensor_parallel_size,
@@ -71,12 +81,15 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=0,
+            **lora,
         )
+        if adapter:
+            llm.llm_engine.add_lora(adapter)
     except Exception as error:  # of any type: a model it does not know, too little memory, a wrong head size
         first = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{policy}: vLLM does not start with it ({type(error).__name__}: {first}); GIFT_VERBOSE=1 shows all it "
-            "says, and generate.engine and evaluate.engine: transformers do without it"
+            f"{policy.folder}: vLLM does not start with it ({type(error).__name__}: {first}); GIFT_VERBOSE=1 shows all "
+            "it says, and generate.engine and evaluate.engine: transformers do without it"
         ) from None
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
@@ -93,9 +106,15 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
             )
             for request in requests
         ]
-        return [_from_vllm(result.outputs[0]) for result in llm.generate(prompts, settings, use_tqdm=False)]
+        outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
+        return [_from_vllm(result.outputs[0]) for result in outputs]
 
     return sample, f"vllm {vllm.__version__}"
+
+
+def vllm_lora_rank(rank: int) -> int:
+    """The least of vLLM's sizes that an adapter of this rank fits into."""
+    return min(size for size in VLLM_LORA_RANKS if size >= rank)
 
 
 def _from_vllm(output: Any) -> Completion:
@@ -105,13 +124,13 @@ def _from_vllm(output: Any) -> Completion:
 
 
 def _start_transformers(
-    policy: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
 ) -> tuple[Sampler, str]:
     import torch
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(policy, sampling.dtype, device)
+    model = load_policy(policy, sampling.dtype, device)
     return transformers_sampler(model, sampling, launch.max_num_seqs), f"transformers {transformers.__version__}"
 
 

@@ -2,9 +2,10 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gift.errors import UserError
@@ -148,12 +149,33 @@ class GiftObjective(Section):
     zero_spread: Literal["mask", "keep"] = "mask"
 
 
+class Lora(Section):
+    """A PEFT adapter that trains in place of the whole model, in PEFT's words.
+
+    There is no dropout: the log-prob of a token would be another one at every look, and the update compares them. There
+    is no `bias` and no `modules_to_save`: they change the base model, which is the reference with the adapter off.
+    """
+
+    r: Annotated[int, Field(ge=1, le=512, description="the rank; vLLM knows none above 512")]
+    lora_alpha: Count = Field(description="the adapter's scale: its output is multiplied by lora_alpha / r")
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+
+    @field_validator("target_modules", mode="plain")
+    @classmethod
+    def one_word_or_names(cls, value: Any) -> Any:
+        names = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+        if value != "all-linear" and not (names and len(set(value)) == len(value)):
+            raise ValueError("must be all-linear, or a list of different names of modules, such as [q_proj, v_proj]")
+        return value
+
+
 class Update(Section):
     """One round of training."""
 
     objective: Literal["gift"] = "gift"
 
     gift: GiftObjective = GiftObjective()
+    lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count
     epochs: Count = 1
     lr: Positive
@@ -236,8 +258,10 @@ def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
     """The fields a section may have at a path such as ['update', 'gift']; the keys of score.rewards are free."""
     fields = model.model_fields
     for part in path:
-        inner = Reward if part not in fields else fields[part].annotation
-        fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else {}
+        annotation = Reward if part not in fields else fields[part].annotation
+        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)  # Lora | None
+        inner = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        fields = inner.model_fields if inner else {}
     return dict(fields)
 
 

@@ -1,6 +1,7 @@
 """A policy folder: a Hugging Face model (safetensors, tokenizer) and gift.json, its digest and lineage."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from gift.errors import UserError
 from gift.work import tree_digest, write_json
 
 LINEAGE_FILE = "gift.json"
+MODEL_CONFIGS = frozenset({"config.json", "generation_config.json"})
 
 
 class Lineage(BaseModel):
@@ -74,6 +76,15 @@ def check_files(folder: Path) -> None:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder}: no tokenizer beside the model; save one there with tokenizer.save_pretrained")
+
+
+def copy_companions(source: Path, folder: Path, leave: frozenset[str] = frozenset()) -> None:
+    """Copy what stands beside a policy's weights (tokenizer, templates) and is not in `folder` yet."""
+    for path in sorted(source.iterdir()):
+        is_weight = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+        left = is_weight or path.name in leave | {LINEAGE_FILE} or (folder / path.name).exists()
+        if path.is_file() and not left:
+            shutil.copyfile(path, folder / path.name)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """Log-probs of the rollouts under the reference and the starting policy, and the audit of sampler against trainer."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from gift.adapter import PolicyFiles, adapter_off, load_policy
 from gift.batches import row_batches
 from gift.console import Progress
 from gift.errors import UserError
 from gift.launch import ReferenceLaunch
 from gift.logprobs import TokenLogprobs, completion_logprobs
-from gift.policy import load_model
 from gift.tables.parquet import part_name
 from gift.tables.schemas import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
 
@@ -23,8 +24,8 @@ from gift.tables.schemas import REFERENCE, ROLLOUTS, check_reference, check_roll
 def write_reference(
     folder: Path,
     rollout_parts: Sequence[Path],
-    policy: Path,
-    reference: Path,
+    policy: PolicyFiles,
+    reference: PolicyFiles,
     dtype: str,
     launch: ReferenceLaunch,
     metadata: dict[str, Any],
@@ -32,13 +33,14 @@ def write_reference(
 ) -> None:
     """One part of log-probs for each part of rollouts; finished parts are kept.
 
-    Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns.
+    Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns. Where
+    the policy is an adapter on the reference, one model gives both: with the adapter on, and off.
     """
     missing = [index for index in range(len(rollout_parts)) if not (folder / part_name(index)).exists()]
     if not missing:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models: dict[Path, TokenLogprobs] = {}
+    models: dict[PolicyFiles, TokenLogprobs] = {}
     with Progress(label, len(rollout_parts), "parts", len(rollout_parts) - len(missing)) as progress:
         for index in missing:
             rollouts, source = read_part(rollout_parts[index], ROLLOUTS, check_rollouts)
@@ -48,15 +50,19 @@ def write_reference(
             rows_of = rollouts["prompt_id"].to_pylist()
             groups = [list(rows) for _, rows in groupby(range(len(rows_of)), rows_of.__getitem__)]
             columns: dict[str, pa.Array] = {}
-            for name, path in {"old_logprobs": policy, "ref_logprobs": reference}.items():
+            for name, wanted in {"old_logprobs": policy, "ref_logprobs": reference}.items():
                 if name == "ref_logprobs" and reference == policy:
                     columns[name] = columns["old_logprobs"]
                     continue
-                if path not in models:
+                is_base = policy.adapter is not None and wanted == PolicyFiles(policy.model)
+                opened = policy if is_base else wanted
+                if opened not in models:
                     temperature = source["settings"]["temperature"]
-                    models[path] = TokenLogprobs(load_model(path, dtype, device), temperature, launch.packing)
-                batches = row_batches(groups, lengths, launch.tokens_per_batch, models[path].layout)
-                values = completion_logprobs(models[path], prompts, completions, batches)
+                    models[opened] = TokenLogprobs(load_policy(opened, dtype, device), temperature, launch.packing)
+                model = models[opened]
+                batches = row_batches(groups, lengths, launch.tokens_per_batch, model.layout)
+                with adapter_off(model) if is_base else nullcontext():
+                    values = completion_logprobs(model, prompts, completions, batches)
                 columns[name] = pa.array([value.numpy() for value in values], pa.list_(pa.float32()))
             table = pa.table(
                 {

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gift.adapter import PolicyFiles, load_policy
 from gift.engine import FullState
 from gift.errors import UserError
-from gift.logprobs import TokenLogprobs, completion_logprobs
-from gift.policy import LINEAGE_FILE, load_model
-
-PROBE_LIMIT = {"float32": 1e-3, "bfloat16": 0.25}
+from gift.logprobs import ROUNDING, TokenLogprobs, completion_logprobs
+from gift.lora import save_adapter
+from gift.policy import MODEL_CONFIGS, copy_companions, load_model
 
 
 def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
@@ -49,18 +49,22 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         ) from None
 
 
-def save_policy(folder: Path, parent: Path, weights: dict[str, Tensor], dtype: str) -> None:
-    """A Hugging Face folder of the trained weights in `dtype`; tokenizer and templates are the parent's own files.
+def save_policy(folder: Path, parent: PolicyFiles, weights: dict[str, Tensor], dtype: str, lora: Any) -> PolicyFiles:
+    """The trained weights in `dtype`, as a Hugging Face folder or, of a LoRA round, as PEFT's; returns what opens it.
 
-    `weights` are named as in `TokenLogprobs`, which holds the model as `model`.
+    `weights` are named as in `TokenLogprobs`, which holds the model as `model`. `lora` is the model with its adapter,
+    or None where the whole model was trained. Tokenizer and templates are the parent's own files.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    cast = {name.removeprefix("model."): tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-    load_model(parent, dtype).save_pretrained(folder, state_dict=cast)
-    for path in sorted(parent.iterdir()):
-        is_weight = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
-        if path.is_file() and not is_weight and path.name != LINEAGE_FILE and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    if lora is not None:
+        save_adapter(folder, lora, own, dtype)
+        copy_companions(parent.folder, folder, leave=MODEL_CONFIGS)
+        return PolicyFiles(parent.model, folder)
+    cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in own.items()}
+    load_model(parent.model, dtype).save_pretrained(folder, state_dict=cast)
+    copy_companions(parent.model, folder)
+    return PolicyFiles(folder)
 
 
 def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
@@ -70,13 +74,19 @@ def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids:
 
 
 def check_saved(
-    folder: Path, dtype: str, temperature: float, prompt_ids: list[int], completion_ids: list[int], trained: Tensor
+    files: PolicyFiles,
+    dtype: str,
+    temperature: float,
+    prompt_ids: list[int],
+    completion_ids: list[int],
+    trained: Tensor,
 ) -> None:
-    """Open the new policy folder as the next stage will, and compare its log-probs with the trainer's own."""
-    saved = probe(load_model(folder, dtype), temperature, prompt_ids, completion_ids)
+    """Open the new policy as the next stage will, and compare its log-probs with the trainer's own."""
+    saved = probe(load_policy(files, dtype), temperature, prompt_ids, completion_ids)
     gap = float((saved - trained.cpu()).abs().max())
-    if not gap <= PROBE_LIMIT[dtype]:
+    limit = ROUNDING[getattr(torch, dtype)]
+    if not gap <= limit:
         raise UserError(
-            f"{folder}: the saved policy differs from the trained one by {gap:.3g} nats on a probe (limit "
-            f"{PROBE_LIMIT[dtype]:g}); nothing was published. The model's save_pretrained does not keep its weights"
+            f"{files.folder}: the saved policy differs from the trained one by {gap:.3g} nats on a probe (limit "
+            f"{limit:g}); nothing was published. The model's save_pretrained does not keep its weights"
         )

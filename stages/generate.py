@@ -7,10 +7,11 @@ import click
 import pyarrow.compute as pc
 
 from gift import console
+from gift.adapter import find_policy
 from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import load_tokenizer, max_model_len, read_lineage
+from gift.policy import load_tokenizer, max_model_len
 from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
 from gift.stream import seed_of, take_prompts
 from gift.tables.prompts import read_prompts
@@ -19,19 +20,20 @@ from gift.work import Work, file_digest, refuse_existing, write_json
 
 
 @click.command()
+@click.argument("initial", type=Path)
 @click.argument("policy", type=Path)
 @click.argument("prompts", type=Path)
 @click.argument("out", type=Path)
 @click.argument("metrics", type=Path)
-def main(policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
+def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
     params, launch = read_params(), read_launch()
     settings = params.generate
-    lineage = read_lineage(policy)
+    files, lineage = find_policy(policy, initial)
     table, _ = read_prompts(prompts)
-    tokenizer = load_tokenizer(policy)
-    context = max_model_len(policy, settings.max_model_len, "generate")
+    tokenizer = load_tokenizer(files.model)
+    context = max_model_len(files.model, settings.max_model_len, "generate")
     encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "generate")
     taken, position = take_prompts(list(encoded), lineage.prompts_consumed, settings.prompts_per_round, params.seed)
     number = lineage.round + 1
@@ -60,7 +62,7 @@ def main(policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, policy, settings, context, launch.generate),
+        partial(start_sampler, files, settings, context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         f"generate@{out.parent.name}",
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 
 from gift import console
+from gift.adapter import find_policy
 from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import load_tokenizer, max_model_len, read_lineage
+from gift.policy import load_tokenizer, max_model_len
 from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
 from gift.stream import seed_of
 from gift.tables.prompts import read_prompts
@@ -17,18 +18,19 @@ from gift.work import Work, file_digest, refuse_existing
 
 
 @click.command()
+@click.argument("initial", type=Path)
 @click.argument("policy", type=Path)
 @click.argument("prompts", type=Path)
 @click.argument("out", type=Path)
-def main(policy: Path, prompts: Path, out: Path) -> None:
+def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
     params, launch = read_params(), read_launch()
     settings = params.evaluate
-    lineage = read_lineage(policy)
+    files, lineage = find_policy(policy, initial)
     table, _ = read_prompts(prompts)
-    tokenizer = load_tokenizer(policy)
-    context = max_model_len(policy, settings.max_model_len, "evaluate")
+    tokenizer = load_tokenizer(files.model)
+    context = max_model_len(files.model, settings.max_model_len, "evaluate")
     encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
     groups = [
@@ -57,7 +59,7 @@ def main(policy: Path, prompts: Path, out: Path) -> None:
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, policy, settings, context, launch.generate),
+        partial(start_sampler, files, settings, context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         label,
     )

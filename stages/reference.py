@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gift import console
+from gift.adapter import PolicyFiles, find_policy
 from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import read_params
@@ -33,16 +34,17 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
     refuse_existing(out, metrics)
     params, launch = read_params(), read_launch()
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
-    lineage = read_lineage(policy)
+    files, lineage = find_policy(policy, initial)
     if source["policy"] != lineage.digest:
         raise UserError(
             f"{rollouts}: sampled by policy {source['policy'][:12]}, but {policy} is {lineage.digest[:12]}; "
             f"run `dvc repro generate@{out.parent.name}`"
         )
-    reference = policy if params.reference.policy == "previous" else initial
-    reference_digest = read_lineage(reference).digest
-    if reference_digest == lineage.digest:
-        reference = policy
+    reference, reference_digest = files, lineage.digest
+    if params.reference.policy == "initial":
+        base = read_lineage(initial, verify=files.model != initial)  # an adapter's base is verified already
+        if base.digest != lineage.digest:
+            reference, reference_digest = PolicyFiles(initial), base.digest
     metadata = {
         "artifact": "reference",
         "policy": lineage.digest,
@@ -53,7 +55,7 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
     folder = work.folder / "reference"
     label = f"reference@{out.parent.name}"
     parts, dtype = part_paths(rollouts), params.update.dtype
-    write_reference(folder, parts, policy, reference, dtype, launch.reference, metadata, label)
+    write_reference(folder, parts, files, reference, dtype, launch.reference, metadata, label)
     table, _ = read_table(folder, REFERENCE, check_reference)
     check_same_rows(table, sampled, folder)
     numbers = audit(sampled, table, params.reference.max_mean_gap)

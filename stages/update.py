@@ -7,13 +7,15 @@ import click
 import torch
 
 from gift import console
+from gift.adapter import find_policy
 from gift.engine import Engine, EngineSettings, distributed
 from gift.errors import UserError
 from gift.launch import UpdateLaunch, read_launch
 from gift.logprobs import TokenLogprobs
+from gift.lora import check_parent, load_trainable
 from gift.minibatches import steps_of_groups
 from gift.params import Update, read_params
-from gift.policy import load_model, read_lineage, write_lineage
+from gift.policy import load_model, write_lineage
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
 from gift.stream import seed_of
@@ -23,6 +25,7 @@ from gift.work import Work, refuse_existing, tree_digest, work_folder, write_jso
 
 
 @click.command()
+@click.argument("initial", type=Path)
 @click.argument("policy", type=Path)
 @click.argument("optimizer", type=Path)
 @click.argument("rollouts", type=Path)
@@ -33,6 +36,7 @@ from gift.work import Work, refuse_existing, tree_digest, work_folder, write_jso
 @click.argument("metrics", type=Path)
 @click.argument("steps_csv", type=Path)
 def main(
+    initial: Path,
     policy: Path,
     optimizer: Path,
     rollouts: Path,
@@ -46,7 +50,8 @@ def main(
     console.quiet()
     params, launch = read_params(), read_launch().update
     label = f"update@{out_policy.parent.name}"
-    lineage = read_lineage(policy)
+    files, lineage = find_policy(policy, initial)
+    check_parent(files, lineage, params.update.lora)
     tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
     rows = join_rows(*tables)
     groups, ledger = select_groups(rows, params.update)
@@ -75,7 +80,9 @@ def main(
         torch.distributed.barrier()
         folder = work_folder("update", out_policy)
         temperature = source["settings"]["temperature"]
-        model = TokenLogprobs(load_model(policy, "float32"), temperature, launch.packing)  # for bfloat16, too: masters
+        lora = params.update.lora and load_trainable(files, params.update.lora, params.update.dtype, params.seed)
+        # Also for bfloat16 the trained weights come in float32: the engine keeps these as its masters.
+        model = TokenLogprobs(lora or load_model(policy, "float32"), temperature, launch.packing)
         engine = start_engine(model, params.update, launch)
         if params.update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
@@ -88,9 +95,9 @@ def main(
         state = engine.full_state()
         if state is None:
             return
-        save_policy(folder / "policy", policy, state.tensors["weight"], params.update.dtype)
+        saved = save_policy(folder / "policy", files, state.tensors["weight"], params.update.dtype, lora)
         sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
-        check_saved(folder / "policy", params.update.dtype, temperature, *sample, trained)
+        check_saved(saved, params.update.dtype, temperature, *sample, trained)
         numbers = {**round_metrics(step_rows), **ledger}
         new = write_lineage(
             folder / "policy",

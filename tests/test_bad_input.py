@@ -202,6 +202,26 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         ("launch.yaml: update.zero_stage: 0", "update.dtype bfloat16", "use zero_stage 1"),
         together(params(update={"dtype": "bfloat16"}), text("launch.yaml", "update: {zero_stage: 0}\n")),
     ),
+    "a misspelt key of the adapter": (
+        "generate@r1",
+        ("params.yaml: update.lora.lora_alfa: unknown key; did you mean 'lora_alpha'?", "update.lora.lora_alpha: miss"),
+        params(update={"lora": {"r": 8, "lora_alfa": 16}}),
+    ),
+    "an adapter that vLLM has no room for": (
+        "generate@r1",
+        ("params.yaml: update.lora.r: 513: must be less than or equal to 512",),
+        params(update={"lora": {"r": 513, "lora_alpha": 16}}),
+    ),
+    "modules of the adapter that are no list": (
+        "update@r1",
+        ("params.yaml: update.lora.target_modules: 'q_proj': must be all-linear, or a list",),
+        params(update={"lora": {"r": 8, "lora_alpha": 16, "target_modules": "q_proj"}}),
+    ),
+    "an adapter on the head": (
+        "update@r1",
+        ("params.yaml: update.lora.target_modules: 'lm_head' is not (only) linear layers", "choose from down_proj,"),
+        params(update={"lora": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "lm_head"]}}),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The real vLLM engine, started once: seeded, and with the trainer's own log-probs at every temperature.
+"""The real vLLM engine, with and without an adapter: seeded, and with the trainer's own log-probs.
 
 Run as a script it is that engine: requests from stdin, the completions of two runs of them to stdout, as JSON.
 """
@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import mini
 import pytest
 
-from gift.generate import Completion, Request, start_sampler
+from gift.adapter import PolicyFiles
+from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
 
@@ -23,12 +25,29 @@ SAMPLES = 4
 SAMPLING = Sampling(engine="vllm", dtype="float32", max_tokens=MAX_TOKENS)
 
 
-def engine(policy: Path) -> None:
+def engine(policy: PolicyFiles) -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == VLLM_LORA_RANKS
     requests = [Request(**request) for request in json.load(sys.stdin)]
     sample, _ = start_sampler(policy, SAMPLING, 128, GenerateLaunch())
     # The second time in another order and other company: a request's result is its own.
     backwards = sample(requests[::-1])[::-1]
     json.dump([[asdict(completion) for completion in run] for run in (sample(requests), backwards)], sys.stdout)
+
+
+def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
+    """In a process of its own: vLLM leaves process groups and settings of torch behind."""
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, folders)],
+        input=json.dumps([asdict(request) for request in requests]),
+        capture_output=True,
+        text=True,
+        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [[Completion(**completion) for completion in run] for run in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +70,7 @@ def requests(policy: Path) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
-    # In a process of its own: vLLM leaves process groups and settings of torch behind.
-    done = subprocess.run(
-        [sys.executable, __file__, str(policy)],
-        input=json.dumps([asdict(request) for request in requests]),
-        capture_output=True,
-        text=True,
-        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [[Completion(**completion) for completion in run] for run in json.loads(done.stdout)]
+    return run_engine(requests, policy)
 
 
 def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
@@ -126,8 +135,38 @@ def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: l
         assert out[0, ids.shape[1] :].tolist() == runs[0][row].completion_ids
 
 
+def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
+    requests: list[Request], policy: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from gift.adapter import adapter_weights, fill, load_policy
+    from gift.logprobs import TokenLogprobs, completion_logprobs
+    from gift.lora import load_trainable
+    from gift.params import Lora
+    from gift.policy import load_model
+    from gift.saving import save_policy
+
+    base = PolicyFiles(policy)
+    model = load_trainable(base, Lora(r=4, lora_alpha=6), "float32", seed=0)
+    generator = torch.Generator().manual_seed(5)
+    fill(model, {name: torch.randn(p.shape, generator=generator) / 8 for name, p in adapter_weights(model).items()})
+    trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
+    asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
+    sampled, _ = run_engine(asked, policy, files.folder)
+    prompts, completions = [each.prompt_ids for each in asked], [each.completion_ids for each in sampled]
+    ours, without = (
+        completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])
+        for each in (load_policy(files, "float32"), load_model(policy, "float32"))
+    )
+    for each, values in zip(sampled, ours, strict=True):
+        assert each.logprobs == pytest.approx(values.tolist(), abs=1e-4)
+    assert max(float((a - b).abs().max()) for a, b in zip(ours, without, strict=True)) > 0.5
+
+
 if __name__ == "__main__":
     from gift import console
 
     console.quiet()
-    engine(Path(sys.argv[1]))
+    engine(PolicyFiles(*map(Path, sys.argv[1:])))
