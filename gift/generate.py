@@ -57,6 +57,12 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
             f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
             "transformers in params.yaml"
         ) from None
+    # vLLM rewinds the generator of a seeded request when a step takes only a part of its prompt, and a CPU's generator
+    # cannot do that: there, whole prompts. 4096 is vLLM's own default; the other two are the least it accepts.
+    whole_prompts: dict[str, Any] = {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, max_model_len, launch.max_num_seqs),
+    }
     try:
         llm = vllm.LLM(
             model=str(policy),
@@ -71,6 +77,7 @@ def _start_vllm(policy: Path, sampling: Sampling, max_model_len: int, launch: Ge
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=0,
+            **({} if on_gpu else whole_prompts),
         )
     except Exception as error:  # of any type: a model it does not know, too little memory, a wrong head size
         first = (str(error).splitlines() or [""])[0]
