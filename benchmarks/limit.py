@@ -169,7 +169,8 @@ class Rate:
 def table(result: dict[str, Any]) -> str:
     """A row a model: the limit's parts, the step, and the share of the step that the limit is."""
     rows = []
-    for name, model in result["models"].items():
+    for name in (each for each in SHAPES if each in result["models"]):
+        model = result["models"][name]
         step = model["step"]["seconds"]
         for count in ("once_a_group", "once_a_completion"):
             limit = model[count]

@@ -113,7 +113,8 @@ def bare(model: Any, shape: Shape, rollouts: Rollouts, tokens_per_batch: int, lo
 def table(result: dict[str, Any]) -> str:
     """A row a model and side: median seconds a pass, tokens/s, and our speed against it."""
     rows = []
-    for name, model in result["models"].items():
+    models = {name: result["models"][name] for name in SHAPES if name in result["models"]}
+    for name, model in models.items():
         for side in SIDES:
             seconds = model["medians"][side]
             rows.append(
@@ -126,7 +127,7 @@ def table(result: dict[str, Any]) -> str:
                 ]
             )
     lines = [markdown(["model", "side", "seconds a pass, median", "tokens/s", "our speed"], rows)]
-    for name, model in result["models"].items():
+    for name, model in models.items():
         share = model["medians"]["bare, logits"] / model["medians"]["ours"]
         lines.append(f"\nGoal, {name}: {GOAL:.0%} of the bare forward to logits: {share:.0%}, {met(share, GOAL)}.")
     return "\n".join(lines)

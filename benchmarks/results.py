@@ -37,15 +37,34 @@ def finish(
     table: Callable[[dict[str, Any]], str],
     out: Path | None,
 ) -> None:
-    """Write the result file (a quick run without `out` keeps none) and print its table."""
+    """Write the result file (a quick run without `out` keeps none) and print its table.
+
+    A run of some models keeps the others of an earlier run of the same commit, settings and machine.
+    """
     result = {"benchmark": name, "machine": machine(), "versions": versions(), "settings": settings, **content}
     if out is None and not settings["quick"]:
         dtype = "" if settings.get("dtype", "float32") == "float32" else f"-{settings['dtype']}"
         out = FOLDER / f"{name}-{result['machine']['device']}{dtype}.json"
     if out is not None:
+        result = merged(result, out)
         write_json(out, result)
         print(f"{out}\n", file=sys.stderr)
     print(table(result))
+
+
+def merged(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The result, with what the file at `path` has beside it where that was measured under the same conditions."""
+    if not path.exists():
+        return result
+    before = json.loads(path.read_text(encoding="utf-8"))
+
+    def conditions(each: dict[str, Any]) -> Any:
+        settings = {key: value for key, value in each["settings"].items() if key != "load_before"}
+        return each["machine"], each["versions"], json.loads(json.dumps(settings))
+
+    if conditions(before) != conditions(result):
+        return result
+    return {key: {**before[key], **value} if isinstance(value, dict) else value for key, value in result.items()}
 
 
 def start(threads: int, quick: bool, **settings: Any) -> dict[str, Any]:
@@ -94,9 +113,11 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    git = ["git", "-C", str(FOLDER.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {**found, "commit": done.stdout.strip() or "unknown"}
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made_here = (":!benchmarks/results", ":!benchmarks/README.md")
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", *made_here], capture_output=True, check=False)
+    return {**found, "commit": (commit.stdout.strip() or "unknown") + ("+" if same.returncode else "")}
 
 
 def read_results(name: str) -> list[dict[str, Any]]:

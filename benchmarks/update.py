@@ -74,9 +74,11 @@ def main(
 def table(result: dict[str, Any]) -> str:
     """A row a side: median seconds a step, completion tokens/s, MiB; ratios are ours against that row of TRL."""
     rows = []
-    for name, model in result["models"].items():
+    for name in (each for each in SHAPES if each in result["models"]):
+        model = result["models"][name]
         own = model["sides"]["ours"]
-        for side, numbers in model["sides"].items():
+        for side in (each for each in ("ours", *peer_trl.VARIANTS) if each in model["sides"]):
+            numbers = model["sides"][side]
             row = [
                 f"{name}, {model['parameters'] / 1e6:.3g}M",
                 side if side == "ours" else f"TRL, {side}",

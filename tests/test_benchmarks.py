@@ -45,6 +45,17 @@ def test_a_result_reaches_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "within 10% of linear: 12.5%, missed." in found
 
 
+def test_a_run_of_one_model_keeps_the_others_of_the_same_conditions(tmp_path: Path) -> None:
+    def result(model: str, commit: str, load: float) -> dict[str, Any]:
+        settings = {"repeats": 3, "load_before": load}
+        return {"machine": {}, "versions": {"commit": commit}, "settings": settings, "models": {model: commit}}
+
+    path = tmp_path / "update-cpu.json"
+    path.write_text(json.dumps(result("wide", "a", 0.1)))
+    assert results.merged(result("hundred", "a", 0.2), path)["models"] == {"wide": "a", "hundred": "a"}
+    assert results.merged(result("hundred", "b", 0.1), path)["models"] == {"hundred": "b"}
+
+
 def test_shapes_are_as_stated() -> None:
     for name, tokens, longest in (("wide", 1248, 124), ("hundred", 1760, 200)):
         shape = shapes.SHAPES[name]
