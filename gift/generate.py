@@ -67,6 +67,12 @@ def _start_vllm(
     rank = read_adapter_config(policy.adapter)["r"] if policy.adapter else 0
     lora = {"enable_lora": True, "max_lora_rank": vllm_lora_rank(rank)} if policy.adapter else {}
     adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
+    # vLLM rewinds the generator of a seeded request when a step takes only a part of its prompt, and a CPU's generator
+    # cannot do that: there, whole prompts. 4096 is vLLM's own default; the other two are the least it accepts.
+    whole_prompts: dict[str, Any] = {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, max_model_len, launch.max_num_seqs),
+    }
     try:
         llm = vllm.LLM(
             model=str(policy.model),
@@ -82,6 +88,7 @@ def _start_vllm(
             use_tqdm_on_load=False,
             seed=0,
             **lora,
+            **({} if on_gpu else whole_prompts),
         )
         if adapter:
             llm.llm_engine.add_lora(adapter)

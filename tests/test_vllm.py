@@ -22,6 +22,8 @@ MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
 PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
 TEMPERATURES = (0.0, 0.7, 1.0)
 SAMPLES = 4
+# Together more prompt tokens than vLLM takes in a step (4096 on a CPU), so that the last one would be cut in two there.
+LONG = ["".join(f"{(a * b) % 9 + 1}+" for b in range(1, 55)) + f"{a % 10}+{a // 10}=" for a in range(1, 49)]
 SAMPLING = Sampling(engine="vllm", dtype="float32", max_tokens=MAX_TOKENS)
 
 
@@ -63,6 +65,7 @@ def requests(policy: Path) -> list[Request]:
     asked = [
         (text, temperature, sample) for text in PROMPTS for temperature in TEMPERATURES for sample in range(SAMPLES)
     ]
+    asked += [(text, 1.0, index) for index, text in enumerate(LONG)]
     return [
         Request(tokenizer(text)["input_ids"], 2**40 + 7 * sample, temperature) for text, temperature, sample in asked
     ]

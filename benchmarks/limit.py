@@ -1,0 +1,200 @@
+"""The step against its limit: the time of the matrix products that no implementation can leave out, nothing else."""
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import ours
+from benchmarks.measure import fresh, pooled, say
+from benchmarks.results import finish, has_gpu, markdown, met, options, start
+from benchmarks.shapes import SHAPES, Rollouts, Shape, make_model, make_rollouts, model_config, shape_of
+
+GOAL = 0.7
+OUT_BYTES = 256 * 2**20  # the head's product is cut into rows so that its output is at most this
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, type=click.Choice(list(SHAPES)), help="Without it: all of them.")
+@click.option("--repeats", default=3, show_default=True, help="Processes of the step and of the products, in turn.")
+@click.option("--steps", default=3, show_default=True, help="Timed steps of each process.")
+@click.option("--tokens-per-batch", default=16384, show_default=True, help="launch.yaml's key.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
+@options
+def main(
+    models: tuple[str, ...],
+    repeats: int,
+    steps: int,
+    tokens_per_batch: int,
+    dtype: str,
+    threads: int,
+    quick: bool,
+    out: Path | None,
+) -> None:
+    """Our step's time over that of its matrix products; goal: the products are 70% of it on the 100M model."""
+    repeats, steps = (1, 2) if quick else (repeats, steps)
+    settings = start(threads, quick, repeats=repeats, steps=steps, tokens_per_batch=tokens_per_batch, dtype=dtype)
+    found = {}
+    for name in models or SHAPES:
+        shape = shape_of(name, quick)
+        rollouts = make_rollouts(shape)
+        step_runs, product_runs = [], []
+        with tempfile.TemporaryDirectory() as work:
+            parameters = fresh(make_model, shape, Path(work))
+            for turn in range(repeats):
+                product_runs.append(fresh(products, shape, rollouts, dtype, has_gpu(), 0.02 if quick else 0.3))
+                run = fresh(ours.update_steps, Path(work), rollouts, dtype, tokens_per_batch, 1, steps)
+                step_runs.append(run)
+                limit, seconds = product_runs[-1]["once_a_group"]["seconds"], pooled([run])["seconds"]
+                say(f"{name}, {turn + 1} of {repeats}: products {limit:.3g} s, step {seconds:.3g} s")
+        found[name] = {
+            "parameters": parameters,
+            "completion_tokens": rollouts.num_tokens,
+            "positions": rollouts.num_positions,
+            "step": {**pooled(step_runs), "runs": step_runs},
+            # The fastest of all processes: a limit that noise has raised is none.
+            **{
+                count: min((run[count] for run in product_runs), key=lambda each: each["seconds"])
+                for count in product_runs[0]
+            },
+            "runs": product_runs,
+        }
+    finish("limit", settings, {"models": found}, table, out)
+
+
+def products(shape: Shape, rollouts: Rollouts, dtype: str, cuda: bool, seconds: float) -> dict[str, Any]:
+    """The limit of a step, in seconds and floating-point operations, two ways of counting prompts.
+
+    once_a_group: every prompt is computed once for its whole group, the least that causal attention allows;
+    once_a_completion: as often as it has completions, as without that sharing.
+    """
+    import torch
+
+    device = torch.device("cuda" if cuda else "cpu")
+    rate = Rate(device, getattr(torch, dtype), seconds)
+    groups = len(rollouts.rewards) // rollouts.group_size
+    # The last token of a completion is only ever predicted, so no model computes anything at it.
+    completions = rollouts.num_tokens - len(rollouts.rewards)
+    found = {}
+    for count, prompts in (
+        ("once_a_group", sum(len(rollouts.prompt_ids[g * rollouts.group_size]) for g in range(groups))),
+        ("once_a_completion", sum(map(len, rollouts.prompt_ids))),
+    ):
+        body = linear_shapes(shape)
+        total, operations = 0.0, 0.0
+        for (inputs, outputs), number in body.items():
+            spent, done = rate.linear(prompts + completions, inputs, outputs)
+            total, operations = total + number * spent, operations + number * done
+        head, done = rate.linear(rollouts.num_tokens, shape.hidden, shape.vocab)
+        attention, more = attention_products(shape, rollouts, rate, count == "once_a_group")
+        found[count] = {
+            "seconds": total + head + attention,
+            "operations": operations + done + more,
+            "body": total,
+            "head": head,
+            "attention": attention,
+        }
+    return found
+
+
+def linear_shapes(shape: Shape) -> Counter[tuple[int, int]]:
+    """(inputs, outputs) of every linear map of the decoder, and how many there are of it."""
+    import torch
+    from transformers import Qwen3Model
+
+    with torch.device("meta"):
+        modules = Qwen3Model(model_config(shape)).modules()
+    linears = [module for module in modules if isinstance(module, torch.nn.Linear)]
+    return Counter((module.in_features, module.out_features) for module in linears)
+
+
+def attention_products(shape: Shape, rollouts: Rollouts, rate: "Rate", shared: bool) -> tuple[float, float]:
+    """Seconds and operations of attention: Q K' and P V forward, four products backward, of causal pairs only.
+
+    A dense product of a square computes all pairs, so the causal share of its time counts. With `shared` prompts the
+    pairs inside a prompt are counted once a group.
+    """
+    seconds = operations = 0.0
+    size = shape.hidden // shape.heads
+    for row, (prompt, completion) in enumerate(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)):
+        length = len(prompt) + len(completion) - 1
+        pairs = length * (length + 1) / 2
+        if shared and row % rollouts.group_size:
+            pairs -= len(prompt) * (len(prompt) + 1) / 2
+        square = rate.product((shape.heads, length, size), (shape.heads, size, length))
+        seconds += 6 * shape.layers * square * pairs / length**2
+        operations += 6 * shape.layers * 2 * shape.heads * size * pairs
+    return seconds, operations
+
+
+class Rate:
+    """Seconds of matrix products of given shapes into a ready output: the fastest of many calls, measured once each."""
+
+    def __init__(self, device: Any, dtype: Any, seconds: float) -> None:
+        self.device, self.dtype, self.seconds = device, dtype, seconds
+        self.known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+
+    def linear(self, rows: int, inputs: int, outputs: int) -> tuple[float, float]:
+        """A linear map forward, and both products of its backward; seconds and operations."""
+        cut = max(1, min(rows, OUT_BYTES // (4 * outputs)))
+        pieces = [cut] * (rows // cut) + ([rows % cut] if rows % cut else [])
+        seconds = 0.0
+        for piece in pieces:
+            seconds += self.product((piece, inputs), (inputs, outputs))
+            seconds += self.product((piece, outputs), (outputs, inputs))
+            seconds += self.product((outputs, piece), (piece, inputs))
+        return seconds, 6.0 * rows * inputs * outputs
+
+    def product(self, left: tuple[int, ...], right: tuple[int, ...]) -> float:
+        import torch
+
+        if (left, right) not in self.known:
+            a = torch.randn(left, device=self.device, dtype=self.dtype)
+            b = torch.randn(right, device=self.device, dtype=self.dtype)
+            out = torch.matmul(a, b)
+            spent: list[float] = []
+            while sum(spent) < self.seconds or len(spent) < 3:
+                start = time.perf_counter()
+                torch.matmul(a, b, out=out)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                spent.append(time.perf_counter() - start)
+            self.known[left, right] = min(spent)
+        return self.known[left, right]
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a model: the limit's parts, the step, and the share of the step that the limit is."""
+    rows = []
+    for name in (each for each in SHAPES if each in result["models"]):
+        model = result["models"][name]
+        step = model["step"]["seconds"]
+        for count in ("once_a_group", "once_a_completion"):
+            limit = model[count]
+            rows.append(
+                [
+                    f"{name}, {model['parameters'] / 1e6:.3g}M",
+                    count.replace("_", " "),
+                    *(f"{limit[part]:.3g}" for part in ("body", "head", "attention", "seconds")),
+                    f"{limit['operations'] / limit['seconds'] / 1e9:,.0f}",
+                    f"{step:.3g}",
+                    f"{limit['seconds'] / step:.0%}",
+                ]
+            )
+    header = ["model", "prompts", "body", "head", "attention", "limit, s", "GFLOP/s", "our step, s", "limit / step"]
+    lines = [markdown(header, rows)]
+    if "hundred" in result["models"]:
+        model = result["models"]["hundred"]
+        share = model["once_a_group"]["seconds"] / model["step"]["seconds"]
+        lines.append(
+            f"\nGoal on the 100M model, prompts once a group: the products are {GOAL:.0%} of the step: {share:.0%}, "
+            f"{met(share, GOAL)}."
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

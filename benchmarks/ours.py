@@ -1,0 +1,138 @@
+"""This project's side of the benchmarks: the one file here that calls the trainer, the engine and the log-probs."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Recorder
+from benchmarks.shapes import Rollouts, Shape, make_rollouts
+
+LR, CLIP = 1e-5, 1.0  # both sides of a comparison take these
+
+
+def update_steps(
+    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, warmup: int, steps: int
+) -> dict[str, Any]:
+    """Optimizer steps on all of the rollouts, again and again; what `Recorder.results` says of them."""
+    import deepspeed  # noqa: F401 - an import of the engine's, so that it counts as a library
+    import torch
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    from gift.engine import distributed
+
+    with distributed() as device:
+        recorder = Recorder(warmup, device.type == "cuda")
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch)
+        groups = list(range(len(rollouts.rewards) // rollouts.group_size))
+        metrics: dict[str, Any] = {}
+
+        def step() -> None:
+            metrics.update(trainer.train_step(groups, LR))
+
+        found = recorder.run(step, steps)
+        if not math.isfinite(metrics["loss"]):
+            raise RuntimeError(f"the loss is {metrics['loss']}")
+        close()
+    return {**found, "num_tokens": metrics["num_tokens"], "threads": torch.get_num_threads()}
+
+
+def start_trainer(
+    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int
+) -> tuple[Any, Callable[[], None]]:
+    """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
+    import torch
+
+    from gift.engine import Engine, EngineSettings
+    from gift.logprobs import TokenLogprobs
+    from gift.params import Update, check
+    from gift.policy import load_model
+    from gift.rows import Rows
+    from gift.trainer import Trainer
+
+    model = load_model(folder, "float32")
+    # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
+    uniform = [torch.full((len(ids),), -math.log(model.config.vocab_size)) for ids in rollouts.completion_ids]
+    rewards = torch.tensor(rollouts.rewards).view(-1, rollouts.group_size)
+    rows = Rows(
+        prompt_ids=rollouts.prompt_ids,
+        completion_ids=rollouts.completion_ids,
+        ref_logprobs=uniform,
+        old_logprobs=uniform,
+        rewards=rewards,
+        mask=torch.ones_like(rewards, dtype=torch.bool),
+    )
+    stage = 1 if dtype == "bfloat16" else 0
+    logprobs = TokenLogprobs(model, 1.0, "auto")
+    engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
+    settings = check(Update, {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}, "benchmark")
+    return Trainer(engine, rows, settings, tokens_per_batch, logprobs.layout), engine.close
+
+
+def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tokens_per_batch: int) -> dict[str, float]:
+    """Seconds of the log-prob pass over `times` as many rollouts as the shape has, and of the update on them.
+
+    An optimizer step has as many groups as before, so there are `times` as many steps. Loading is not counted, and
+    one pass and one step are made before the clock starts.
+    """
+    import torch
+
+    from gift.engine import distributed
+
+    rollouts = make_rollouts(replace(shape, groups=shape.groups * times))
+    with distributed() as device:
+        seconds = {"reference": _reference_seconds(folder, shape, rollouts, dtype, tokens_per_batch, device)}
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch)
+        chosen = [list(range(first, first + shape.groups)) for first in range(0, shape.groups * times, shape.groups)]
+        trainer.train_step(chosen[0], LR)
+        seconds["update"] = timed(lambda: [trainer.train_step(groups, LR) for groups in chosen], device)
+        close()
+    return {**seconds, "num_tokens": rollouts.num_tokens, "threads": torch.get_num_threads()}
+
+
+def _reference_seconds(
+    folder: Path, shape: Shape, rollouts: Rollouts, dtype: str, tokens_per_batch: int, device: Any
+) -> float:
+    """The pass over the rollouts, after one over those of a single step; the model goes with this call."""
+    model = load_logprobs(folder, dtype, device)
+    reference_pass(model, make_rollouts(shape), tokens_per_batch)
+    return timed(lambda: reference_pass(model, rollouts, tokens_per_batch), device)
+
+
+def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
+    """The model of the log-prob pass, as gift/reference.py loads it."""
+    from gift.logprobs import TokenLogprobs
+    from gift.policy import load_model
+
+    return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
+
+
+def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> Sequence[Any]:
+    """The log-probs of every completion, as gift/reference.py computes them for one part of a table."""
+    from gift.batches import row_batches
+    from gift.logprobs import completion_logprobs
+
+    prompts, completions = rollouts.prompt_ids, rollouts.completion_ids
+    lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+    size = rollouts.group_size
+    groups = [list(range(first, first + size)) for first in range(0, len(lengths), size)]
+    return completion_logprobs(
+        model, prompts, completions, row_batches(groups, lengths, tokens_per_batch, model.layout)
+    )
+
+
+def timed(work: Callable[[], object], device: Any) -> float:
+    """Seconds of some work, the GPU's included."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start

@@ -1,0 +1,151 @@
+"""Runs one stage of the pipeline and writes where its time went: `python timed_stage.py stages.score ...`.
+
+Functions of the project are wrapped from outside, where they stand; a second belongs to the innermost of them. Used by
+benchmarks/overhead.py, which puts it into dvc.yaml in place of `python -m`.
+"""
+
+import time
+
+BEGUN = time.time()  # before anything else is imported
+
+import importlib  # noqa: E402
+import importlib._bootstrap  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import runpy  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import ExitStack, contextmanager  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+NAMED = {
+    "log-probs": ("gift.logprobs:completion_logprobs",),
+    "optimizer steps": ("gift.trainer:Trainer.train_step",),
+    "rewards and their workers": ("gift.score:score_parts",),
+    "engine start": ("gift.engine:Engine.__init__",),
+    "models and tokenizers": ("gift.policy:load_model", "gift.policy:load_tokenizer"),
+    "hashing": ("gift.work:tree_digest", "gift.work:file_digest"),
+    "tables, policies and states": (
+        "gift.tables.schemas:read_part",
+        "gift.tables.schemas:read_table",
+        "gift.tables.schemas:write_part",
+        "gift.tables.prompts:read_prompts",
+        "gift.saving:save_state",
+        "gift.saving:load_state",
+        "gift.saving:save_policy",
+        "gift.work:Work.publish",
+        "gift.work:write_json",
+    ),
+    "check of the saved policy": ("gift.saving:check_saved",),
+}
+
+
+class Spans:
+    """Seconds by name. Spans stand inside one another; each gets its time without that of the spans inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.open: list[str] = []
+        self.since = time.perf_counter()
+        self.thread = threading.get_ident()
+
+    def _turn(self) -> None:
+        """Credit the time since the last turn to the innermost open span."""
+        now = time.perf_counter()
+        name = self.open[-1] if self.open else "rest of the stages"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.since
+        self.since = now
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        if threading.get_ident() != self.thread:
+            yield
+            return
+        self._turn()
+        self.open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self.open.pop()
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **more: Any) -> Any:
+            with self.span(name):
+                return function(*arguments, **more)
+
+        return timed
+
+
+def replace(module: str, path: str, make: Callable[[Any], Any]) -> None:
+    """Put `make(original)` in the place of a function or method, wherever a module of the project has its name."""
+    if module not in sys.modules:
+        return  # this stage does not use it
+    owner: Any = sys.modules[module]
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    made = make(original)
+    setattr(owner, name, made)
+    for other in list(sys.modules.values()):
+        if other.__name__.startswith("gift.") and vars(other).get(name) is original:
+            setattr(other, name, made)
+
+
+def wrap_all(spans: Spans) -> None:
+    for name, places in NAMED.items():
+        for place in places:
+            module, path = place.split(":")
+            replace(module, path, lambda original, name=name: spans.wrap(name, original))
+
+    def sampler(start: Callable[..., Any]) -> Callable[..., Any]:
+        def started(*arguments: Any) -> Any:
+            with spans.span("engine start"):
+                sample, engine = start(*arguments)
+            return spans.wrap("sampling", sample), engine
+
+        return started
+
+    def group(distributed: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def joined() -> Iterator[Any]:
+            with ExitStack() as stack:
+                with spans.span("engine start"):
+                    device = stack.enter_context(distributed())
+                yield device
+
+        return joined
+
+    replace("gift.generate", "start_sampler", sampler)
+    replace("gift.engine", "distributed", group)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    sys.path[0] = str(Path.cwd())
+    spans = Spans()
+    # Every first import passes here, whoever asks for it.
+    importlib._bootstrap._find_and_load = spans.wrap("imports", importlib._bootstrap._find_and_load)
+    stage = next(word for word in arguments if word.startswith("stages."))
+    importlib.import_module(stage)
+    wrap_all(spans)
+    sys.argv = arguments
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    finally:
+        spans._turn()
+        line = {
+            "stage": stage.removeprefix("stages."),
+            "seconds": {"start of Python": BEGUN - float(os.environ["STAGE_BEGUN"]), **spans.seconds},
+            "begun": float(os.environ["STAGE_BEGUN"]),
+            "ended": time.time(),
+        }
+        with Path(os.environ["STAGE_TIMES"]).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The benchmarks without their clocks: commands start, shapes are as the README says, and so are its tables."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import growth, limit, memory, overhead, reference, results, sampler, shapes, tables, timed_stage, update
+
+COMMANDS = (update, limit, reference, memory, growth, sampler, overhead)
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_command_starts(module: Any) -> None:
+    said = CliRunner().invoke(module.main, ["--help"])
+    assert said.exit_code == 0, said.output
+    assert "--quick" in said.output
+
+
+def test_tables_are_those_of_the_results() -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run `make bench ARGS=tables`"
+
+
+def test_a_result_reaches_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        {"times": n, "completions": 16 * n, "completion_tokens": 100 * n, "reference": n, "update": s}
+        for n, s in ((1, 3.0), (2, 7.0))
+    ]
+    result = {
+        "benchmark": "growth",
+        "machine": {"device": "cpu", "gpus": [], "cpu": "a processor", "cores": 2, "memory_gib": 8.0},
+        "versions": {"torch": "2.13.0"},
+        "settings": {"model": "hundred", "quick": False},
+        "points": points,
+    }
+    (tmp_path / "growth-cpu.json").write_text(json.dumps(result))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    found = tables.filled(tables.README.read_text(encoding="utf-8"))
+    assert "a processor, 2 cores, 8 GiB; torch 2.13.0." in found
+    assert "| 2 | 32 | 200 | 2 | 7 | 9 | +12.5% |" in found  # 9 s for 200 tokens against 4 s for 100
+    assert "within 10% of linear: 12.5%, missed." in found
+
+
+def test_a_run_of_one_model_keeps_the_others_of_the_same_conditions(tmp_path: Path) -> None:
+    def result(model: str, commit: str, load: float) -> dict[str, Any]:
+        settings = {"repeats": 3, "load_before": load}
+        return {"machine": {}, "versions": {"commit": commit}, "settings": settings, "models": {model: commit}}
+
+    path = tmp_path / "update-cpu.json"
+    path.write_text(json.dumps(result("wide", "a", 0.1)))
+    assert results.merged(result("hundred", "a", 0.2), path)["models"] == {"wide": "a", "hundred": "a"}
+    assert results.merged(result("hundred", "b", 0.1), path)["models"] == {"hundred": "b"}
+
+
+def test_shapes_are_as_stated() -> None:
+    for name, tokens, longest in (("wide", 1248, 124), ("hundred", 1760, 200)):
+        shape = shapes.SHAPES[name]
+        rollouts = shapes.make_rollouts(shape)
+        assert rollouts.num_tokens == tokens
+        assert max(map(len, rollouts.completion_ids)) == longest
+        assert len(rollouts.rewards) == shape.groups * shape.group_size == 16
+        assert len({tuple(ids) for ids in rollouts.prompt_ids}) == shape.groups
+        assert all(max(ids) < shape.vocab for ids in rollouts.completion_ids)
+    embedded = shapes.make_rollouts(shapes.shape_of("embedded"))
+    assert all(ids[-1] == 1 for ids in embedded.completion_ids)  # <eos>
+
+
+def test_limit_counts_the_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With prompts of 2 tokens and completions of 3, by hand: 6 operations a weight and real token."""
+    monkeypatch.setattr(limit.Rate, "product", lambda self, left, right: 1.0)
+    shape = shapes.Shape(8, 2, 2, 16, 32, groups=1, group_size=4, prompt=2, shortest=3, longest=3)
+    found = limit.products(shape, shapes.make_rollouts(shape), "float32", cuda=False, seconds=0)
+    weights = 2 * (4 * 8 * 8 + 3 * 8 * 16)
+    pairs = {"once_a_completion": 4 * 10, "once_a_group": 4 * 10 - 3 * 3}  # 4 positions a row: 10 causal pairs
+    tokens = {"once_a_completion": 4 * 4, "once_a_group": 2 + 4 * 2}
+    for count, positions in tokens.items():
+        head, attention = 6 * 32 * 8 * 12, 6 * 2 * 2 * 2 * 4 * pairs[count]
+        assert found[count]["operations"] == 6 * weights * positions + head + attention
+
+
+def test_a_second_belongs_to_the_innermost_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 7.0, 15.0, 31.0])
+    monkeypatch.setattr(timed_stage.time, "perf_counter", lambda: next(clock))
+    spans = timed_stage.Spans()
+    inner: Callable[[], None] = spans.wrap("inner", lambda: None)
+    spans.wrap("outer", inner)()
+    spans._turn()
+    assert spans.seconds == {"rest of the stages": 1.0 + 16.0, "outer": 2.0 + 8.0, "inner": 4.0}
