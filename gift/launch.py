@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Section, check
+from gift.params import Count, Positive, Section, check
 from gift.yaml import read_yaml
 
 
@@ -45,7 +45,8 @@ class UpdateLaunch(Section):
     offload_optimizer: bool = False
     offload_parameters: bool = False
     checkpoint_every_steps: Count = 8
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="any further key of DeepSpeed's configuration")
+    timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
 
 
 class Launch(Section):

@@ -7,15 +7,17 @@ import click
 import torch
 
 from gift import console
-from gift.engine import Engine, EngineSettings, distributed
+from gift.deepspeed_config import EngineSettings
+from gift.engine import Engine, distributed
 from gift.errors import UserError
 from gift.launch import UpdateLaunch, read_launch
 from gift.logprobs import TokenLogprobs
 from gift.minibatches import steps_of_groups
 from gift.params import Update, read_params
-from gift.policy import load_model, read_lineage, write_lineage
+from gift.policy import load_model, read_lineage, stored_in_bfloat16, write_lineage
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
+from gift.schedule import check_schedule
 from gift.stream import seed_of
 from gift.trainer import Trainer
 from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
@@ -45,6 +47,7 @@ def main(
 ) -> None:
     console.quiet()
     params, launch = read_params(), read_launch().update
+    settings = engine_settings(params.update, launch)
     label = f"update@{out_policy.parent.name}"
     lineage = read_lineage(policy)
     tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
@@ -58,6 +61,7 @@ def main(
         )
     seed = seed_of("update", params.seed, source["round"])
     steps = steps_of_groups(groups, params.update.groups_per_step, params.update.epochs, seed)
+    note = check_schedule(lineage.optimizer_steps, len(steps), params.update)
     inputs = {
         "update": params.update.model_dump(mode="json"),
         "seed": params.seed,
@@ -65,17 +69,19 @@ def main(
         "optimizer": tree_digest(optimizer),
         "tables": [tree_digest(path) for path in (rollouts, scores, reference)],
     }
-    with distributed():
+    with distributed(launch.timeout_minutes):
         share_cores()
         rank = torch.distributed.get_rank()
         outputs = (out_policy, out_optimizer, metrics, steps_csv)
         if rank == 0:
             refuse_existing(*outputs)
             work = Work("update", out_policy, inputs)
+            if note:
+                click.echo(f"{label}: {note}", err=True)
         torch.distributed.barrier()
         folder = work_folder("update", out_policy)
         temperature = source["settings"]["temperature"]
-        engine = start_engine(policy, params.update, launch, temperature)
+        engine = start_engine(policy, settings, launch.gradient_checkpointing, temperature)
         if params.update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
         trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch)
@@ -109,15 +115,10 @@ def main(
         console.say(label, **{name: numbers[name] for name in shown})
 
 
-def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperature: float) -> Engine:
-    """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
-    model = load_model(policy, "float32")  # also for bfloat16: the engine keeps these as its masters
-    if launch.gradient_checkpointing:
-        refuse_dropout(model)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only
+def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
+    """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""
     by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
-    engine_settings = EngineSettings(
+    return EngineSettings(
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
@@ -128,7 +129,19 @@ def start_engine(policy: Path, settings: Update, launch: UpdateLaunch, temperatu
         offload_parameters=launch.offload_parameters,
         deepspeed=launch.deepspeed,
     )
-    return Engine(TokenLogprobs(model, temperature), engine_settings)
+
+
+def start_engine(policy: Path, settings: EngineSettings, checkpointing: bool, temperature: float) -> Engine:
+    """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
+    # Weights read as they are stored stay the file's pages, which the ranks of a host share. Else in float32, also for
+    # bfloat16: the engine keeps these as its masters.
+    as_stored = settings.dtype == "bfloat16" and stored_in_bfloat16(policy)
+    model = load_model(policy, "bfloat16" if as_stored else "float32")
+    if checkpointing:
+        refuse_dropout(model)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only
+    return Engine(TokenLogprobs(model, temperature), settings)
 
 
 def refuse_dropout(model: Any) -> None:

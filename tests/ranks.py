@@ -1,4 +1,4 @@
-"""Two ranks on loopback, as torchrun would start them; shared by the tests of the engine and of the trainer."""
+"""Ranks on loopback, as torchrun would start them; shared by the tests of the engine and of the trainer."""
 
 import os
 import subprocess
@@ -10,12 +10,12 @@ from torch.distributed import TCPStore
 ROOT = Path(__file__).parents[1]
 
 
-def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
-    """Exit code and words of both ranks of `python -W error <file> <folder>`."""
+def run_ranks(number: int, file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
+    """Exit code and words of every rank of `python -W error <file> <folder>`."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the system picks a free port
     common = {
         "PYTHONPATH": str(ROOT),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join the store above, as they do under torchrun
@@ -30,7 +30,7 @@ def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(number)
     ]
     try:
         said = [rank.communicate(timeout=200)[0] for rank in ranks]
@@ -38,3 +38,8 @@ def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
         for rank in ranks:
             rank.kill()
     return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+
+
+def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
+    """`run_ranks` of two."""
+    return run_ranks(2, file, folder, **env)

@@ -43,6 +43,7 @@ FLOORS = {
         "rewards.names",
         "minibatches",
         "estimates",
+        "schedule",
     ),
     3: (
         "source_files",
@@ -57,6 +58,7 @@ FLOORS = {
         "score_metrics",
         "reference",
         "rows",
+        "deepspeed_config",
         "engine",
         "saving",
         "trainer",
