@@ -13,6 +13,9 @@ from torch import nn
 from gift.deepspeed_config import PASSES, deepspeed_config, refuse_keys
 from gift.engine import Engine, FullState, distributed
 from gift.errors import UserError
+from gift.policy import stored_in_bfloat16
+from gift.sft import make_tokenizer
+from stages.update import start_engine
 from tests.ranks import run_ranks
 from tests.test_engine import Logprobs, difference, load_state, one_step, plain_torch, save_state, settings
 
@@ -120,6 +123,35 @@ def test_four_ranks_one_without_work_are_plain_torch(four: Path, truth: dict, na
         found = load_file(four / f"{name}-norms-{rank}.safetensors")["norms"].tolist()
         assert found == pytest.approx(norms[:2], rel=1e-6)
     assert difference(load_state(four / f"{name}.safetensors"), states[1]) < 1e-6
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("float32", 3), ("bfloat16", 1), ("bfloat16", 3)])
+def test_the_engine_starts_from_exactly_the_weights_of_the_file(
+    tmp_path: Path, stored: str, dtype: str, stage: int
+) -> None:
+    model = Logprobs().model
+    model.to(getattr(torch, stored)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert stored_in_bfloat16(tmp_path) == (stored == "bfloat16")
+    given = load_file(tmp_path / "model.safetensors")
+    with distributed():
+        engine = start_engine(tmp_path, settings(stage, dtype), checkpointing=False, temperature=1.0)
+        weights = engine.weights()
+        engine.close()
+    assert weights is not None
+    assert weights.keys() == {f"model.{name}" for name in given}
+    for name, tensor in given.items():
+        assert torch.equal(weights[f"model.{name}"], tensor.float())
+
+
+def test_one_float32_weight_and_a_folder_is_not_stored_in_bfloat16(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "model-1.safetensors")
+    assert stored_in_bfloat16(tmp_path)
+    save_file({"b": torch.ones(2)}, tmp_path / "model-2.safetensors")
+    assert not stored_in_bfloat16(tmp_path)
 
 
 @pytest.mark.parametrize(
