@@ -190,7 +190,7 @@ def test_keys_that_measure_do_not_change_the_step(
     measuring = {
         "steps_per_print": 1,
         "wall_clock_breakdown": True,
-        "memory_breakdown": False,  # 20 s a step
+        "memory_breakdown": False,  # true takes seconds a backward
         "dump_state": True,
         "disable_python_gc": True,
         "comms_logger": {"enabled": True},
