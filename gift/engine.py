@@ -14,48 +14,21 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from io import StringIO
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gift.deepspeed_config import WHERE, EngineSettings, deepspeed_config
 from gift.errors import UserError
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")
-# DeepSpeed's keys that would change the step, beside those that `_config` sets.
-_OURS = {"optimizer", "scheduler", "fp16", "amp", "torch_autocast", "train_batch_size", "gradient_predivide_factor"}
-_OURS |= {"prescale_gradients", "sparse_gradients", "elasticity", "tensor_parallel"}
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """AdamW and how it is spread. `max_grad_norm` None: no clipping. `deepspeed`: more keys of DeepSpeed's config."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-    deepspeed: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.dtype == "bfloat16" and self.zero_stage == 0:
-            raise UserError(
-                "launch.yaml: update.zero_stage: 0 with update.dtype bfloat16 would sum gradients in bfloat16: "
-                "use zero_stage 1"
-            )
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise UserError("launch.yaml: update.offload_optimizer needs zero_stage 1, 2 or 3, not 0")
-        if self.offload_parameters and self.zero_stage != 3:
-            raise UserError(f"launch.yaml: update.offload_parameters needs zero_stage 3, not {self.zero_stage}")
 
 
 @dataclass(frozen=True)
@@ -67,10 +40,11 @@ class FullState:
 
 
 @contextmanager
-def distributed() -> Iterator[torch.device]:
+def distributed(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
     """Join the launcher's processes (torchrun, deepspeed, srun), or stand alone; yields this rank's device.
 
     gloo on CPU, nccl on GPU. Without a launcher the group's store is in memory: no port. May be entered again.
+    A rank that waits for another longer than `timeout_minutes` ends with an error.
     """
     cuda = torch.cuda.is_available()
     if torch.distributed.is_initialized():  # an outer `distributed()` owns the group
@@ -87,7 +61,8 @@ def distributed() -> Iterator[torch.device]:
         where |= {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
     if cuda:
         torch.cuda.set_device(_device())
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", **where)
+    timeout = timedelta(minutes=timeout_minutes)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **where)
     with _quiet():
         import deepspeed
 
@@ -96,6 +71,8 @@ def distributed() -> Iterator[torch.device]:
             # tensor-parallel inference. It has no switch; this table of usable ops is what DeepSpeed asks.
             deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed()
+        # DeepSpeed works on a copy of the group, whose timeout it leaves at torch's default.
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, deepspeed.utils.groups._clone_world_group())
     deepspeed.utils.logging.set_log_level_from_string("info" if _VERBOSE else "error")
     if not _VERBOSE:
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # ZeRO-3's calls
@@ -103,6 +80,10 @@ def distributed() -> Iterator[torch.device]:
     try:
         yield _device()
         goodbye = True
+    except RuntimeError as error:
+        if not launched or "gloo" not in str(error):
+            raise
+        raise UserError(_why_alone(str(error), timeout_minutes)) from None
     finally:  # after an error on one rank of many, a common goodbye could wait for ever on the others
         if goodbye:
             deepspeed.comm.destroy_process_group()
@@ -113,23 +94,32 @@ class Engine:
     """A module, its AdamW and this rank's share of both; see the rules at the top of this file."""
 
     def __init__(self, module: nn.Module, settings: EngineSettings) -> None:
-        """`module` arrives whole on every rank; under bfloat16 its fp32 weights become the master weights exactly."""
+        """`module` arrives on the CPU, whole on every rank; under bfloat16 its weights become the masters exactly."""
         self._params = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._shapes = {name: p.shape for name, p in self._params.items()}
         self._stage, self._max_grad_norm = settings.zero_stage, settings.max_grad_norm
         half = settings.dtype == "bfloat16"
-        masters = {n: p.detach().float().cpu() for n, p in self._params.items() if half and p.dtype != torch.bfloat16}
-        if not half:
-            module.float()
+        # No copies: these are the tensors that came, which DeepSpeed is about to replace.
+        masters = {n: p.detach() for n, p in self._params.items() if half and p.dtype != torch.bfloat16}
         # Fused: no temporaries as large as the flat partition, and fast on the CPU when offloaded.
         adamw: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
         self._adamw = torch.optim.AdamW(self._params.values(), lr=0.0, fused=True, **adamw)
-        config = _config(settings, sum(p.numel() for p in self._params.values()))
+        count = sum(p.numel() for p in self._params.values())
+        config = deepspeed_config(settings, count, pin_memory=torch.cuda.is_available())
         with _quiet():
             import deepspeed
 
             self._tensors, self._zero = deepspeed.utils, deepspeed.zero
-            self._engine: Any = deepspeed.initialize(model=module, optimizer=self._adamw, config=config)[0]
+            try:
+                if self._stage == 3:
+                    self._partition(module, torch.bfloat16 if half else torch.float32, config)
+                if not half:
+                    module.float()
+                self._engine: Any = deepspeed.initialize(model=module, optimizer=self._adamw, config=config)[0]
+            except (AssertionError, ValueError) as error:  # its own rules for the user's keys
+                if not settings.deepspeed:
+                    raise
+                raise UserError(f"{WHERE}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device(self._engine.device)
         self._norm = math.nan
@@ -137,7 +127,7 @@ class Engine:
             self._adamw.register_step_pre_hook(self._clip)
         self._make_moments()
         for name, master in masters.items():
-            self._tensors.safe_set_full_fp32_param(self._params[name], master.to(self.device))
+            self._tensors.safe_set_full_fp32_param(self._params[name], master.to(self.device, torch.float32))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output; with gradient for a `backward`, or under `torch.no_grad()`."""
@@ -198,6 +188,17 @@ class Engine:
         """Take DeepSpeed's hooks off the module and let its buffers go."""
         self._engine.destroy()
 
+    def _partition(self, module: nn.Module, dtype: torch.dtype, config: dict[str, Any]) -> None:
+        """Cast and share out one parameter after the other, from rank 0's values.
+
+        Left to itself DeepSpeed first casts the whole module and moves it to every GPU, where it may not fit.
+        """
+        share = self._zero.Init(module=nn.Module(), config_dict_or_path=config)
+        for param in module.parameters():
+            param.data = param.data.to(_device(), dtype, copy=True)  # a copy: what is broadcast is written into it
+            share._convert_to_zero_parameters([param])
+        module.to(_device())  # its buffers: DeepSpeed takes this for done
+
     def _clip(self, *_: object) -> None:
         """Without ZeRO DeepSpeed clips but keeps the norm to itself, so clip here, just before AdamW's step."""
         self._norm = float(nn.utils.clip_grad_norm_(self._params.values(), self._max_grad_norm or math.inf))
@@ -239,31 +240,15 @@ class Engine:
                     param.copy_(value)
 
 
-def _config(settings: EngineSettings, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: our keys, the user's further ones (never one of ours), then our defaults."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
-    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if settings.offload_optimizer:
-        zero["offload_optimizer"] = offload
-    if settings.offload_parameters:
-        zero["offload_param"] = offload
-    half = settings.dtype == "bfloat16"
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,  # `step` alone ends a sum, after however many `backward`s
-        "gradient_clipping": (settings.max_grad_norm or 0.0) if settings.zero_stage else 0.0,
-        "bf16": {"enabled": half, "check_grad_overflow": half},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW on the CPU too: DeepSpeed's own needs a compiler
-    }
-    more = dict(settings.deepspeed)
-    more_zero = dict(more.pop("zero_optimization", {}))
-    if taken := sorted(more.keys() & (config.keys() | _OURS)) + sorted(more_zero.keys() & zero.keys()):
-        raise UserError(f"deepspeed: {taken[0]} would change the optimizer step, which gift's settings own: remove it")
-    bucket = {"reduce_bucket_size": min(500_000_000, num_parameters)}  # DeepSpeed allocates all of it
-    return config | more | {"zero_optimization": bucket | zero | more_zero}
+def _why_alone(error: str, timeout_minutes: float) -> str:
+    """One line for a rank whose collective failed, for that is never its own fault."""
+    first = f"rank {os.environ['RANK']}: "
+    if "Timed out" in error or "timeout" in error:
+        return (
+            f"{first}waited {timeout_minutes:g} minutes for another rank, which may hang or be busy; look at what it "
+            "said, or raise launch.yaml: update.timeout_minutes"
+        )
+    return f"{first}another rank ended; its own message says why"
 
 
 def _device() -> torch.device:

@@ -3,6 +3,7 @@
 import os
 import runpy
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Packing, Section, check
+from gift.params import Count, Packing, Positive, Section, check
 from gift.yaml import read_yaml
 
 
@@ -47,7 +48,8 @@ class UpdateLaunch(Section):
     offload_optimizer: bool = False
     offload_parameters: bool = False
     checkpoint_every_steps: Count = 8
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="any further key of DeepSpeed's configuration")
+    timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
 
 
 class Launch(Section):
@@ -85,6 +87,8 @@ def main(arguments: list[str]) -> None:
     if launch.launcher == "deepspeed":
         level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
         starter = ["deepspeed", "--no_local_rank", "--log_level", level, "--num_gpus", str(launch.num_processes)]
+        if not {"--hostfile", "-H", "--master_port"} & {word.split("=")[0] for word in launch.launcher_args}:
+            starter += ["--master_port", str(_free_port())]  # DeepSpeed's own is one number for all runs of a machine
         command = [*starter, *launch.launcher_args, "--module", module, *rest]
         devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]
         environment = {} if devices else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed warns that it finds no other
@@ -100,7 +104,19 @@ def main(arguments: list[str]) -> None:
             f"launch.yaml: update.launcher: {launch.launcher}: `{command[0]}` is not on this machine's PATH"
         ).show()
         sys.exit(1)
+    if done.returncode > 128:  # -9 from DeepSpeed's launcher is 247, from srun 137
+        number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
+        UserError(
+            f"{module}: a process was ended by signal {number}"
+            + (", most often for want of memory: raise update.zero_stage, or offload" if number == 9 else "")
+        ).show()
     sys.exit(done.returncode)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _srun_environment() -> dict[str, str]:

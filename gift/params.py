@@ -180,6 +180,9 @@ class Update(Section):
     epochs: Count = 1
     lr: Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_steps: Count | None = Field(None, description="optimizer steps over all rounds, warm-up included")
+    min_lr_ratio: Share = 0.0
     betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
     eps: Positive = 1.0e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -189,6 +192,25 @@ class Update(Section):
     max_drift: Positive = Field(
         5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
     )
+
+    @model_validator(mode="after")
+    def schedule_has_an_end(self) -> "Update":
+        if self.lr_schedule == "constant":
+            if self.schedule_steps is not None or self.min_lr_ratio:
+                raise ValueError(
+                    "lr_schedule: constant has no schedule_steps or min_lr_ratio; remove them, or use linear or cosine"
+                )
+        elif self.schedule_steps is None:
+            raise ValueError(
+                f"schedule_steps: missing; lr_schedule: {self.lr_schedule} needs the number of optimizer steps over "
+                "all rounds, after which the learning rate stays at lr * min_lr_ratio"
+            )
+        elif self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps: {self.schedule_steps}: must be more than warmup_steps ({self.warmup_steps}), which "
+                "it includes"
+            )
+        return self
 
 
 class Evaluate(Sampling):

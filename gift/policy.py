@@ -112,6 +112,18 @@ def load_model(folder: Path, dtype: str, device: str = "cpu") -> Any:
     return model.to(device).eval()
 
 
+def stored_in_bfloat16(folder: Path) -> bool:
+    """Whether all weights of a policy folder are bfloat16, so that `load_model` reads them so without loss."""
+    from safetensors import safe_open
+
+    check_files(folder)
+    dtypes = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            dtypes |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    return dtypes == {"BF16"}
+
+
 def max_model_len(folder: Path, wanted: int | None, section: str) -> int:
     """The context in tokens: what the model can, or less if `wanted` says so."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from gift.engine import Engine
 from gift.errors import UserError
 from gift.params import Update
 from gift.saving import load_state, save_state
+from gift.schedule import learning_rate
 from gift.trainer import Trainer
 
 STEP_COLUMNS = (
@@ -52,8 +53,8 @@ def train_round(
 ) -> list[dict[str, float | None]]:
     """Run the optimizer steps of a round (each a list of groups) and return one row of metrics a step.
 
-    `first_step` is the number of optimizer steps of all earlier rounds: the warm-up goes on across rounds. A checkpoint
-    of an interrupted run of the same round is continued. Only rank 0 writes.
+    `first_step` is the number of optimizer steps of all earlier rounds: the learning rate's schedule goes on across
+    rounds. A checkpoint of an interrupted run of the same round is continued. Only rank 0 writes.
     """
     path = keep.folder / "checkpoint.safetensors"
     rows: list[dict[str, float | None]] = []
@@ -64,8 +65,7 @@ def train_round(
     with Progress(keep.label, len(steps), "steps", len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = first_step + index + 1
-            lr = settings.lr * min(1.0, step / settings.warmup_steps) if settings.warmup_steps else settings.lr
-            metrics = trainer.train_step(steps[index], lr)
+            metrics = trainer.train_step(steps[index], learning_rate(step, settings))
             rows.append({"step": step, **metrics})
             check_step(rows[-1], settings, keep.label)
             if engine.rank == 0:

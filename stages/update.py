@@ -8,16 +8,18 @@ import torch
 
 from gift import console
 from gift.adapter import find_policy
-from gift.engine import Engine, EngineSettings, distributed
+from gift.deepspeed_config import EngineSettings
+from gift.engine import Engine, distributed
 from gift.errors import UserError
 from gift.launch import UpdateLaunch, read_launch
 from gift.logprobs import TokenLogprobs
 from gift.lora import check_parent, load_trainable
 from gift.minibatches import steps_of_groups
 from gift.params import Update, read_params
-from gift.policy import load_model, write_lineage
+from gift.policy import load_model, stored_in_bfloat16, write_lineage
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
+from gift.schedule import check_schedule
 from gift.stream import seed_of
 from gift.trainer import Trainer
 from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
@@ -49,6 +51,7 @@ def main(
 ) -> None:
     console.quiet()
     params, launch = read_params(), read_launch().update
+    settings = engine_settings(params.update, launch)
     label = f"update@{out_policy.parent.name}"
     files, lineage = find_policy(policy, initial)
     check_parent(files, lineage, params.update.lora)
@@ -63,6 +66,7 @@ def main(
         )
     seed = seed_of("update", params.seed, source["round"])
     steps = steps_of_groups(groups, params.update.groups_per_step, params.update.epochs, seed)
+    note = check_schedule(lineage.optimizer_steps, len(steps), params.update)
     inputs = {
         "update": params.update.model_dump(mode="json"),
         "seed": params.seed,
@@ -70,20 +74,21 @@ def main(
         "optimizer": tree_digest(optimizer),
         "tables": [tree_digest(path) for path in (rollouts, scores, reference)],
     }
-    with distributed():
+    with distributed(launch.timeout_minutes):
         share_cores()
         rank = torch.distributed.get_rank()
         outputs = (out_policy, out_optimizer, metrics, steps_csv)
         if rank == 0:
             refuse_existing(*outputs)
             work = Work("update", out_policy, inputs)
+            if note:
+                click.echo(f"{label}: {note}", err=True)
         torch.distributed.barrier()
         folder = work_folder("update", out_policy)
         temperature = source["settings"]["temperature"]
         lora = params.update.lora and load_trainable(files, params.update.lora, params.update.dtype, params.seed)
-        # Also for bfloat16 the trained weights come in float32: the engine keeps these as its masters.
-        model = TokenLogprobs(lora or load_model(policy, "float32"), temperature, launch.packing)
-        engine = start_engine(model, params.update, launch)
+        model = TokenLogprobs(lora or load_masters(policy, settings), temperature, launch.packing)
+        engine = start_engine(model, settings, launch.gradient_checkpointing)
         if params.update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
         trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch, model.layout)
@@ -117,14 +122,10 @@ def main(
         console.say(label, **{name: numbers[name] for name in shown})
 
 
-def start_engine(logprobs: TokenLogprobs, settings: Update, launch: UpdateLaunch) -> Engine:
-    """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
-    if launch.gradient_checkpointing:
-        refuse_dropout(logprobs.model)
-        logprobs.model.gradient_checkpointing_enable({"use_reentrant": False})
-        logprobs.model.train()  # transformers checkpoints in training mode only
+def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
+    """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""
     by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
-    engine_settings = EngineSettings(
+    return EngineSettings(
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
@@ -135,7 +136,24 @@ def start_engine(logprobs: TokenLogprobs, settings: Update, launch: UpdateLaunch
         offload_parameters=launch.offload_parameters,
         deepspeed=launch.deepspeed,
     )
-    return Engine(logprobs, engine_settings)
+
+
+def load_masters(policy: Path, settings: EngineSettings) -> Any:
+    """The whole model as the engine wants it: in float32, also for bfloat16, where it keeps these as its masters.
+
+    A bfloat16 policy is read as it is stored: its weights stay the file's pages, which the ranks of a host share.
+    """
+    as_stored = settings.dtype == "bfloat16" and stored_in_bfloat16(policy)
+    return load_model(policy, "bfloat16" if as_stored else "float32")
+
+
+def start_engine(logprobs: TokenLogprobs, settings: EngineSettings, checkpointing: bool) -> Engine:
+    """DeepSpeed around the policy; parameters are kept in float32, or in bfloat16 with float32 masters."""
+    if checkpointing:
+        refuse_dropout(logprobs.model)
+        logprobs.model.gradient_checkpointing_enable({"use_reentrant": False})
+        logprobs.model.train()  # transformers checkpoints in training mode only
+    return Engine(logprobs, settings)
 
 
 def refuse_dropout(model: Any) -> None:

@@ -16,7 +16,8 @@ from tests.ranks import run_two_ranks
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 MAX_GRAD_NORM = 1.0
-SHARES = ((0, 1, 3), (2,))  # the micro-batches of rank 0 and rank 1: unequal, so rank 1 pads
+# The micro-batches of each rank, by world size: unequal, so that some pad, and one of four has nothing.
+SHARES = {1: ((0, 1, 2, 3),), 2: ((0, 1, 3), (2,)), 4: ((0,), (1, 3), (), (2,))}
 SIMPLEST = {"float32": 0, "bfloat16": 1}  # the lowest stage of each dtype
 CASES = [("float32", stage) for stage in (0, 1, 2, 3)] + [("bfloat16", stage) for stage in (1, 2, 3)]
 
@@ -24,9 +25,9 @@ MicroBatch = tuple[Tensor, Tensor]
 
 
 class Logprobs(nn.Module):
-    """A tiny causal LM with tied embeddings and gradient checkpointing: token ids [B, T] to log-probs [B * (T - 1)]."""
+    """A tiny causal LM with tied embeddings: token ids [B, T] to log-probs [B * (T - 1)]."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpointing: bool = True) -> None:
         super().__init__()
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -42,7 +43,8 @@ class Logprobs(nn.Module):
             tie_word_embeddings=True,
         )
         self.model = Qwen3ForCausalLM(config).train()
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, ids: Tensor) -> Tensor:
         logits = self.model(ids, use_cache=False).logits[:, :-1].float()
@@ -61,10 +63,10 @@ def micro_batches(step: int) -> list[MicroBatch]:
 def one_step(engine: Engine, step: int) -> float:
     """Optimizer step `step` on this rank's share, with a no-grad pass first as the update does; returns the norm."""
     batches = micro_batches(step)
-    mine = range(4) if engine.world_size == 1 else SHARES[engine.rank]
-    count = 4 if engine.world_size == 1 else max(len(share) for share in SHARES)
+    shares = SHARES[engine.world_size]
     dummy = (batches[0][0][:1, :2], torch.zeros(1))
-    work = [batches[i] for i in mine] + [dummy] * (count - len(mine))
+    work = [batches[i] for i in shares[engine.rank]]
+    work += [dummy] * (max(map(len, shares)) - len(work))
     with torch.no_grad():
         for ids, _ in work:
             engine.forward(ids)

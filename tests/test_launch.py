@@ -1,51 +1,163 @@
-"""launch.yaml: the same round under DeepSpeed's launcher on two ranks, and one line for what cannot be started."""
+"""launch.yaml: rounds go on when it changes, a rank that fails ends the stage, what cannot be started is one line."""
 
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import mini
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
+
+from gift.params import read_params
+from gift.schedule import learning_rate
 
 
-def launch(folder: Path, settings: dict[str, Any], **env: str) -> subprocess.CompletedProcess[str]:
-    """Run update@r1 as launch.yaml says."""
+def launch(
+    folder: Path, settings: dict[str, Any], arguments: list[str] | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run update@r1 (or Python with other arguments) under a launch.yaml with these settings of `update`."""
     (folder / "launch.yaml").write_text(json.dumps({"update": settings}), encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, *mini.command(folder, "update@r1")]
+    command = [sys.executable, *(arguments or mini.command(folder, "update@r1"))]
     environment = {**mini.environment(), "PATH": path, **env}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_two_ranks_under_the_launcher_make_the_same_round(world: Path, copied: Path) -> None:
-    mini.remove_outputs(copied, "update@r1")
-    done = launch(copied, {"launcher": "deepspeed", "num_processes": 2, "zero_stage": 3})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("update@r1: num steps"), done.stdout
-    alone, both = (folder / "data" / "rounds" / "r1" for folder in (world, copied))
-    texts = [(each / "metrics" / "steps.csv").read_text(encoding="utf-8") for each in (alone, both)]
-    steps = [list(csv.DictReader(text.splitlines())) for text in texts]
-    assert len(steps[0]) == len(steps[1]) >= 3
-    for one, two in zip(*steps, strict=True):
+def same_steps(one: Path, two: Path) -> list[dict[str, str]]:
+    """The steps of a round in `one`, where they must be those of `two` but for rounding."""
+    rows = [
+        list(csv.DictReader((folder / "metrics" / "steps.csv").read_text(encoding="utf-8").splitlines()))
+        for folder in (one, two)
+    ]
+    assert len(rows[0]) == len(rows[1]) >= 3
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["learning_rate"] == theirs["learning_rate"]
         for name in ("loss", "grad_norm", "kl", "num_tokens"):
-            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-3, abs=1e-6), name
-    weights = [load_file(each / "policy" / "model.safetensors") for each in (alone, both)]
-    assert weights[0].keys() == weights[1].keys()
-    moved = load_file(world / "data" / "rounds" / "base" / "policy" / "model.safetensors")
-    distance = max(float((weights[0][name] - moved[name]).abs().max()) for name in moved)
-    gap = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in moved)
-    assert gap < 0.02 * distance  # Adam turns rounding into full steps where a gradient is 0; the rest is the same
+            assert float(theirs[name]) == pytest.approx(float(ours[name]), rel=1e-3, abs=1e-6), name
+    return rows[0]
+
+
+def gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    assert one.keys() == two.keys()
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+ROUND = ("generate@{}", "score@{}", "reference@{}", "update@{}")
+
+
+def test_rounds_go_on_when_processes_stage_and_offload_change(copied: Path, tmp_path: Path) -> None:
+    """Three rounds on one process; and r1 so, r2 on two ranks of ZeRO 3, r3 on one process of ZeRO 1 with offload.
+
+    r2 also has gradient checkpointing, small micro-batches and a key of DeepSpeed's.
+
+    A large eps: else Adam makes whole steps of rounding where a gradient is 0, and a sampled token may be another.
+    """
+    schedule = {"lr": 3e-3, "warmup_steps": 2, "lr_schedule": "cosine", "schedule_steps": 50, "min_lr_ratio": 0.1}
+    mini.write_params(copied, {"update": {"eps": 1e-2, **schedule}})
+    r2, r3 = ([name.format(key) for name in ROUND] for key in ("r2", "r3"))
+    mini.run_stages(copied, r2[:-1])
+    other = Path(shutil.copytree(copied, tmp_path / "other"))
+    mini.run_stages(copied, [r2[-1], *r3])
+    settings = {
+        "launcher": "deepspeed",
+        "num_processes": 2,
+        "zero_stage": 3,
+        "gradient_checkpointing": True,
+        "tokens_per_batch": 128,
+        "deepspeed": {"zero_optimization": {"overlap_comm": False}},
+    }
+    done = launch(other, settings, mini.command(other, "update@r2"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("update@r2: num steps"), done.stdout  # and nothing of the libraries
+    (other / "launch.yaml").write_text(json.dumps({"update": {"zero_stage": 1, "offload_optimizer": True}}))
+    mini.run_stages(other, r3)
+
+    start = load_file(copied / "data" / "rounds" / "base" / "policy" / "model.safetensors")
+    rates = []
+    for key in ("r2", "r3"):
+        alone, changed = (folder / "data" / "rounds" / key for folder in (copied, other))
+        steps = same_steps(alone, changed)
+        rates += [float(step["learning_rate"]) for step in steps]
+        assert gap(start, load_file(alone / "policy" / "model.safetensors")) > 1e-3
+        for file in ("policy/model.safetensors", "optimizer/state.safetensors"):
+            assert gap(load_file(alone / file), load_file(changed / file)) < 1e-5
+    first = int(steps[0]["step"]) - len(rates) + len(steps)  # of r2, counted over all rounds
+    update = read_params(copied / "params.yaml").update
+    assert rates == [learning_rate(first + index, update) for index in range(len(rates))]
+    assert first > update.warmup_steps
+
+
+MISFORTUNE = """
+import os, sys, time
+from pathlib import Path
+import torch
+from gift import console
+from gift.deepspeed_config import EngineSettings
+from gift.engine import Engine, distributed
+from gift.errors import UserError
+from gift.launch import read_launch
+
+Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
+console.quiet()
+launch = read_launch().update
+try:
+    with distributed(launch.timeout_minutes):
+        engine = Engine(torch.nn.Linear(4, 4), EngineSettings(zero_stage=launch.zero_stage))
+        engine.backward(engine.forward(torch.ones(2, 4)).sum())
+        if engine.rank == 1:
+            if sys.argv[1] == "raises":
+                raise UserError("the trouble of rank 1")
+            if sys.argv[1] == "is killed":
+                os.kill(os.getpid(), 9)
+            time.sleep(600)
+        engine.step(0.1)
+        engine.weights()
+except UserError as error:
+    error.show()
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fate", "stage", "message"),
+    [
+        ("raises", 3, "error: the trouble of rank 1"),
+        ("is killed", 1, "error: misfortune: a process was ended by signal 9, most often for want of memory"),
+        ("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int, message: str) -> None:
+    """Between backward and step, so that another rank waits for it in a collective."""
+    folder = mini.make_project(tmp_path)
+    (folder / "misfortune.py").write_text(MISFORTUNE)
+    settings = {"launcher": "deepspeed", "num_processes": 2, "zero_stage": stage, "timeout_minutes": 0.05}
+    start = time.monotonic()
+    done = launch(folder, settings, ["-m", "gift.launch", "misfortune", fate])
+    assert done.returncode not in (0, None)
+    assert message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - start < 100
+    for rank in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / f"pid{rank}").read_text()), 0)
 
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "one process means one": ({"num_processes": 2}, "update.num_processes: 2: in_process runs one"),
     "no allocation": ({"launcher": "srun"}, "update.launcher: srun: no SLURM allocation"),
     "no such program": ({"launcher": "deepspeed"}, "`deepspeed` is not on this machine's PATH"),
+    "a key of DeepSpeed's, misspelt": (
+        {"deepspeed": {"zero_optimization": {"overlap_com": True}}},
+        "update.deepspeed.zero_optimization.overlap_com: does not pass",
+    ),
     "misspelt": ({"zero_stag": 2}, "update.zero_stag: unknown key; did you mean 'zero_stage'?"),
 }
 

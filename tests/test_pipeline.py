@@ -47,6 +47,7 @@ FLOORS = {
         "rewards.names",
         "minibatches",
         "estimates",
+        "schedule",
     ),
     3: (
         "source_files",
@@ -61,6 +62,7 @@ FLOORS = {
         "score_metrics",
         "reference",
         "rows",
+        "deepspeed_config",
         "engine",
         "lora",
         "saving",

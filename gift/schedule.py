@@ -1,0 +1,38 @@
+"""The learning rate of every optimizer step: a linear warm-up, then constant, or a decay that goes on across rounds."""
+
+import math
+
+from gift.errors import UserError
+from gift.params import Update
+
+
+def learning_rate(step: int, settings: Update) -> float:
+    """The rate of optimizer step `step`, counted from 1 over all rounds since the base.
+
+    Warm-up: lr * step / warmup_steps. After it the decays of transformers' `get_scheduler` ("linear",
+    "cosine_with_min_lr") over the steps up to `schedule_steps`: the first of them has the full lr; from the first step
+    after `schedule_steps` on it is lr * min_lr_ratio.
+    """
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    if settings.lr_schedule == "constant" or settings.schedule_steps is None:
+        return settings.lr
+    done = min(1.0, (step - 1 - settings.warmup_steps) / (settings.schedule_steps - settings.warmup_steps))
+    left = 1 - done if settings.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.lr * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * left)
+
+
+def check_schedule(first_step: int, num_steps: int, settings: Update) -> str | None:
+    """What to say of a round whose steps run past `schedule_steps`; a round that could only run at 0 is refused."""
+    last, end = first_step + num_steps, settings.schedule_steps
+    if end is None or last <= end:
+        return None
+    if first_step >= end and settings.min_lr_ratio == 0:
+        raise UserError(
+            f"params.yaml: update.schedule_steps: {end}: this round has the optimizer steps {first_step + 1} to "
+            f"{last}, whose learning rate would be 0: raise it, or set update.min_lr_ratio"
+        )
+    return (
+        f"optimizer steps {max(first_step, end) + 1} to {last} lie beyond update.schedule_steps = {end}: learning rate "
+        f"{settings.lr * settings.min_lr_ratio:g}"
+    )
