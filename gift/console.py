@@ -1,8 +1,11 @@
 """What a person sees while a stage runs: progress, one closing line, and no noise from the libraries."""
 
+import atexit
 import logging
+import multiprocessing
 import os
 import sys
+import threading
 import time
 import warnings
 from types import TracebackType
@@ -58,6 +61,24 @@ class Progress:
         rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
         line = f"{self.label}: {self.done}/{self.total} {self.unit}{rate}, {left:.0f} s left"
         click.echo(f"\r\x1b[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
+
+
+def run(stage: click.Command) -> None:
+    """Run a stage as this process, which ends with it: after torch or vLLM Python takes seconds to clear up its memory.
+
+    What was registered for the end still happens. A failed stage, or one that leaves threads or processes to be waited
+    for, ends in Python's own way.
+    """
+    try:
+        stage()
+    except SystemExit as end:
+        threads = [thread for thread in threading.enumerate() if not thread.daemon]
+        if end.code or len(threads) > 1 or multiprocessing.active_children():
+            raise
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def say(stage: str, **numbers: object) -> None:

@@ -32,4 +32,4 @@ def main(policy: Path, optimizer: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

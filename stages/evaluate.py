@@ -80,4 +80,4 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

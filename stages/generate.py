@@ -82,4 +82,4 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

@@ -68,4 +68,4 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

@@ -38,4 +38,4 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

@@ -66,4 +66,4 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

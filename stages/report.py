@@ -41,4 +41,4 @@ def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

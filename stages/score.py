@@ -47,4 +47,4 @@ def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

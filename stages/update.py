@@ -187,4 +187,4 @@ def carry_state(engine: Engine, optimizer: Path, policy: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

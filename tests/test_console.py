@@ -1,0 +1,67 @@
+"""A stage's process ends at once, with the right exit code, all that it said, and nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STAGE = """
+import atexit, multiprocessing, sys, threading, time
+import click
+from gift import console
+from gift.errors import UserError
+
+class Slow:
+    def __del__(self):
+        print("torn down")
+
+kept = Slow()
+
+@click.command()
+def main():
+    atexit.register(lambda: print("registered"))
+    print("said")
+    {body}
+
+console.run(main)
+"""
+
+
+def run(body: str) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE.format(body=body)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.split("\n")[:-1] + done.stderr.split("\n")[-2:-1]
+
+
+def test_a_finished_stage_ends_without_clearing_up_memory() -> None:
+    assert run("pass") == (0, ["said", "registered"])
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "last"),
+    [
+        ("raise UserError('what is wrong')", 1, "error: what is wrong"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug"),
+        ("sys.exit(3)", 3, "torn down"),
+    ],
+)
+def test_a_failed_stage_ends_as_python_does(body: str, code: int, last: str) -> None:
+    found, lines = run(body)
+    assert found == code
+    assert lines[-1] == last
+    assert "torn down" in lines
+
+
+def test_threads_and_processes_are_waited_for() -> None:
+    thread = "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()"
+    assert run(thread) == (0, ["said", "thread", "registered", "torn down"])
+    child = "multiprocessing.get_context('fork').Process(target=lambda: (time.sleep(0.2), print('child'))).start()"
+    code, lines = run(child)
+    assert code == 0
+    assert "child" in lines
