@@ -14,7 +14,7 @@ LR, CLIP = 1e-5, 1.0  # both sides of a comparison take these
 
 
 def update_steps(
-    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, warmup: int, steps: int
+    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, warmup: int, steps: int, packing: str = "auto"
 ) -> dict[str, Any]:
     """Optimizer steps on all of the rollouts, again and again; what `Recorder.results` says of them."""
     import deepspeed  # noqa: F401 - an import of the engine's, so that it counts as a library
@@ -25,7 +25,7 @@ def update_steps(
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
-        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch)
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, packing)
         groups = list(range(len(rollouts.rewards) // rollouts.group_size))
         metrics: dict[str, Any] = {}
 
@@ -40,7 +40,7 @@ def update_steps(
 
 
 def start_trainer(
-    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int
+    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, packing: Any = "auto"
 ) -> tuple[Any, Callable[[], None]]:
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
@@ -65,7 +65,7 @@ def start_trainer(
         mask=torch.ones_like(rewards, dtype=torch.bool),
     )
     stage = 1 if dtype == "bfloat16" else 0
-    logprobs = TokenLogprobs(model, 1.0, "auto")
+    logprobs = TokenLogprobs(model, 1.0, packing)
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
     settings = check(Update, {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}, "benchmark")
     return Trainer(engine, rows, settings, tokens_per_batch, logprobs.layout), engine.close

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, limit, memory, overhead, reference, results, sampler, update
+from benchmarks import growth, layouts, limit, memory, overhead, reference, results, sampler, update
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
     "update": update.table,
     "limit": limit.table,
+    "layouts": layouts.table,
     "reference": reference.table,
     "memory": memory.table,
     "growth": growth.table,

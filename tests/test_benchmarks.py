@@ -8,9 +8,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import growth, limit, memory, overhead, reference, results, sampler, shapes, tables, timed_stage, update
+from benchmarks import (
+    growth,
+    layouts,
+    limit,
+    memory,
+    overhead,
+    reference,
+    results,
+    sampler,
+    shapes,
+    tables,
+    timed_stage,
+    update,
+)
 
-COMMANDS = (update, limit, reference, memory, growth, sampler, overhead)
+COMMANDS = (update, limit, layouts, reference, memory, growth, sampler, overhead)
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
