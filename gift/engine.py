@@ -121,6 +121,8 @@ class Engine:
                     raise
                 raise UserError(f"{WHERE}: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if self._stage == 0 and self.world_size == 1:
+            self._engine.enable_backward_allreduce = False  # it copies all gradients, to add those of no other rank
         self.device = torch.device(self._engine.device)
         self._norm = math.nan
         if self._stage == 0:
