@@ -8,6 +8,7 @@ import time
 
 BEGUN = time.time()  # before anything else is imported
 
+import atexit  # noqa: E402
 import importlib  # noqa: E402
 import importlib._bootstrap  # noqa: E402
 import json  # noqa: E402
@@ -111,10 +112,10 @@ def wrap_all(spans: Spans) -> None:
 
     def group(distributed: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
-        def joined() -> Iterator[Any]:
+        def joined(*arguments: Any) -> Iterator[Any]:
             with ExitStack() as stack:
                 with spans.span("engine start"):
-                    device = stack.enter_context(distributed())
+                    device = stack.enter_context(distributed(*arguments))
                 yield device
 
         return joined
@@ -133,9 +134,8 @@ def main() -> None:
     importlib.import_module(stage)
     wrap_all(spans)
     sys.argv = arguments
-    try:
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-    finally:
+
+    def write() -> None:
         spans._turn()
         line = {
             "stage": stage.removeprefix("stages."),
@@ -145,6 +145,9 @@ def main() -> None:
         }
         with Path(os.environ["STAGE_TIMES"]).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    atexit.register(write)  # the stage ends its process itself
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
