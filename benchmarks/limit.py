@@ -1,5 +1,6 @@
 """The step against its limit: the time of the matrix products that no implementation can leave out, nothing else."""
 
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -55,9 +56,12 @@ def main(
             "completion_tokens": rollouts.num_tokens,
             "positions": rollouts.num_positions,
             "step": {**pooled(step_runs), "runs": step_runs},
-            # The fastest of all processes: a limit that noise has raised is none.
+            "fastest_step": min(min(run["seconds"]) for run in step_runs),
             **{
-                count: min((run[count] for run in product_runs), key=lambda each: each["seconds"])
+                count: {
+                    "median": statistics.median(run[count]["seconds"] for run in product_runs),
+                    "fastest": min((run[count] for run in product_runs), key=lambda each: each["seconds"]),
+                }
                 for count in product_runs[0]
             },
             "runs": product_runs,
@@ -171,27 +175,32 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name in (each for each in SHAPES if each in result["models"]):
         model = result["models"][name]
-        step = model["step"]["seconds"]
+        step, fastest = model["step"]["seconds"], model["fastest_step"]
         for count in ("once_a_group", "once_a_completion"):
-            limit = model[count]
+            limit, median = model[count]["fastest"], model[count]["median"]
             rows.append(
                 [
                     f"{name}, {model['parameters'] / 1e6:.3g}M",
                     count.replace("_", " "),
                     *(f"{limit[part]:.3g}" for part in ("body", "head", "attention", "seconds")),
                     f"{limit['operations'] / limit['seconds'] / 1e9:,.0f}",
+                    f"{fastest:.3g}",
+                    f"{limit['seconds'] / fastest:.0%}",
+                    f"{median:.3g}",
                     f"{step:.3g}",
-                    f"{limit['seconds'] / step:.0%}",
+                    f"{median / step:.0%}",
                 ]
             )
     header = ["model", "prompts", "body", "head", "attention", "limit, s", "GFLOP/s", "our step, s", "limit / step"]
+    header += ["limit, median", "step, median", "limit / step, medians"]
     lines = [markdown(header, rows)]
     if "hundred" in result["models"]:
         model = result["models"]["hundred"]
-        share = model["once_a_group"]["seconds"] / model["step"]["seconds"]
+        share = model["once_a_group"]["fastest"]["seconds"] / model["fastest_step"]
+        medians = model["once_a_group"]["median"] / model["step"]["seconds"]
         lines.append(
-            f"\nGoal on the 100M model, prompts once a group: the products are {GOAL:.0%} of the step: {share:.0%}, "
-            f"{met(share, GOAL)}."
+            f"\nGoal on the 100M model, prompts once a group: the products are {GOAL:.0%} of the step: {share:.0%} "
+            f"(fastest of each), {met(share, GOAL)}; {medians:.0%} (medians), {met(medians, GOAL)}."
         )
     return "\n".join(lines)
 
