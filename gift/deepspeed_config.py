@@ -1,7 +1,7 @@
 """DeepSpeed's configuration of an update: what our settings make of it, which further keys pass, which are refused.
 
 DeepSpeed ignores a top-level key that it does not know without a word, and has many that would change the optimizer
-step. So this is a list of what passes; tests/test_deepspeed_config.py holds it against DeepSpeed's own.
+step. So this is a list of what passes; tests/test_deepspeed.py holds it against DeepSpeed's own.
 """
 
 import difflib
