@@ -136,18 +136,22 @@ def _blocks(pieces: list[tuple[int, list[int]]]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _fit(pieces: list[tuple[int, list[int]]]) -> bool:
+def _sizes(pieces: list[tuple[int, list[int]]]) -> tuple[int, int, int]:
+    """P, R and C of the block that some pieces would make."""
     rows = [length for _, lengths in pieces for length in lengths]
-    prompt_width, row_width = max(length for length, _ in pieces), max(rows)
-    slots = len(pieces) * prompt_width + len(rows) * row_width
-    tokens = sum(length for length, _ in pieces) + sum(rows)
-    mask = len(rows) * row_width * (prompt_width + row_width)
+    return max(length for length, _ in pieces), len(rows), max(rows)
+
+
+def _fit(pieces: list[tuple[int, list[int]]]) -> bool:
+    prompt_width, num_rows, row_width = _sizes(pieces)
+    slots = len(pieces) * prompt_width + num_rows * row_width
+    tokens = sum(length + sum(lengths) for length, lengths in pieces)
+    mask = num_rows * row_width * (prompt_width + row_width)
     return slots <= (1 + BLOCK_PADDING) * tokens + BLOCK_PADDING_SLOTS and mask <= BLOCK_MASK_ENTRIES
 
 
 def _block(pieces: list[tuple[int, list[int]]]) -> Block:
-    rows = [length for _, lengths in pieces for length in lengths]
-    prompt_width, row_width = max(length for length, _ in pieces), max(rows)
+    prompt_width, num_rows, row_width = _sizes(pieces)
     first_row = len(pieces) * prompt_width
     slots: list[int] = []  # of the block's tokens, in their order: a prompt, its completions, the next prompt, ...
     row = 0
@@ -157,12 +161,12 @@ def _block(pieces: list[tuple[int, list[int]]]) -> Block:
             slots += range(first_row + row * row_width, first_row + row * row_width + body)
             row += 1
     slot_of_token = torch.tensor(slots, dtype=torch.int64)
-    token_of_slot = torch.zeros(first_row + len(rows) * row_width, dtype=torch.int64)
+    token_of_slot = torch.zeros(first_row + num_rows * row_width, dtype=torch.int64)
     token_of_slot[slot_of_token] = torch.arange(len(slots))
     return Block(
         num_prompts=len(pieces),
         prompt_width=prompt_width,
-        num_rows=len(rows),
+        num_rows=num_rows,
         row_width=row_width,
         token_of_slot=token_of_slot,
         slot_of_token=slot_of_token,
