@@ -89,7 +89,7 @@ class Sampling(Section):
     max_tokens: Count
     max_model_len: Count | None = None
     long_prompts: Literal["fail", "drop"] = "fail"
-    groups_per_part: Count = 64
+    groups_per_part: Count = 256
 
 
 class Generate(Sampling):
