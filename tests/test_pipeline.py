@@ -26,6 +26,7 @@ FLOORS = {
         "groups",
         "layouts",
         "batches",
+        "tied",
         "head",
         "attention",
         "logprobs",
