@@ -90,6 +90,8 @@ def test_no_pair_is_there_twice() -> None:
         (72, "72"),
         (72.0, "72"),
         (0.5, r"\frac{1}{2}"),
+        (["72"], "72"),
+        (["71", r"\frac{144}{2}"], "72"),
         ("-3", "-3"),
     ],
 )
@@ -117,7 +119,7 @@ def test_a_gold_that_cannot_be_read_is_an_error_of_its_row(gold: Any) -> None:
     for said in ("\\boxed{72}", "", str(gold), f"\\boxed{{{gold}}}"):
         value = one(said, gold)
         assert isinstance(value, ValueError)
-        assert "cannot be read as mathematics" in str(value)
+        assert "cannot be read as mathematics" in str(value) or "is no text and no list of texts" in str(value)
 
 
 def test_settings() -> None:
@@ -134,6 +136,17 @@ def test_settings() -> None:
         ValueError, match=r"settings.column: the prompts table has no column 'label'; its columns: answer"
     ):
         math_answer([], [], [], column="label", answer=[])
+
+
+def test_what_cannot_be_compared_is_not_equal_but_a_lack_of_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(*_: Any, **settings: Any) -> bool:
+        raise fault
+
+    monkeypatch.setattr("math_verify.verify", verify)
+    fault: Exception = TypeError("cannot compare")
+    assert one("\\boxed{72}", "72") == 0
+    fault = MemoryError()
+    assert one("\\boxed{72}", "72") is fault
 
 
 def test_boxes_that_stand_side_by_side_are_one_answer() -> None:

@@ -110,7 +110,7 @@ ODD = "\x00\x01\x1b[31m\u202e\u05d0\u0627\ufeff\u200d\U0001f468\u200d\U0001f469\
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(text=st.text(alphabet=st.sampled_from(ODD + r"\${}[]()^_&%#.,-=<>/0129Aaix "), max_size=60))
+@given(text=st.text(alphabet=st.sampled_from(ODD + r"\${}[]()^_&%#.,-=<>/012Aaix "), max_size=60))
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_control_characters_markup_and_half_latex_are_text_too(name: str, text: str) -> None:
     _, gold, good, _, (low, high) = EXAMPLES[name]

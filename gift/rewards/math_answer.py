@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from gift.rewards.text import Completion, Value, answer_part, boxes, completion_text, gold_answers, shown
+from gift.rewards.text import Completion, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
 
 MAX_ANSWER = 1000
 """Characters that an answer may have: more is no answer."""
@@ -52,7 +52,7 @@ def math_answer(
     The answer is the last \boxed{...} (boxes that stand side by side are one list); without a box, and unless
     `require_boxed`, "#### 72" on the last line; else what Math-Verify finds in the last `TAIL` characters: behind
     "final answer is" or "answer:", or the last formula or number. The gold is LaTeX or a number, or a solution that
-    ends in one of these ways; one that cannot be read is the error of its row.
+    ends in one of these ways, or a list of which any is right; one that cannot be read is the error of its row.
 
     Math-Verify's own time limits are off: they use an alarm that holds for one thread of one process, and a row that
     takes too long is ended by the pool.
@@ -64,23 +64,31 @@ def math_answer(
         import math_verify  # noqa: F401  # 2 s, in a call without rows too
 
         parts = [answer_part(completion_text(completion), after, before) or "" for completion in completions]
-        return [_equal(part, shown(gold), require_boxed) for part, gold in zip(parts, golds, strict=True)]
+        return [_verdict(part, gold, require_boxed) for part, gold in zip(parts, golds, strict=True)]
 
 
-def _equal(text: str, gold: str, require_boxed: bool) -> Value:
+def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
+    """1.0 or 0.0 for one row, or its error."""
     from math_verify import verify
 
-    right = gold_expressions(gold)
-    if not right:
-        return ValueError(f"the gold answer {gold[-60:]!r} cannot be read as mathematics")
-    said = said_expressions(text, require_boxed)
     try:
-        equal = verify(right, said, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
-        return float(equal and _same_size(right[0], said[0]))
-    except MemoryError as error:  # the worker's limit, and no verdict
+        golds = [(each, gold_expressions(each)) for each in gold_texts(gold)]
+    except ValueError as error:
         return error
-    except Exception:  # Math-Verify's own rule: what SymPy cannot compare has not been shown to be equal
-        return 0.0
+    for each, right in golds:
+        if not right:
+            return ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
+    said = said_expressions(text, require_boxed)
+    for _, right in golds:
+        try:
+            equal = verify(right, said, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+            if equal and _same_size(right[0], said[0]):
+                return 1.0
+        except MemoryError as error:  # the worker's limit, and no verdict
+            return error
+        except Exception:  # Math-Verify's own rule: what SymPy cannot compare has not been shown to be equal
+            continue
+    return 0.0
 
 
 def _same_size(gold: Any, said: Any) -> bool:
