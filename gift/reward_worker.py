@@ -115,10 +115,8 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
             )
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
-    except ValueError as error:  # its text begins with "settings"
-        return str(error)
     except Exception as error:
-        return f"settings: {_describe(error)}"
+        return str(error) if str(error).startswith("settings") else f"settings: {_describe(error)}"
     return None
 
 

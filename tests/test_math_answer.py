@@ -127,6 +127,7 @@ def test_settings() -> None:
     assert one("The answer is 72.", "72", require_boxed=True) == 0
     assert one("The answer is \\boxed{72}.", "72", require_boxed=True) == 1
     assert one("\\boxed{5 or so}", "5") == 0
+    assert one("#### Step 1\n2 + 3 = 5\n#### The answer is 5", "5") == 1
     thought = "<think>\\boxed{71}</think> \\boxed{72}"
     assert one(thought, "72", after="</think>") == 1
     assert one(thought, "71", before="</think>") == 1

@@ -110,7 +110,7 @@ def gold_expressions(gold: str) -> list[Any]:
     from sympy import nan, zoo
 
     answer = final_answer(gold)
-    if answer is None and not _FORMULA.search(gold) and not _PROSE.search(_COMMAND.sub("", gold)):
+    if answer is None and not _FORMULA.search(gold) and not _is_prose(gold):
         answer = gold
     found = _parse_text(_tail(gold)) if answer is None else _parse_latex(answer)
     return [] if all(isinstance(each, str) or each in (nan, zoo) for each in found) else found
@@ -130,7 +130,7 @@ def final_answer(text: str) -> str | None:
     if boxed is not None:
         return boxed
     marked = _MARKED.search(text.rstrip().rpartition("\n")[2])
-    return marked[1] if marked else None
+    return marked[1] if marked and not _is_prose(marked[1]) else None
 
 
 def boxed_answer(text: str) -> str | None:
@@ -145,6 +145,11 @@ def boxed_answer(text: str) -> str | None:
         if content != contents[0]:
             contents.insert(0, content)
     return ", ".join(contents)
+
+
+def _is_prose(text: str) -> bool:
+    r"""Whether two words stand side by side, outside of \text{...}: then it is a sentence, and no formula."""
+    return _PROSE.search(_COMMAND.sub("", text)) is not None
 
 
 def _tail(text: str) -> str:
