@@ -101,6 +101,22 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
             "columns of the prompts table) and its settings; let it take **columns for those it does not use"
         )
     functions[reward.name] = function
+    return _try_without_rows(reward, function) if reward.file is None else None
+
+
+def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
+    """Call one of ours with no row: it checks its settings, and loads what it needs outside the limit of a call."""
+    settings = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    for name in settings:
+        if name in reward.arguments:
+            return (
+                f"settings.{name}: {reward.function} has a setting of that name, and the prompts table a column; give "
+                f"the column another name in prepare.columns"
+            )
+    try:
+        function(**{name: [] for name in reward.arguments}, **reward.settings)
+    except Exception as error:
+        return str(error) if str(error).startswith("settings") else f"settings: {_describe(error)}"
     return None
 
 
