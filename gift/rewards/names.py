@@ -5,6 +5,8 @@ from typing import Any
 
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.gsm8k import gsm8k_answer
+from gift.rewards.judge import judge
+from gift.rewards.reward_model import reward_model
 from gift.rewards.text import text_format
 
 RewardFunction = Callable[..., list[Any]]
@@ -14,5 +16,7 @@ REWARDS: dict[str, RewardFunction] = {
     "arithmetic_answer": arithmetic_answer,
     "arithmetic_format": arithmetic_format,
     "gsm8k_answer": gsm8k_answer,
+    "judge": judge,
+    "reward_model": reward_model,
     "text_format": text_format,
 }
