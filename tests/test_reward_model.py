@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_pickled_weights_are_not_read(folders: dict[str, Path], tmp_path: Path) 
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     model.config.save_pretrained(tmp_path)
     tiny.byte_tokenizer().save_pretrained(tmp_path)
-    assert "no safetensors classifier could be opened" in problem(tmp_path)
+    assert "pickled weights are not read" in problem(tmp_path)
 
 
 def test_a_models_own_code_never_runs(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -224,14 +225,15 @@ def test_a_models_own_code_never_runs(folders: dict[str, Path], tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: pass\n")
     tiny.byte_tokenizer().save_pretrained(tmp_path)
-    assert "could be opened" in problem(tmp_path)
+    shutil.copy(folders["bert own"] / "model.safetensors", tmp_path)
+    assert "cannot be opened" in problem(tmp_path)
     assert not ran.exists()
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(folders: dict[str, Path], tmp_path: Path) -> None:
     assert problem(tmp_path / "none").endswith("no such folder")
-    assert "neither a folder nor a hub model in reach" in problem("someone/some-reward-model")
-    assert "no safetensors classifier" in problem(tmp_path)
+    assert "is no folder here, and as a hub model cannot be opened" in problem("someone/some-reward-model")
+    assert "config.json is missing" in problem(tmp_path)
     assert "has no revision" in problem(folders["bert own"], revision="main")
 
 

@@ -108,11 +108,9 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"reward_model: settings.model: '{model}'"
-    folder = Path(model)
-    if folder.is_dir() and revision is not None:
-        return UserError(f"{where}: is a local folder, which has no revision; leave settings.revision out")
-    if not folder.is_dir() and (folder.is_absolute() or model.startswith(".")):
-        return UserError(f"{where}: no such folder")
+    wrong = _wrong_folder(model, revision)
+    if wrong:
+        return UserError(f"{where}: {wrong}")
     options = {"revision": revision or "main", "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
@@ -121,8 +119,8 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
         )
     except Exception as error:  # the libraries raise a dozen kinds, all of which mean: no model
         said = " ".join(str(error).split())[:150]
-        kind = "a folder" if folder.is_dir() else "neither a folder nor a hub model in reach"
-        return UserError(f"{where}: {kind}: no safetensors classifier could be opened: {type(error).__name__}: {said}")
+        hint = "" if Path(model).is_dir() else "is no folder here, and as a hub model "
+        return UserError(f"{where}: {hint}cannot be opened: {type(error).__name__}: {said}")
     if loaded._hf_peft_config_loaded:
         return UserError(f"{where}: is an adapter; merge it into its model and save that")
     # transformers would fill these with random numbers: so it goes where a causal LM is given.
@@ -140,6 +138,20 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     limits = [named.get("max_position_embeddings"), tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     return Classifier(model, loaded, tokenizer, pad if pad is not None and pad >= 0 else None, min(known, default=None))
+
+
+def _wrong_folder(model: str, revision: str | None) -> str | None:
+    """What keeps a local folder from being a reward model; a name that may be the hub's is left to the hub."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return "no such folder" if folder.is_absolute() or model.startswith(".") else None
+    if revision is not None:
+        return "is a local folder, which has no revision; leave settings.revision out"
+    if not (folder / "config.json").is_file():
+        return "no model there (config.json is missing)"
+    if not list(folder.glob("*.safetensors")):
+        return "no *.safetensors there (pickled weights are not read); save it with save_pretrained"
+    return None
 
 
 def _label(classifier: Classifier, settings: RewardModelSettings) -> int:
