@@ -223,9 +223,8 @@ def _body(settings: JudgeSettings, question: str) -> Body:
 def _column(columns: dict[str, Any], setting: str, name: str) -> list[str | Exception]:
     """The texts of a column of the prompts table; a row without one is that row's error."""
     if name not in columns:
-        raise UserError(
-            f"judge: settings.{setting}: '{name}': the prompts table has no such column; it has {', '.join(columns)}"
-        )
+        known = ", ".join(column for column in columns if column != "generation_prompt")  # of the rollouts
+        raise UserError(f"judge: settings.{setting}: '{name}': the prompts table has no such column; it has {known}")
     texts: list[str | Exception] = []
     for value in columns[name]:
         text = str(value) if isinstance(value, (str, int, float)) else ""

@@ -118,7 +118,7 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
             model, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # the libraries raise a dozen kinds, all of which mean: no model
-        said = " ".join(str(error).split())[:150]
+        said = " ".join(str(error).split()).partition(". ")[0][:200]
         hint = "" if Path(model).is_dir() else "is no folder here, and as a hub model "
         return UserError(f"{where}: {hint}cannot be opened: {type(error).__name__}: {said}")
     if loaded._hf_peft_config_loaded:
