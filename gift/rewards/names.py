@@ -6,10 +6,12 @@ from typing import Any
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.choice import multiple_choice
 from gift.rewards.gsm8k import gsm8k_answer
+from gift.rewards.judge import judge
 from gift.rewards.length import cosine_length, length, overlong
 from gift.rewards.match import exact_match, normalized_match, regex_match
 from gift.rewards.math_answer import math_answer
 from gift.rewards.ngrams import ngram_diversity, repetition
+from gift.rewards.reward_model import reward_model
 from gift.rewards.tags import tag_format
 from gift.rewards.text import text_format
 
@@ -34,5 +36,7 @@ REWARDS: dict[str, RewardFunction] = {
     "regex_match": regex_match,
     "repetition": repetition,
     "tag_format": tag_format,
+    "judge": judge,
+    "reward_model": reward_model,
     "text_format": text_format,
 }
