@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Packing, Positive, Section, check
+from gift.params import Packing, check
+from gift.section import Count, Positive, Section
 from gift.yaml import read_yaml
 
 

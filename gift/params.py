@@ -2,51 +2,20 @@
 
 import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gift.errors import UserError
+from gift.prepare_params import Prepare
+from gift.section import Count, Positive, Section, Share
 from gift.yaml import read_yaml
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
-
-
-class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversion, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ArithmeticTask(Section):
-    """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
-
-    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
-
-
-class Prepare(Section):
-    """Where prompts come from and how source columns become the prompts table."""
-
-    source: str = Field(description="'arithmetic', 'hub:<dataset id>', or a .jsonl/.json/.csv/.parquet file")
-    eval_source: str | None = None
-    hub_config: str | None = None
-    train_split: str = "train"
-    eval_split: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's column")
-    prompt_template: str | None = None
-    system_prompt: str | None = None
-    chat: bool = False
-    num_train: Count | None = None
-    num_eval: Count = 200
-    arithmetic: ArithmeticTask = Field(description="settings of the embedded task; {} where it is not used")
 
 
 class ArithmeticBase(Section):
@@ -89,6 +58,7 @@ class Sampling(Section):
     max_tokens: Count
     max_model_len: Count | None = None
     long_prompts: Literal["fail", "drop"] = "fail"
+    stop_tokens: list[str] = Field(default_factory=list, description="tokens that end a completion, beside the model's")
     groups_per_part: Count = 256
 
 
@@ -217,7 +187,9 @@ class Evaluate(Sampling):
     """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
 
     num_samples: Count = 4
-    correct: str = Field(description="the reward (a key of score.rewards) that is 1 when the answer is right")
+    correct: str | None = Field(
+        description="the reward (a key of score.rewards) that is 1 when the answer is right; null: mean rewards alone"
+    )
 
 
 class Params(Section):
@@ -234,7 +206,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def correct_is_a_reward(self) -> "Params":
-        if self.evaluate.correct not in self.score.rewards:
+        if self.evaluate.correct is not None and self.evaluate.correct not in self.score.rewards:
             raise ValueError(
                 f"evaluate.correct: '{self.evaluate.correct}' is no key of score.rewards "
                 f"({', '.join(self.score.rewards)})"
@@ -277,14 +249,26 @@ def _line(model: type[BaseModel], problem: Any) -> str:
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
-    """The fields a section may have at a path such as ['update', 'gift']; the keys of score.rewards are free."""
-    fields = model.model_fields
-    for part in path:
-        annotation = Reward if part not in fields else fields[part].annotation
-        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)  # Lora | None
-        inner = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        fields = inner.model_fields if inner else {}
-    return dict(fields)
+    """The fields a section may have at a path such as ['update', 'gift'] or ['prepare', 'sources', '0']."""
+    fields = dict(model.model_fields)
+    places = iter(path)
+    for part in places:
+        if part not in fields:
+            return {}
+        annotation = fields[part].annotation
+        inner = _section_in(annotation)
+        fields = dict(inner.model_fields) if inner else {}
+        if get_origin(annotation) in (dict, list):
+            next(places, None)  # a free key, or a number
+    return fields
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds: itself, or inside `Lora | None`, `dict[str, Reward]`, `list[Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_section_in(each) for each in get_args(annotation)]
+    return next((each for each in found if each), None)
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from gift.errors import UserError
-from gift.params import ArithmeticTask, Prepare
+from gift.prepare_params import ArithmeticTask, Prepare
 from gift.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
@@ -221,7 +222,7 @@ def test_broken_files_are_refused_by_line() -> None:
     assert "data.parquet: not a readable Parquet file" in refusal("data.parquet")
     Path("data.jsonl").write_bytes(b'{"question": "\xff"}')
     assert "data.jsonl: is not UTF-8" in refusal("data.jsonl")
-    assert "must be 'arithmetic', 'hub:<dataset id>', or a file" in refusal("aritmetic")
+    assert "must be 'arithmetic', 'hub:<dataset id>', or files" in refusal("aritmetic")
 
 
 def test_columns_of_mixed_types_are_refused_by_name(folder: Path) -> None:
@@ -314,7 +315,7 @@ def test_a_refused_source_leaves_nothing() -> None:
     result = CliRunner().invoke(main, PATHS)
     assert (result.exit_code, result.output) == (
         1,
-        "error: data.jsonl:61: the prompt is empty; mend or remove the row\n",
+        "error: data.jsonl:61: the prompt is empty; mend or remove the row, or leave it out by filters.length\n",
     )
     assert not list(Path("data").rglob("*.*"))
 
@@ -322,10 +323,14 @@ def test_a_refused_source_leaves_nothing() -> None:
 def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {"train": ROWS[:40], "test": ROWS[30:]}
 
+    class Split(list):
+        def iter(self, size: int) -> Iterator[pa.Table]:
+            return (pa.Table.from_pylist(self[start : start + size]) for start in range(0, len(self), size))
+
     def load_dataset(dataset_id: str, config: str | None, split: str) -> SimpleNamespace:
         if (dataset_id, config) != ("openai/gsm8k", "main"):
             raise FileNotFoundError(f"no {dataset_id}\nlong story")
-        return SimpleNamespace(to_list=lambda: splits[split])
+        return SimpleNamespace(with_format=lambda kind: Split(splits[split]))
 
     hub = SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
     monkeypatch.setitem(sys.modules, "datasets", hub)
@@ -337,7 +342,7 @@ def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pyt
     assert (len(made.train), made.ledger["num_train_in_eval"]) == (30, 10)
     message = refusal("hub:openai/gsm9k", **choice)
     assert message.startswith("params.yaml: prepare.source: 'hub:openai/gsm9k': split 'train' cannot be loaded")
-    assert "FileNotFoundError: no openai/gsm9k; check the id, prepare.hub_config" in message
+    assert "FileNotFoundError: no openai/gsm9k; check the id, the configuration and the splits" in message
     assert "\n" not in message
 
 
