@@ -241,7 +241,7 @@ MESSAGES = [[{"role": "user", "content": "q"}]] * 2
 def test_a_prompts_table_comes_back_whole() -> None:
     chats = prompts_table([{"messages": MESSAGES[0], "extra": {"x": [1]}, "prompt_id": "a"}], Path("x"))
     assert chats.column_names == ["prompt_id", "messages", "extra"]
-    for table in (pa.table(GOOD), chats):
+    for table in (pa.table(GOOD), pa.table({**GOOD, "domain": ["math", None]}), chats):
         write_prompts(Path("p.parquet"), table, {"artifact": "prompts"})
         back, metadata = read_prompts(Path("p.parquet"))
         assert back.equals(table)
@@ -261,6 +261,14 @@ def test_a_prompts_table_comes_back_whole() -> None:
         ({"prompt_id": ["a", "b"]}, ["either a column 'prompt' or a column 'messages'"]),
         ({"prompt": ["p"]}, ["'prompt_id' is missing"]),
         ({**GOOD, "completions": ["", ""]}, ["'completions'", "prepare.columns"]),
+        ({**GOOD, "generation_prompt": ["", ""]}, ["'generation_prompt'", "prepare.columns"]),
+        ({**GOOD, "domain": [1, 2]}, ["'domain' has type int64, must be string", "prepare.columns"]),
+        ({**GOOD, "domain": ["a b", "a_b"]}, ["domains 'a b' and 'a_b' would share the metric 'a_b'"]),
+        ({**GOOD, "domain": ["a", "!?"]}, ["'domain': '!?' makes no name for a metric"]),
+        (
+            {"prompt_id": [f"{n}" for n in range(101)], "prompt": ["p"] * 101, "domain": [f"{n}" for n in range(101)]},
+            ["'domain' has 101 values, at most 100"],
+        ),
         ({"prompt_id": ["a", "b"], "messages": ["p", "q"]}, ["'messages' has type string"]),
         ({"prompt_id": ["a", "b"], "messages": [*MESSAGES[:1], []]}, ["row 1 (prompt_id=b)", "prompt is empty"]),
         ({"prompt_id": pa.array([], pa.string()), "prompt": pa.array([], pa.string())}, ["no prompt"]),
