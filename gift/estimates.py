@@ -1,10 +1,11 @@
-"""Held-out accuracy and its standard errors, from which answers were right."""
+"""Held-out accuracy and mean reward with their standard errors, over all prompts and by domain."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from gift.errors import UserError
 from gift.tables.prompts import safe_name
 
 
@@ -61,4 +62,48 @@ def by_domain(domains: dict[str, str | None]) -> dict[str, set[str]]:
     for prompt_id, domain in sorted(domains.items()):
         if domain is not None:
             found.setdefault(f"eval/{safe_name(domain)}", set()).add(prompt_id)
+    return found
+
+
+def evaluation(
+    prompt_ids: Sequence[str],
+    samples: Sequence[int],
+    rewards: Sequence[float | None],
+    rights: Sequence[float | None] | None,
+    correct: str | None,
+    domains: dict[str, str | None],
+    k: int,
+) -> dict[str, float]:
+    """`accuracies`, `mean_rewards` and `num_prompts` of all answers (`eval/...`) and by domain (`eval/<domain>/...`).
+
+    An answer is a row: its prompt, its sample, its reward and whether it is right (1 or 0), both null where its reward
+    failed. rights: the values of the reward `correct` (evaluate.correct), None without one. domains: of every prompt.
+    """
+    reward_of = _by_prompt(prompt_ids, samples, rewards)
+    right_of = _by_prompt(prompt_ids, samples, rights) if rights is not None else {}
+    for prompt_id, values in right_of.items():
+        wrong = next((value for value in values.values() if value not in (0.0, 1.0)), None)
+        if wrong is not None:
+            raise UserError(
+                f"params.yaml: evaluate.correct: '{correct}' gave {wrong:g} for prompt_id={prompt_id}; it must be a "
+                "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
+            )
+    numbers: dict[str, float] = {}
+    groups = {"eval": set(reward_of)} | by_domain({prompt_id: domains[prompt_id] for prompt_id in reward_of})
+    for prefix, of_it in groups.items():
+        right = {key: {s: value == 1 for s, value in right_of[key].items()} for key in right_of if key in of_it}
+        numbers |= accuracies(right, k, prefix)
+        numbers |= mean_rewards({key: values for key, values in reward_of.items() if key in of_it}, prefix)
+        numbers[f"{prefix}/num_prompts"] = len(of_it)
+    return numbers
+
+
+def _by_prompt(
+    prompt_ids: Sequence[str], samples: Sequence[int], values: Sequence[float | None]
+) -> dict[str, dict[int, float]]:
+    """For each prompt the values of its samples; null ones are left out, prompts never."""
+    found: dict[str, dict[int, float]] = {prompt_id: {} for prompt_id in prompt_ids}
+    for prompt_id, sample, value in zip(prompt_ids, samples, values, strict=True):
+        if value is not None:
+            found[prompt_id][sample] = value
     return found

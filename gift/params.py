@@ -1,17 +1,17 @@
 """The strict, typed sections of params.yaml: every number that changes results, and its rule."""
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
 
-from gift.errors import UserError
 from gift.prepare_params import Prepare
-from gift.section import Count, Positive, Section, Share
+from gift.sections import Section, check
 from gift.yaml import read_yaml
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
@@ -214,63 +214,6 @@ class Params(Section):
         return self
 
 
-Model = TypeVar("Model", bound=Section)
-
-
 def read_params(path: Path = Path("params.yaml")) -> Params:
     """params.yaml as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy."""
     return check(Params, read_yaml(path), str(path))
-
-
-def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
-    """The model made of `content`, or a `UserError` with one line for each wrong key."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
-
-
-def _line(model: type[BaseModel], problem: Any) -> str:
-    path = [str(part) for part in problem["loc"] if part != "[key]"]
-    key = ".".join(path)
-    value = problem["input"]
-    fields = _fields(model, path[:-1])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_did_you_mean(path[-1], list(fields))}"
-    if problem["type"] == "missing":
-        description = fields[path[-1]].description
-        return f"{key}: missing" + (f"; it is {description}" if description else "")
-    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    remedy = ""
-    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
-        remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
-    shown = "" if isinstance(value, dict) else f"{value!r}: "
-    return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"
-
-
-def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
-    """The fields a section may have at a path such as ['update', 'gift'] or ['prepare', 'sources', '0']."""
-    fields = dict(model.model_fields)
-    places = iter(path)
-    for part in places:
-        if part not in fields:
-            return {}
-        annotation = fields[part].annotation
-        inner = _section_in(annotation)
-        fields = dict(inner.model_fields) if inner else {}
-        if get_origin(annotation) in (dict, list):
-            next(places, None)  # a free key, or a number
-    return fields
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds: itself, or inside `Lora | None`, `dict[str, Reward]`, `list[Source]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [_section_in(each) for each in get_args(annotation)]
-    return next((each for each in found if each), None)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

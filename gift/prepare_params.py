@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.section import Count, Section
+from gift.sections import Section
+
+Count = Annotated[int, Field(ge=1)]
 
 Bounds = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[least, most], either null")]
 LengthBounds = Annotated[list[int | None], Field(min_length=2, max_length=2, description="[least, most] characters")]

@@ -159,9 +159,10 @@ def _one_kind(rows: list[Candidate]) -> None:
 def _not_in_eval(
     train: list[Candidate], held_out: list[Candidate], settings: Prepare, ledger: Ledger
 ) -> list[Candidate]:
-    """Training prompts that eval does not have, nor (with `decontaminate`) any that shares a run of words with one."""
-    keys = {_same_key(each, settings) for each in held_out}
-    clean = _without(train, [_same_key(each, settings) in keys for each in train], "in_eval", ledger)
+    """Training prompts that eval does not ask, nor (with `decontaminate`) any that shares a run of words with one."""
+    prompts, words = {_same_key(each, settings) for each in held_out}, {_words_key(each, settings) for each in held_out}
+    same = [_same_key(each, settings) in prompts or _words_key(each, settings) in words for each in train]
+    clean = _without(train, same, "in_eval", ledger)
     if not clean:
         raise UserError("params.yaml: prepare: every training prompt is also an eval prompt; choose another eval part")
     rule = settings.decontaminate
@@ -218,6 +219,11 @@ def _same_key(each: Candidate, settings: Prepare) -> str:
     if isinstance(prompt, str):
         return normalized(prompt)
     return "\n".join(f"{message['role']}: {normalized(message['content'])}" for message in prompt)
+
+
+def _words_key(each: Candidate, settings: Prepare) -> str:
+    """The same for the words of a problem, which eval may ask with another template or system message."""
+    return normalized(each.words) if settings.dedup == "normalized" else each.words
 
 
 def _canonical(value: Any) -> str:

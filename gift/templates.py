@@ -137,7 +137,10 @@ def _check_template(tokenizer: Any, variables: dict[str, Any], policy: Path) -> 
             f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to "
             "false, or use an instruct model as base.model"
         )
-    text = tokenizer.get_chat_template()
+    try:
+        text = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, and none of them is the default
+        raise UserError(f"{policy}: {str(error).splitlines()[0]}") from None
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", text):
             known = sorted(set(re.findall(r"\b([a-z_]+) is (?:not )?defined", text)) - {"tools"})

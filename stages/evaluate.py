@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import click
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift import console
-from gift.errors import UserError
-from gift.estimates import accuracies, by_domain, mean_rewards
+from gift.estimates import evaluation
 from gift.launch import read_launch
 from gift.params import read_params
 from gift.score import USER_FOLDER, score_parts
@@ -44,25 +42,22 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     folder = work.folder / "scores"
     score_parts(folder, answers, asked, params.score, launch.score.workers, metadata, f"evaluate@{name}")
     scores, _ = read_table(folder, scores_schema(params.score.rewards), check_scores)
-    prompt_ids, samples = table["prompt_id"].to_pylist(), table["sample"].to_pylist()
-    rewards = _by_prompt(prompt_ids, samples, scores["reward"].to_pylist())
-    correct = _correct(prompt_ids, samples, scores, params.evaluate.correct)
-    groups = {"eval": set(rewards)}
-    if "domain" in asked.column_names:
-        domains = dict(zip(asked["prompt_id"].to_pylist(), asked["domain"].to_pylist(), strict=True))
-        groups |= by_domain({prompt_id: domains[prompt_id] for prompt_id in rewards})
-    numbers: dict[str, float] = {}
-    for prefix, of_it in groups.items():
-        if correct is not None:
-            rights = {key: value for key, value in correct.items() if key in of_it}
-            numbers |= accuracies(rights, source["settings"]["num_samples"], prefix)
-        numbers |= mean_rewards({key: value for key, value in rewards.items() if key in of_it}, prefix)
-        numbers[f"{prefix}/num_prompts"] = len(of_it)
-    numbers |= {
+    domains = asked["domain"].to_pylist() if "domain" in asked.column_names else [None] * asked.num_rows
+    correct = params.evaluate.correct
+    numbers: dict[str, float] = {
+        **evaluation(
+            table["prompt_id"].to_pylist(),
+            table["sample"].to_pylist(),
+            scores["reward"].to_pylist(),
+            scores[correct].to_pylist() if correct else None,
+            correct,
+            dict(zip(asked["prompt_id"].to_pylist(), domains, strict=True)),
+            source["settings"]["num_samples"],
+        ),
         "eval/mean_length": pc.mean(pc.list_value_length(table["completion_ids"])).as_py(),
         "eval/clipped_ratio": pc.mean(pc.equal(table["finish_reason"], "length")).as_py(),
         "eval/num_prompts_too_long": source["num_prompts_too_long"],
-        "eval/num_unscored": scores[params.evaluate.correct or "reward"].null_count,
+        "eval/num_unscored": scores[correct or "reward"].null_count,
     }
     row: dict[str, object] = {"name": name, "round": source["round"], **numbers}
     steps: list[dict[str, object]] = []
@@ -79,32 +74,6 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     work.publish({work.folder / "evaluate.json": metrics, work.folder / "history.json": history})
     shown = {key: numbers[key] for key in list(numbers)[: 6 if correct else 4 : 2]}
     console.say(f"evaluate@{name}", **{key.removeprefix("eval/"): value for key, value in shown.items()})
-
-
-def _by_prompt(prompt_ids: list[str], samples: list[int], values: list[float | None]) -> dict[str, dict[int, float]]:
-    """For each prompt the values of its samples; null ones are left out, prompts never."""
-    found: dict[str, dict[int, float]] = {prompt_id: {} for prompt_id in prompt_ids}
-    for prompt_id, sample, value in zip(prompt_ids, samples, values, strict=True):
-        if value is not None:
-            found[prompt_id][sample] = value
-    return found
-
-
-def _correct(
-    prompt_ids: list[str], samples: list[int], scores: pa.Table, name: str | None
-) -> dict[str, dict[int, bool]] | None:
-    """Which answers were right by the reward that evaluate.correct names; None where it names none."""
-    if name is None:
-        return None
-    values = _by_prompt(prompt_ids, samples, scores[name].to_pylist())
-    for prompt_id, of_it in values.items():
-        wrong = next((value for value in of_it.values() if value not in (0.0, 1.0)), None)
-        if wrong is not None:
-            raise UserError(
-                f"params.yaml: evaluate.correct: '{name}' gave {wrong:g} for prompt_id={prompt_id}; it must be a "
-                "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
-            )
-    return {prompt_id: {sample: value == 1 for sample, value in of_it.items()} for prompt_id, of_it in values.items()}
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import pytest
 
 from gift.errors import UserError
 from gift.filters import keep_rows
-from gift.params import check
 from gift.prepare_params import Filters, Prepare
-from gift.section import Section
+from gift.sections import Section, check
 from gift.source_files import Row
 
 VALUES = [

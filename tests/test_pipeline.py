@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: ("errors", "console", "yaml", "work", "arithmetic"),
     1: (
-        "section",
+        "sections",
         "prepare_params",
         "params",
         "launch",

@@ -128,6 +128,17 @@ def test_a_normalised_twin_of_an_eval_prompt_is_not_in_train() -> None:
     assert prepared(source=source, eval_source=eval_source, dedup="normalized").ledger["num_train_in_eval"] == 3
 
 
+def test_an_eval_problem_in_other_words_around_it_is_not_in_train() -> None:
+    source = jsonl([{"q": f"What is {n}+{n}?"} for n in range(6)])
+    sources = [{"source": source, "prompt_template": "{q} Think.", "columns": {"question": "q"}}]
+    evals = jsonl([{"problem": f"What is {n}+{n}?"} for n in range(2, 4)], "eval.jsonl")
+    made = prepared(sources=sources, eval_sources=[{"source": evals, "prompt_template": "Solve: {problem}"}])
+    assert made.ledger["num_train_in_eval"] == 2
+    chats = jsonl([{"prompt": [{"role": "user", "content": "What is 0+0?"}]}, {"prompt": "x"}], "chats.jsonl")
+    system = {"sources": sources, "eval_sources": [{"source": chats}], "chat": True, "system_prompt": "Be brief."}
+    assert prepared(**system).ledger["num_train_in_eval"] == 1
+
+
 def test_filters_have_counts_and_leave_eval_whole() -> None:
     rows = [{"prompt": f"{sentence(n)} {n}", "level": n % 3, "rate": n / 30} for n in range(30)]
     source, eval_source = jsonl(rows), jsonl(rows[:9], "eval.jsonl")
