@@ -85,23 +85,36 @@ def end_of_turn(tokenizer: Any, variables: dict[str, Any], policy: Path) -> str 
     return None if end is None else str(tokenizer.convert_ids_to_tokens(end))
 
 
-def end_findings(tokenizer: Any, ends: Sequence[int], variables: dict[str, Any], policy: Path) -> list[str]:
-    """What may keep a chat's completions from ending, one line each; empty where nothing does."""
+def chat_findings(
+    tokenizer: Any, ends: Sequence[int], opening: str, variables: dict[str, Any], policy: Path
+) -> list[str]:
+    """What is odd about how the template begins and ends an answer, one line each; empty where nothing is.
+
+    ends: of `end_token_ids`. opening: of `render_chats`.
+    """
+    found = []
+    if not opening:
+        found.append(
+            f"{policy}: its chat template adds nothing before an answer (add_generation_prompt); right for Llama 2 and "
+            "Mistral, wrong where an answer begins with a header"
+        )
     if not ends:
-        return [f"{policy}: names no end token; every completion runs to max_tokens. Set stop_tokens"]
+        return [*found, f"{policy}: names no end token; every completion runs to max_tokens. Set stop_tokens"]
     try:
         token = end_of_turn(tokenizer, variables, policy)
     except (UserError, ValueError):  # a template that takes no answer, or changes it: nothing can be said
-        return []
+        return found
     names = ", ".join(tokenizer.convert_ids_to_tokens(list(ends)))
     if token is None:
-        return [f"{policy}: its chat template writes no special token behind an answer; the end tokens are {names}"]
-    if tokenizer.convert_tokens_to_ids(token) not in ends:
-        return [
+        found.append(
+            f"{policy}: its chat template writes no special token behind an answer; the end tokens are {names}"
+        )
+    elif tokenizer.convert_tokens_to_ids(token) not in ends:
+        found.append(
             f"{policy}: its chat template ends an answer with {token}, which ends no completion (end tokens: {names}); "
             f"where the policy says it, completions run on to max_tokens. To end there: stop_tokens: ['{token}']"
-        ]
-    return []
+        )
+    return found
 
 
 def template_findings(
@@ -115,20 +128,14 @@ def template_findings(
     """All that is wrong or odd about a policy's chat template and end tokens, one line each, for `gift doctor`.
 
     folder, tokenizer: the model's. variables: prepare.chat_template_kwargs. chat: one of the prompts, or None for a
-    user's message. The first lines are faults that would stop `generate`; the others are worth a look.
+    user's message. A fault that would stop `generate` is the only line.
     """
     try:
         ends = end_token_ids(folder, tokenizer, stop_tokens, key)
         _, opening = render_chats(tokenizer, [chat or [{"role": "user", "content": PROBE}]], variables, folder)
     except UserError as error:
         return [error.message]
-    found = end_findings(tokenizer, ends, variables, folder)
-    if not opening:
-        found.append(
-            f"{folder}: its chat template adds nothing before an answer (add_generation_prompt); right for Llama 2 and "
-            "Mistral, wrong where an answer begins with a header"
-        )
-    return found
+    return chat_findings(tokenizer, ends, opening, variables, folder)
 
 
 def _check_template(tokenizer: Any, variables: dict[str, Any], policy: Path) -> None:

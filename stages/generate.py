@@ -16,7 +16,7 @@ from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_roll
 from gift.stream import seed_of, take_prompts
 from gift.tables.prompts import prompt_column, read_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_table
-from gift.templates import end_findings, end_token_ids
+from gift.templates import chat_findings, end_token_ids
 from gift.work import Work, file_digest, refuse_existing, write_json
 
 
@@ -40,7 +40,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
     all_encoded, opening = encode_prompts(tokenizer, table, variables, policy)
     encoded, num_long = refuse_long_prompts(all_encoded, settings, context, "generate")
     if prompt_column(table) == "messages":
-        for finding in end_findings(tokenizer, ends, variables, policy):
+        for finding in chat_findings(tokenizer, ends, opening, variables, policy):
             click.echo(f"generate: {finding}", err=True)
     taken, position = take_prompts(list(encoded), lineage.prompts_consumed, settings.prompts_per_round, params.seed)
     number = lineage.round + 1

@@ -5,9 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -329,19 +327,16 @@ def test_a_refused_source_leaves_nothing() -> None:
 
 
 def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
     splits = {"train": ROWS[:40], "test": ROWS[30:]}
 
-    class Split(list):
-        def iter(self, size: int) -> Iterator[pa.Table]:
-            return (pa.Table.from_pylist(self[start : start + size]) for start in range(0, len(self), size))
-
-    def load_dataset(dataset_id: str, config: str | None, split: str) -> SimpleNamespace:
+    def load_dataset(dataset_id: str, config: str | None, split: str) -> datasets.Dataset:
         if (dataset_id, config) != ("openai/gsm8k", "main"):
             raise FileNotFoundError(f"no {dataset_id}\nlong story")
-        return SimpleNamespace(with_format=lambda kind: Split(splits[split]))
+        return datasets.Dataset.from_list(splits[split])
 
-    hub = SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
-    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("gift.source_files._hub_is_reachable", lambda: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     choice = {"hub_config": "main", "eval_split": "test", "num_eval": 30}

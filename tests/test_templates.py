@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gift.errors import UserError
 from gift.rollouts import encode_prompts
-from gift.templates import end_findings, end_of_turn, end_token_ids, render_chats, template_findings
+from gift.templates import chat_findings, end_of_turn, end_token_ids, render_chats, template_findings
 
 POLICY = Path("policy")
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
@@ -208,7 +208,11 @@ def test_the_findings_of_odd_templates(tmp_path: Path) -> None:
     assert "has no chat template" in template_findings(tmp_path, tokenizer_of(None), {})[0]
     without = tokenizer_of(CHATML)
     without.eos_token = None
-    assert "names no end token" in end_findings(without, end_token_ids(tmp_path, without, [], "k"), {}, POLICY)[0]
+    assert ["names no end token" in each for each in chat_findings(without, [], "<", {}, POLICY)] == [True]
+    assert end_token_ids(tmp_path, without, [], "k") == []
+    several = tokenizer_of(None)
+    several.chat_template = {"rag": CHATML, "tool_use": CHATML}
+    assert "multiple chat templates" in template_findings(tmp_path, several, {})[0]
 
 
 def test_both_kinds_of_end_tokens_end_completions_of_the_transformers_engine() -> None:
