@@ -65,7 +65,7 @@ def prepare_prompts(settings: Prepare, seed: int) -> Prompts:
         train = _without(train, [each.prompt_id in split_off for each in train], "split_off", ledger)
         for each in chosen_eval:
             ledger.add("eval", each.origin.source_key, "read")
-    _one_kind([*train, *whole_eval])
+    _one_kind([*train, *whole_eval], settings)
     clean = _not_in_eval(train, whole_eval, settings, ledger)
     chosen = _take(clean, settings.num_train, seed, "train", ledger)
     for split, rows in (("train", chosen), ("eval", chosen_eval)):
@@ -119,7 +119,8 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger) -> list[
 def _distinct(rows: Iterable[Row], settings: Rows) -> tuple[list[Row], int]:
     """The rows that differ in a column that is used, and the number read.
 
-    Rows that repeat one (some data sets hold each a hundred times) are never all in memory.
+    Rows that repeat one (some data sets hold each a hundred times) are never all in memory, nor are dropped columns:
+    they are null, but in the first row, which messages show.
     """
     unused = set(settings.drop) - {path.split(".")[0] for path in settings.columns.values()}
     seen: set[bytes] = set()
@@ -130,7 +131,8 @@ def _distinct(rows: Iterable[Row], settings: Rows) -> tuple[list[Row], int]:
         digest = hashlib.sha256(_canonical(used).encode("utf-8", "surrogatepass")).digest()
         if digest not in seen:
             seen.add(digest)
-            kept.append(row)
+            slim = {name: None if name in unused else value for name, value in row.values.items()}
+            kept.append(Row(row.where, slim) if kept else row)
     return kept, num_read
 
 
@@ -146,13 +148,19 @@ def _candidate(row: Row, origin: Origin, made: tuple[dict[str, Any], str]) -> Ca
     return Candidate(values["prompt_id"], digest, values, words, row.where, origin)
 
 
-def _one_kind(rows: list[Candidate]) -> None:
+def _one_kind(rows: list[Candidate], settings: Prepare) -> None:
+    """Prompts are all texts or all chats; only chats pass a chat template."""
     texts = [each for each in rows if "prompt" in each.row]
     if texts and len(texts) < len(rows):
         chat = next(each for each in rows if "messages" in each.row)
         raise UserError(
             f"params.yaml: prepare.chat: False: {texts[0].where} is a text and {chat.where} a chat; set it to true, so "
             "that texts become a user's message"
+        )
+    if texts and settings.chat_template_kwargs:
+        raise UserError(
+            f"params.yaml: prepare.chat_template_kwargs: {', '.join(settings.chat_template_kwargs)}: the prompts are "
+            "texts, which pass no chat template; set prepare.chat to true, or remove it"
         )
 
 

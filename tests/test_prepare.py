@@ -183,6 +183,7 @@ def chat(*messages: tuple[str, Any], **extra: Any) -> list[dict[str, Any]]:
         (ROWS, {"prompt_template": "Say it."}, ["prepare.prompt_template", "names no column"]),
         (ROWS, {"prompt_template": "{question.x}"}, ["data.jsonl:1", "AttributeError"]),
         (ROWS, {"system_prompt": "Be brief."}, ["prepare.system_prompt", "prepare.chat"]),
+        (ROWS, {"chat_template_kwargs": {"x": 1}}, ["prepare.chat_template_kwargs: x", "texts", "prepare.chat"]),
         (ROWS, {"eval_split": "test"}, ["prepare.eval_split", "prepare.eval_source"]),
         (ROWS, {"eval_source": "hub:a/b"}, ["prepare.eval_source", "prepare.eval_split"]),
         (ROWS, {"hub_config": "main"}, ["prepare.hub_config"]),
@@ -230,6 +231,12 @@ def test_columns_of_mixed_types_are_refused_by_name(folder: Path) -> None:
     surrogate = [{"prompt_id": "a", "prompt": "p", "answer": "\ud800"}]
     with pytest.raises(UserError, match="column 'answer' cannot be stored"):
         prompts_table(surrogate, folder / "train.parquet")
+
+
+def test_columns_that_parquet_has_no_type_for_are_refused_by_name(folder: Path) -> None:
+    rows = [{"prompt_id": "a", "prompt": "p", "extra": {}}]
+    with pytest.raises(UserError, match=r"train\.parquet: cannot be stored \(.*'extra'.*\); leave .* prepare\.drop"):
+        write_prompts(folder / "train.parquet", prompts_table(rows, folder / "train.parquet"), {})
 
 
 GOOD = {"prompt_id": ["a", "b"], "prompt": ["p", "q"], "answer": ["1", None]}

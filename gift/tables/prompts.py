@@ -21,7 +21,11 @@ MAX_DOMAINS = 100
 def write_prompts(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
     """Check a prompts table, then write it; nothing wrong ever reaches the disk."""
     check_prompts(table, path)
-    write_file(path, table, metadata)
+    try:
+        write_file(path, table, metadata)
+    except pa.ArrowException as error:  # an object without any field is a value that Parquet has no type for
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be stored ({problem}); leave the column out with prepare.drop") from None
 
 
 def read_prompts(path: Path) -> tuple[pa.Table, dict[str, Any]]:
