@@ -124,7 +124,8 @@ def _distinct(rows: Iterable[Row], settings: Rows) -> tuple[list[Row], int]:
     """
     unused = set(settings.drop) - {path.split(".")[0] for path in settings.columns.values()}
     seen: set[bytes] = set()
-    kept, num_read = [], 0
+    kept: list[Row] = []
+    num_read = 0
     for row in rows:
         num_read += 1
         used = {name: value for name, value in row.values.items() if name not in unused}
