@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Packing, Positive, Section, check
+from gift.params import Count, Packing, Positive
+from gift.sections import Section, check
 from gift.yaml import read_yaml
 
 

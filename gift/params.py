@@ -1,14 +1,12 @@
 """The strict, typed sections of params.yaml: every number that changes results, and its rule."""
 
-import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
 
-from gift.errors import UserError
+from gift.prepare_params import Prepare
+from gift.sections import Section, check
 from gift.yaml import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -19,35 +17,6 @@ Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
 Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advantages.py)
-
-
-class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversion, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ArithmeticTask(Section):
-    """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
-
-    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
-
-
-class Prepare(Section):
-    """Where prompts come from and how source columns become the prompts table."""
-
-    source: str = Field(description="'arithmetic', 'hub:<dataset id>', or a .jsonl/.json/.csv/.parquet file")
-    eval_source: str | None = None
-    hub_config: str | None = None
-    train_split: str = "train"
-    eval_split: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's column")
-    prompt_template: str | None = None
-    system_prompt: str | None = None
-    chat: bool = False
-    num_train: Count | None = None
-    num_eval: Count = 200
-    arithmetic: ArithmeticTask = Field(description="settings of the embedded task; {} where it is not used")
 
 
 class ArithmeticBase(Section):
@@ -90,6 +59,7 @@ class Sampling(Section):
     max_tokens: Count
     max_model_len: Count | None = None
     long_prompts: Literal["fail", "drop"] = "fail"
+    stop_tokens: list[str] = Field(default_factory=list, description="tokens that end a completion, beside the model's")
     groups_per_part: Count = 256
 
 
@@ -219,7 +189,9 @@ class Evaluate(Sampling):
     """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
 
     num_samples: Count = 4
-    correct: str = Field(description="the reward (a key of score.rewards) that is 1 when the answer is right")
+    correct: str | None = Field(
+        description="the reward (a key of score.rewards) that is 1 when the answer is right; null: mean rewards alone"
+    )
 
 
 class Params(Section):
@@ -236,7 +208,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def correct_is_a_reward(self) -> "Params":
-        if self.evaluate.correct not in self.score.rewards:
+        if self.evaluate.correct is not None and self.evaluate.correct not in self.score.rewards:
             raise ValueError(
                 f"evaluate.correct: '{self.evaluate.correct}' is no key of score.rewards "
                 f"({', '.join(self.score.rewards)})"
@@ -244,51 +216,6 @@ class Params(Section):
         return self
 
 
-Model = TypeVar("Model", bound=Section)
-
-
 def read_params(path: Path = Path("params.yaml")) -> Params:
     """params.yaml as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy."""
     return check(Params, read_yaml(path), str(path))
-
-
-def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
-    """The model made of `content`, or a `UserError` with one line for each wrong key."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
-
-
-def _line(model: type[BaseModel], problem: Any) -> str:
-    path = [str(part) for part in problem["loc"] if part != "[key]"]
-    key = ".".join(path)
-    value = problem["input"]
-    fields = _fields(model, path[:-1])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_did_you_mean(path[-1], list(fields))}"
-    if problem["type"] == "missing":
-        description = fields[path[-1]].description
-        return f"{key}: missing" + (f"; it is {description}" if description else "")
-    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    remedy = ""
-    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
-        remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
-    shown = "" if isinstance(value, dict) else f"{value!r}: "
-    return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"
-
-
-def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
-    """The fields a section may have at a path such as ['update', 'gift']; the keys of score.rewards are free."""
-    fields = model.model_fields
-    for part in path:
-        annotation = Reward if part not in fields else fields[part].annotation
-        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)  # Lora | None
-        inner = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        fields = inner.model_fields if inner else {}
-    return dict(fields)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: ("errors", "console", "yaml", "work", "arithmetic"),
     1: (
+        "sections",
+        "prepare_params",
         "params",
         "launch",
         "groups",
@@ -36,8 +38,12 @@ FLOORS = {
         "tables.parquet",
         "tables.prompts",
         "tables.schemas",
+        "templates",
     ),
     2: (
+        "columns",
+        "decontamination",
+        "ledger",
         "advantages",
         "selection",
         "objectives.batch",
@@ -63,6 +69,9 @@ FLOORS = {
     ),
     3: (
         "source_files",
+        "filters",
+        "prompt_of",
+        "origins",
         "sources",
         "sft",
         "base",
