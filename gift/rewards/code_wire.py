@@ -179,7 +179,7 @@ class Line:
             return {"dict": [[self.encode(key), self.encode(each)] for key, each in value.items()]}
         if kind is bytes:
             return {"bytes": value.hex()}
-        if kind is type and vars(builtins).get(value.__name__) is value:
+        if kind is type and any(each is value for each in vars(builtins).values()):
             return {"type": value.__name__}
         if kind is Remote:
             return {self.other: value._gift[1]}
