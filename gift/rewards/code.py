@@ -148,6 +148,8 @@ def _asserts(row: dict[str, Any], program: str) -> dict[str, Any]:
             raise BrokenTest(f"test {number} asserts nothing: {test!r}")
     _parse("\n".join(setup), "test_setup_code")
     names, modules, called = _used_names(_parse("\n".join([*imports, *tests]), "test_imports"))
+    if not names and not called:
+        raise BrokenTest("the tests use no name of the program")
     return {
         "own": imports,
         "program": [*imports, program, *setup],
@@ -164,12 +166,15 @@ def _check(row: dict[str, Any], program: str) -> dict[str, Any]:
     """The judge's task for a HumanEval row: `check(candidate)` is one test; it has the signature's helpers too."""
     test, entry, signature = _text(row, "test"), _text(row, "entry_point"), _text(row, "signature")
     tree = _parse(test, "test")
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+    checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    if not checks or len(checks[0].args.args) != 1:
         raise BrokenTest("test defines no check(candidate)")
     if not _has_assert(tree):
         raise BrokenTest("test asserts nothing")
     if not entry.isidentifier():
         raise BrokenTest(f"entry_point {entry!r} is no name of a function")
+    if not {checks[0].args.args[0].arg, entry} & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
+        raise BrokenTest("check does not use the program")
     own = [signature, test] if _is_python(signature) else [test]
     names, modules, _ = _used_names(_parse("\n".join(own), "test"))
     whole = re.search(rf"^(async +)?def +{entry}\b|^{entry} *=", program, re.MULTILINE)
