@@ -205,13 +205,17 @@ def _collect(
 
 def _end(process: subprocess.Popen[bytes], inside: int | None) -> None:
     """Kill whatever still runs, and wait until nothing does."""
-    process.kill()
-    if inside is not None:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(inside, signal.SIGKILL)
-        select.select([inside], [], [])
-        os.close(inside)
-    process.wait()
+    if inside is None:
+        process.kill()
+        process.wait()
+        return
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(inside, signal.SIGKILL)
+    select.select([inside], [], [])
+    process.wait()  # bwrap ends with its child
+    with suppress(ChildProcessError):  # which falls to us where we adopt orphans (PR_SET_CHILD_SUBREAPER)
+        os.waitid(os.P_PIDFD, inside, os.WEXITED | os.WNOHANG)
+    os.close(inside)
 
 
 def _status(code: int, errors: str) -> Literal["ok", "failed", "killed", "memory"]:

@@ -1,12 +1,12 @@
 """The reward of programs: right ones pass, wrong ones do not, none can forge a verdict, and broken tests are no 0."""
 
-import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from bubblewrap import WHY_NOT
 
 from gift.bwrap import Limits
 from gift.errors import UserError
@@ -15,7 +15,7 @@ from gift.rewards.code import BrokenTest, Verdict, code_tests, judge_row, progra
 from gift.sandbox import SandboxError
 from gift.score import load_plan
 
-needs_bwrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 def value(program: str, row: dict[str, Any], **settings: Any) -> Any:

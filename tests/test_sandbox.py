@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import pytest
+from bubblewrap import WHY_NOT
 
 import gift
 from gift import seccomp
@@ -34,8 +35,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(15, b"{MARKER}", 0, 0, 0)
 """
 
-if not shutil.which("bwrap"):
-    pytest.skip("bubblewrap is not installed, and the sandbox is bubblewrap", allow_module_level=True)
+if WHY_NOT:
+    pytest.skip(WHY_NOT, allow_module_level=True)
 
 Runner = Callable[..., Result]
 
@@ -440,6 +441,23 @@ def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
         wait_until(lambda: len(named(marker)) == 1)
         worker.kill()
     wait_until(lambda: not named(marker))
+
+
+@pytest.mark.parametrize("program", ["pass", "import time; time.sleep(60)", "import os; os.kill(-1, 9)"])
+def test_a_process_that_adopts_orphans_gets_none(program: str) -> None:
+    script = f"""
+import ctypes, os
+from gift.bwrap import Limits
+from gift.sandbox import run
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+print(run({program!r}, limits=Limits(seconds=1)).status)
+try:
+    print(os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+except ChildProcessError:
+    print("no child")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[1] == "no child"
 
 
 def wait_until(true: Callable[[], bool]) -> None:
