@@ -9,6 +9,7 @@ from pathlib import Path
 
 NUM_FILES = 64
 CAP_SYS_ADMIN = 21
+NUM_USERS = 1 << 15  # of a container that has users of its own
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ def command(limits: Limits, files: dict[str, int], rules: int, tells: int) -> li
     words += ["--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--hostname", "sandbox", "--cap-drop", "ALL", "--seccomp", str(rules), "--json-status-fd", str(tells)]
-    if _is_full_root():
+    user = _user_to_become()
+    if user is not None:
         # The limit on processes does not hold for root, nor for a user namespace's root that is root outside.
-        uid = str(_unused_uid())
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
-        uid = "-"
         words += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
     shown = [["--ro-bind", path, path] for path in _library()]
     shown += [["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]]
@@ -57,8 +57,9 @@ def command(limits: Limits, files: dict[str, int], rules: int, tells: int) -> li
         "NOFILE": NUM_FILES,
         "NPROC": limits.processes,
     }
-    python = [_executable(), "-P", "-s", "-S", "-B", "-X", "utf8", "/prelude.py", "/code/main.py", uid]
-    return [*words, *python, *(f"{name}={value}" for name, value in kernel.items())]
+    python = [_executable(), "-P", "-s", "-S", "-B", "-X", "utf8", "/prelude.py", "/code/main.py"]
+    become = "-" if user is None else str(user)
+    return [*words, *python, become, *(f"{name}={value}" for name, value in kernel.items())]
 
 
 def _executable() -> str:
@@ -88,17 +89,14 @@ def _packages() -> list[str]:
     return [place for place in places if Path(place).is_dir()]
 
 
-def _is_full_root() -> bool:
-    """Whether this process may mount without a user namespace of its own."""
-    if os.geteuid() != 0:
-        return False
+def _user_to_become() -> int | None:
+    """A user number that nobody has, by chance also no other sandbox, so that its processes are counted alone.
+
+    None where this process cannot become another user, or cannot mount without a user namespace of its own.
+    """
     with Path("/proc/self/status").open(encoding="utf-8") as lines:
         effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
-
-
-def _unused_uid() -> int:
-    """A user number that nobody has (by chance also no other sandbox), so that its processes are counted alone."""
-    start, _, count = Path("/proc/self/uid_map").read_text(encoding="utf-8").split("\n")[-2].split()
-    top = min(int(start) + int(count), 1 << 31)
-    return top - 1 - secrets.randbelow(min(int(count) // 4, 1 << 28))
+    start, _, count = map(int, Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()[-1].split())
+    if os.geteuid() != 0 or not int(effective, 16) >> CAP_SYS_ADMIN & 1 or count < NUM_USERS:
+        return None
+    return min(start + count, 1 << 31) - 1 - secrets.randbelow(min(count // 4, 1 << 28))
