@@ -280,7 +280,7 @@ def test_finished_parts_are_not_scored_again() -> None:
     ("reward", "words"),
     [
         ({"function": "gsm8k_anser"}, ["'gsm8k_anser'", "did you mean 'gsm8k_answer'?"]),
-        ({"function": "zzz"}, ["'zzz'", "arithmetic_answer, arithmetic_format, gsm8k_answer, text_format"]),
+        ({"function": "zzz"}, ["'zzz'", "arithmetic_answer, arithmetic_format, code_tests, gsm8k_answer, text_format"]),
         ({"function": "gsm8k_answer"}, ["missing a required argument: 'answer'", "prompt_id, mode"]),
         ({"function": "text_format"}, ["missing a required argument: 'pattern'"]),
         ({"function": "text_format", "settings": {"patern": "x"}}, ["settings.patern", "it has pattern"]),
