@@ -328,6 +328,17 @@ TRICKS = {
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b): return Remote(line, 0)
     """,
+    "a class in the judge": """
+        import gc
+        line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
+        def add(a, b):
+            made = {"dict": [["__eq__", {"program": line._keep(lambda *a: True)}]]}
+            line.send({"do": "call", "args": [{"type": "type"}, "E", {"tuple": [{"type": "int"}]}, made], "kwargs": {}})
+            line.receive()
+            line.send({"do": "call", "args": [{"judge": -1}, 0], "kwargs": {}})
+            line.receive()
+            return line.decode({"judge": 0})
+    """,
     "answers from memory": """
         import gc, sys
         texts = [each for each in gc.get_objects() if isinstance(each, (dict, list, tuple))]

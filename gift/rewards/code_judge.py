@@ -31,6 +31,13 @@ def serve(line: Line) -> None:
         line.send(line.answer(line.receive()))
 
 
+def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """All that the program may ask of the judge: to call a function that a test has handed over."""
+    if isinstance(function, type):
+        raise TypeError("classes are not called for the program")
+    return function(*args, **kwargs)
+
+
 def judge(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """Run the program, then each test, and tell each verdict as soon as it is known."""
     space: dict[str, Any] = {"__name__": "tests"}
@@ -85,7 +92,8 @@ def main() -> None:
     def tell(verdict: dict[str, Any]) -> None:
         os.write(verdicts, json.dumps(verdict).encode() + b"\n")
 
-    judge(Line(answered, asked, "judge", {"call": FUNCTIONS["call"]}), task, tell)
+    judge(Line(answered, asked, "judge", {"call": call}), task, tell)
+    os._exit(0)  # there is nothing to tidy up, and Python would take milliseconds
 
 
 if __name__ == "__main__":
