@@ -13,7 +13,7 @@ from gift.errors import UserError
 from gift.params import Reward, Score
 from gift.reward_pool import RewardPool
 from gift.reward_worker import Loaded, Outcome
-from gift.rewards.names import REWARDS
+from gift.rewards.names import CHECKS, REWARDS
 from gift.tables.parquet import part_name, part_paths
 from gift.tables.prompts import prompt_column
 from gift.tables.schemas import (
@@ -107,6 +107,8 @@ def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
     plan = []
     for name, reward in score.rewards.items():
         file, function = _find(name, reward)
+        if file is None and function in CHECKS:
+            CHECKS[function](f"params.yaml: score.rewards.{name}")
         plan.append(Loaded(name, file, function, reward.settings, arguments))
     return plan
 
