@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Packing, Positive, Section, check
+from gift.params import Count, Packing, Positive
+from gift.sections import Section, check
 from gift.yaml import read_yaml
 
 
@@ -27,7 +28,10 @@ class GenerateLaunch(Section):
 
 
 class ScoreLaunch(Section):
+    """The workers of rewards, and where the judge answers."""
+
     workers: Count = 2
+    judge_endpoint: str | None = Field(None, description="e.g. http://127.0.0.1:8000/v1")
 
 
 class ReferenceLaunch(Section):

@@ -1,14 +1,11 @@
 """The strict, typed sections of params.yaml: every number that changes results, and its rule."""
 
-import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
 
-from gift.errors import UserError
+from gift.sections import Section, check, did_you_mean
 from gift.yaml import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -18,12 +15,6 @@ Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
-
-
-class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversion, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ArithmeticTask(Section):
@@ -109,11 +100,23 @@ class Generate(Sampling):
 
 
 class Reward(Section):
-    """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; and its weight."""
+    """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; its weight and calls."""
 
     function: str
     weight: float = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
+    signature: Literal["trl", "verl"] = "trl"
+    batch: int | Literal["group"] | None = Field(None, description="completions a call; null: the function's own")
+    timeout_seconds: Positive | None = Field(None, description="null: the function's own, else score.timeout_seconds")
+    only_if: str | None = Field(None, description="another reward: this one counts only where that one is 1")
+
+    @field_validator("batch", mode="plain")
+    @classmethod
+    def number_group_or_null(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (number or value in ("group", None)):
+            raise ValueError("must be a number of completions (1 or more), group, or null")
+        return value
 
 
 class Score(Section):
@@ -121,6 +124,7 @@ class Score(Section):
 
     rewards: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reward], Field(min_length=1)]
     timeout_seconds: Positive = 10.0
+    memory_gib: Positive = Field(4.0, description="private memory of a worker at most, in GiB")
     max_failed_share: Share = 0.01
 
     @model_validator(mode="after")
@@ -128,6 +132,21 @@ class Score(Section):
         for name in self.rewards:
             if name in ("prompt_id", "sample", "reward") or name.endswith(("_status", "_message")):
                 raise ValueError(f"rewards.{name}: the scores table has a column of that name; choose another key")
+        return self
+
+    @model_validator(mode="after")
+    def gates_are_other_ungated_rewards(self) -> "Score":
+        for name, reward in self.rewards.items():
+            gate = reward.only_if
+            if gate is None:
+                continue
+            where = f"rewards.{name}.only_if: '{gate}'"
+            if gate not in self.rewards:
+                raise ValueError(f"{where}: no such reward; {did_you_mean(gate, list(self.rewards))}")
+            if gate == name:
+                raise ValueError(f"{where}: a reward cannot be its own gate; name another, or remove only_if")
+            if self.rewards[gate].only_if is not None:
+                raise ValueError(f"{where}: has a gate itself ({self.rewards[gate].only_if}); name one without only_if")
         return self
 
 
@@ -242,51 +261,6 @@ class Params(Section):
         return self
 
 
-Model = TypeVar("Model", bound=Section)
-
-
 def read_params(path: Path = Path("params.yaml")) -> Params:
     """params.yaml as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy."""
     return check(Params, read_yaml(path), str(path))
-
-
-def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
-    """The model made of `content`, or a `UserError` with one line for each wrong key."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
-
-
-def _line(model: type[BaseModel], problem: Any) -> str:
-    path = [str(part) for part in problem["loc"] if part != "[key]"]
-    key = ".".join(path)
-    value = problem["input"]
-    fields = _fields(model, path[:-1])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_did_you_mean(path[-1], list(fields))}"
-    if problem["type"] == "missing":
-        description = fields[path[-1]].description
-        return f"{key}: missing" + (f"; it is {description}" if description else "")
-    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    remedy = ""
-    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
-        remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
-    shown = "" if isinstance(value, dict) else f"{value!r}: "
-    return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"
-
-
-def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
-    """The fields a section may have at a path such as ['update', 'gift']; the keys of score.rewards are free."""
-    fields = model.model_fields
-    for part in path:
-        annotation = Reward if part not in fields else fields[part].annotation
-        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)  # Lora | None
-        inner = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        fields = inner.model_fields if inner else {}
-    return dict(fields)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

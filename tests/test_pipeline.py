@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports from the floors below it and, on its own, from those that stand before it: so there is no circle.
 FLOORS = {
-    0: ("errors", "console", "yaml", "work", "arithmetic"),
+    0: ("errors", "console", "yaml", "work", "arithmetic", "strays"),
     1: (
+        "sections",
         "params",
         "launch",
         "groups",
@@ -42,6 +43,7 @@ FLOORS = {
         "objectives.batch",
         "objectives.gift",
         "rewards.text",
+        "rewards.verl",
         "rewards.arithmetic",
         "rewards.gsm8k",
         "rewards.names",
@@ -57,7 +59,13 @@ FLOORS = {
         "generate",
         "rollouts",
         "reward_worker",
+        "reward_process",
         "reward_pool",
+        "reward_rows",
+        "reward_plan",
+        "reward_code",
+        "reward_cache",
+        "reward_failures",
         "score",
         "score_metrics",
         "reference",

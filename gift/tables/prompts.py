@@ -12,7 +12,7 @@ from gift.tables.parquet import read_file, write_file
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 TYPES = {"prompt_id": pa.string(), "prompt": pa.string(), "messages": pa.list_(MESSAGE)}
-RESERVED = ("prompts", "completions", "completion_ids")
+RESERVED = ("prompts", "completions", "completion_ids", "generation_prompt")
 """Arguments of every reward function, so no column may have these names."""
 
 

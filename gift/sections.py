@@ -1,0 +1,63 @@
+"""What all settings have in common: strict sections, and one line for every wrong key."""
+
+import difflib
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from gift.errors import UserError
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversion, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
+    """The model made of `content`, or a `UserError` with one line for each wrong key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
+
+
+def _line(model: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"] if part != "[key]"]
+    key = ".".join(path)
+    value = problem["input"]
+    fields = _fields(model, path[:-1])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {did_you_mean(path[-1], list(fields))}"
+    if problem["type"] == "missing":
+        description = fields[path[-1]].description
+        return f"{key}: missing" + (f"; it is {description}" if description else "")
+    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    remedy = ""
+    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
+        remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
+    shown = "" if isinstance(value, dict) else f"{value!r}: "
+    return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
+    """The fields a section may have at a path such as ['update', 'gift']; keys of a map (score.rewards) are free."""
+    fields: dict[str, FieldInfo] = model.model_fields
+    annotation: Any = None
+    for part in path:
+        annotation = fields[part].annotation if part in fields else (get_args(annotation) or (None,))[-1]
+        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)  # Lora | None
+        inner = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        fields = inner.model_fields if inner else {}
+    return dict(fields)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A hint at the known name that is nearest, or else all of them."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
