@@ -70,7 +70,7 @@ class WorkerProcess:
                 start_new_session=True,
             )
         self.pid = self.process.pid
-        self.loaded, self.number, self.data = False, 0, b""
+        self.loaded, self.number, self.data = False, 0, bytearray()
         self.send((rewards, timeout_seconds, memory_gib))
 
     def send(self, message: Any) -> None:
@@ -93,13 +93,15 @@ class WorkerProcess:
                 data = b""
             if not data:
                 raise Broken
-            *whole, self.data = (self.data + data).split(b"\n")
-            for text in whole:
-                yield self._understood(text)
+            self.data += data
+            if b"\n" in data:
+                *whole, self.data = self.data.split(b"\n")
+                for text in whole:
+                    yield self._understood(text)
             if len(self.data) > LINE_BYTES:
                 raise Broken(GARBAGE)
 
-    def _understood(self, text: bytes) -> Line | None:
+    def _understood(self, text: bytearray) -> Line | None:
         try:
             content = json.loads(text)
             if not self.loaded:

@@ -128,7 +128,7 @@ def _serve(
     The line of a call is [its number, seconds, again, whole, entries]. `again`: the pool must not use this process for
     the call, or any more. `whole`: the one entry is of the call, not of its rows.
     """
-    pid, number = os.getpid(), 0
+    pid, folder, number = os.getpid(), Path.cwd(), 0
     ours = children()  # what files start when they are imported may stay
     swollen = None if memory_gib is None else (_private_bytes() + memory_gib * 2**30) / 2
     while True:
@@ -139,6 +139,7 @@ def _serve(
         for left, (name, arguments) in zip(range(len(calls) - 1, -1, -1), calls, strict=True):
             # The pool kills at the limit; should the pool itself be killed, the kernel ends a row that hangs.
             signal.setitimer(signal.ITIMER_REAL, limits[name] + ORPHAN_SECONDS)
+            os.chdir(folder)
             start = time.monotonic()
             entries, whole, no_memory = _call(functions[name], arguments)
             seconds = time.monotonic() - start
