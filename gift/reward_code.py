@@ -16,6 +16,7 @@ from gift.reward_worker import Loaded
 from gift.rewards.names import REWARDS
 from gift.work import file_digest, tree_digest
 
+OURS = ("gift", "rewards")
 FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results
 
 
@@ -36,7 +37,7 @@ def function_digest(reward: Loaded, user_folder: Path) -> str:
         "settings": _by_content(reward.settings),
         "code": sorted([path.name, file_digest(path)] for path in files),
         "data": sorted([str(path), file_digest(path)] for path in data) if reward.file else [],
-        "versions": {"python": platform.python_version(), **_versions(packages)},
+        "versions": {"python": platform.python_version(), **versions(packages)},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -60,7 +61,7 @@ def imported_files(first: Iterable[Path]) -> tuple[set[Path], set[str]]:
             todo.extend(found)
             if not found:
                 packages.add(name.split(".")[0])
-    return files, packages - set(sys.stdlib_module_names)
+    return files, packages - {*sys.stdlib_module_names, *OURS}
 
 
 def _imported_names(path: Path) -> set[str]:
@@ -97,7 +98,7 @@ def _project_files(name: str) -> list[Path]:
     return [root / path for root in _roots() for path in options if (root / path).is_file()]
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
     """The installed versions of what is imported under these names, and of all that they require."""
     found: dict[str, str] = {}
     todo = [name for package in sorted(packages) for name in _distributions(package)]
