@@ -123,6 +123,7 @@ class RewardPool:
             self.lane[name].pending.append(_Todo(row, name, content))
         while any(lane.num_open() for lane in self.lanes):
             yield from self._step()
+        del self.arguments  # and the rows behind it
 
     def _step(self) -> list[tuple[int, str, Outcome]]:
         """Hand out calls, wait for lines until the nearest deadline, replace the workers that hang or died."""
@@ -131,11 +132,12 @@ class RewardPool:
             while len(lane.workers) < lane.num_wanted():
                 process = WorkerProcess(lane.rewards, self.timeout, lane.memory_gib, self.environment)
                 lane.workers.append(_Worker(process))
-            for worker in lane.workers:
+            for worker in list(lane.workers):
                 if worker.ready and not worker.calls and lane.has_call_for(worker):
                     self._send(lane, worker)
-                if worker.calls or not worker.ready:
-                    busy.append((lane, worker))
+            busy += [(lane, worker) for worker in lane.workers if worker.calls or not worker.ready]
+        if not busy:
+            return []  # the worker that had idled was dead; another starts
         nearest = min(self._deadline(lane, worker) for lane, worker in busy) - time.monotonic()
         readable = wait([worker.process.socket for _, worker in busy], max(0.0, min(nearest, GLANCE_SECONDS)))
         outcomes: list[tuple[int, str, Outcome]] = []
@@ -181,8 +183,11 @@ class RewardPool:
                 size += len(pickled)
             message.append((todo.name, pickled))
             worker.calls.append(replace(todo, num_rows=len(rows["completions"])))
+        taken = worker.process.send(message)
         worker.started = time.monotonic()
-        worker.process.send(message)
+        if not taken and worker.num_done:  # it ended while it idled, which is no fault of these calls
+            lane.pending.extendleft(reversed(worker.calls))
+            self._end(lane, worker)
 
     def _rows(self, todo: _Todo) -> dict[str, list[Any]]:
         rows = self.arguments(todo.content)

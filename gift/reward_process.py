@@ -73,11 +73,14 @@ class WorkerProcess:
         self.loaded, self.number, self.data = False, 0, bytearray()
         self.send((rewards, timeout_seconds, memory_gib))
 
-    def send(self, message: Any) -> None:
-        """Send a message; where the worker takes none, the next read or the deadline says so."""
+    def send(self, message: Any) -> bool:
+        """Send a message; False where the worker takes none, because it died or was stopped."""
         data = pickle.dumps(message)
-        with suppress(OSError):
+        try:
             self.socket.sendall(len(data).to_bytes(8) + data)
+        except OSError:
+            return False
+        return True
 
     def lines(self) -> Iterator[Line | None]:
         """What the worker has said since the last look: None where it has loaded, then a `Line` a call.

@@ -153,6 +153,7 @@ def _serve(
             try:
                 send_line(connection, [number, seconds, again, whole, entries])
             except OSError:
+                kill_children()
                 os._exit(CONNECTION_LOST)
             if again:
                 return

@@ -129,6 +129,7 @@ def score_parts(
                 table = scorer.score(index, PartRows(part, known, generation_prompt, path))
                 write_part(folder, index, table, schema, check_scores, metadata)
             narrow.append((_narrow(part), table.drop_columns([f"{name}_message" for name in score.rewards])))
+            del part, table  # before the next is read
     rows, scores = (pa.concat_tables(tables) for tables in zip(*narrow, strict=True))
     check_key(rows, rollouts)
     return Scored(rows, scores, scorer.slowest, scorer.num_reused)

@@ -2,6 +2,7 @@
 
 import json
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from test_score import METADATA, score_of, write_rollouts
 from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
+from gift.reward_rows import PartRows
 from gift.reward_worker import Outcome
 from gift.rewards import names
 from gift.score import score_parts, total_reward
 from gift.score_metrics import score_metrics
 from gift.sections import check
 from gift.tables.parquet import part_paths
-from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
+from gift.tables.schemas import (
+    ROLLOUTS,
+    check_rollouts,
+    check_scores,
+    read_part,
+    read_table,
+    scores_schema,
+    write_part,
+)
 
 # Every call leaves a line in calls.txt: its function's rows as prompt_id/place in the call.
 REWARDS = """
@@ -364,3 +374,23 @@ def test_workers_start_only_for_what_there_is_to_do() -> None:
         found = [(number, name, each.value) for number, name, each in pool.run([(0, "fast", row)])]
     assert found == [(0, "fast", 1.0)]
     assert time.monotonic() - start < 30
+
+
+def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts, prompts = write_rollouts(["fine"] * 8)
+    alive: list[list[bool]] = []
+    tables: list[Any] = []
+
+    def reading(path: Path, schema: pa.Schema, law: Any) -> Any:
+        alive.append([table() is not None for table in tables])
+        table, metadata = read_part(path, schema, law)
+        tables.append(weakref.ref(table))
+        return table, metadata
+
+    monkeypatch.setattr("gift.score.read_part", reading)
+    monkeypatch.setattr(
+        "gift.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
+    )
+    scored(score_of(mine=reward("several"), other=reward("several", batch=3)), rollouts, prompts)
+    assert [len(each) for each in alive] == [0, 2, 4, 6]
+    assert not any(any(each) for each in alive)

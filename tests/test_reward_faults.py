@@ -20,7 +20,7 @@ def note(pid):
     with open(os.path.join(os.environ["NOTES"], str(pid)), "w"):
         pass
 
-def sleep_apart(close=()):
+def sleep_apart():
     """A grandchild in a session of its own, whose parent is gone."""
     if not os.fork():
         os.setsid()
@@ -77,17 +77,21 @@ def leave_and_die():
 def elsewhere():
     os.chdir("/")
 
-def stop_child_and_hang():
+def leave_and_hang():
     sleep_apart()
     time.sleep(600)
 
 def busy_thread():
     threading.Thread(target=time.sleep, args=(600,)).start()
 
+def bomb():
+    """The process dies in some later call, or between two."""
+    threading.Timer(0.3, os._exit, (9,)).start()
+
 ACTS = {
-    "loop": loop, "sleep": lambda: time.sleep(600), "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "loop": loop, "bomb": bomb, "sleep": lambda: time.sleep(600), "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "child": child, "apart": sleep_apart, "fork": fork, "leave and die": leave_and_die, "thread": busy_thread,
-    "apart and hang": stop_child_and_hang, "alarm": lambda: signal.alarm(1), "elsewhere": elsewhere,
+    "apart and hang": leave_and_hang, "alarm": lambda: signal.alarm(1), "elsewhere": elsewhere,
     "eat": eat, "eat and hide": eat_and_hide, "eat at once": lambda: bytearray(2**40), "recurse": recurse,
     "write": write, "say": say, "garbage": lambda: everywhere(b"x" * 99), "line": lambda: everywhere(b"[0, 1]\\n"),
     "much garbage": lambda: everywhere(b"x" * 2**26), "close": lambda: os.closerange(0, 64),
@@ -105,18 +109,17 @@ def hostile(prompts, completions, completion_ids, mode, **columns):
 def tame(prompts, completions, completion_ids, mode, **columns):
     return [float(len(completion_ids[0]))]
 '''
-DIED = ("leave and die", "exit")
 EXPECTED = {
     **dict.fromkeys(("loop", "sleep", "stop", "apart and hang"), ("timeout", "no result after 1.5 s")),
     **dict.fromkeys(
-        ("fine", "child", "apart", "fork", "thread", "alarm", "elsewhere", "eat and hide", "say"), ("ok", None)
+        ("fine", "child", "apart", "fork", "thread", "bomb", "alarm", "elsewhere", "eat and hide", "say"), ("ok", None)
     ),
     **dict.fromkeys(("eat", "eat at once"), ("error", "MemoryError")),
     **dict.fromkeys(
         ("garbage", "line", "much garbage"), ("error", "the worker process wrote to the connection of the pool")
     ),
     **dict.fromkeys(("close", "exec"), ("error", "the worker process closed its connection")),
-    **dict.fromkeys(DIED, ("error", "the worker process died (exit code 0)")),
+    **dict.fromkeys(("leave and die", "exit"), ("error", "the worker process died (exit code 0)")),
     "recurse": ("error", "RecursionError: maximum recursion depth exceeded"),
     "write": ("error", "OSError: [Errno 27] File too large"),
     "quit": ("error", "SystemExit: 0"),
