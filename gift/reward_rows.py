@@ -27,6 +27,15 @@ class Prompts:
         columns = [name for name in self.table.column_names if name != "prompts"]
         return ["prompts", "completions", "completion_ids", *columns, GENERATION_PROMPT]
 
+    def check_asked(self, part: pa.Table, path: Path) -> None:
+        """Refuse completions of prompts that are not in the table."""
+        for row, prompt_id in enumerate(part["prompt_id"].to_pylist()):
+            if prompt_id not in self.row_of:
+                raise UserError(
+                    f"{path}: row {row}: prompt_id={prompt_id} is not in the prompts table; the rollouts were sampled "
+                    "from another one: run `dvc repro`"
+                )
+
     def fields(self) -> dict[str, list[str]]:
         """Each column, and the fields of those that are structs."""
         return {
@@ -38,18 +47,12 @@ class Prompts:
 class PartRows:
     """One part's rows, in order; `generation_prompt` is the text that the chat template puts before a completion."""
 
-    def __init__(self, part: pa.Table, prompts: Prompts, generation_prompt: str, path: Path) -> None:
+    def __init__(self, part: pa.Table, prompts: Prompts, generation_prompt: str) -> None:
         self.prompt_ids: list[str] = part["prompt_id"].to_pylist()
         self.samples: list[int] = part["sample"].to_pylist()
         self.is_chat = prompts.is_chat
-        asked = dict.fromkeys(self.prompt_ids)
-        for prompt_id in asked:
-            if prompt_id not in prompts.row_of:
-                raise UserError(
-                    f"{path}: row {self.prompt_ids.index(prompt_id)}: prompt_id={prompt_id} is not in the prompts "
-                    "table; the rollouts were sampled from another one: run `dvc repro`"
-                )
-        known = prompts.table.take([prompts.row_of[prompt_id] for prompt_id in asked]).to_pylist()
+        asked = [prompts.row_of[prompt_id] for prompt_id in dict.fromkeys(self.prompt_ids)]
+        known = prompts.table.take(asked).to_pylist()
         self.known = {row["prompt_id"]: {**row, GENERATION_PROMPT: generation_prompt} for row in known}
         self.completions: list[str] = part["completion"].to_pylist()
         ids = part["completion_ids"].combine_chunks()

@@ -19,7 +19,7 @@ from gift.reward_plan import USER_FOLDER, load_plan
 from gift.reward_pool import Call, RewardPool
 from gift.reward_rows import PartRows, Prompts
 from gift.reward_worker import Loaded, Outcome
-from gift.tables.parquet import part_name, part_paths, read_footer
+from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.prompts import read_prompts
 from gift.tables.schemas import (
     ROLLOUTS,
@@ -67,9 +67,9 @@ class Opened:
 
 def score_table(stage: str, rollouts: Path, prompts: Path, out: Path, score: Score, launch: ScoreLaunch) -> Opened:
     """Score a table of completions in the work folder of `stage`, whose round is that of `out`."""
-    sources = [read_footer(path)[1] for path in part_paths(rollouts)]
+    _, source = read_footer(part_paths(rollouts)[0])
     asked, _ = read_prompts(prompts)
-    metadata = {"artifact": "scores", "policy": sources[0]["policy"], "settings": score.model_dump(mode="json")}
+    metadata = {"artifact": "scores", "policy": source["policy"], "settings": score.model_dump(mode="json")}
     inputs = {
         **metadata,
         "rollouts": tree_digest(rollouts),
@@ -82,7 +82,7 @@ def score_table(stage: str, rollouts: Path, prompts: Path, out: Path, score: Sco
     scored = score_parts(
         folder, rollouts, asked, score, launch.workers, metadata, label, launch.judge_endpoint, cache=ROOT
     )
-    return Opened(work, folder, sources[0], scored)
+    return Opened(work, folder, source, scored)
 
 
 def score_parts(
@@ -98,41 +98,56 @@ def score_parts(
 ) -> Scored:
     """Score the rollouts into `folder`, part by part as they are cut; parts that are there already are kept.
 
-    The same rows give the same table whatever the number of `workers`. Values in `cache` are taken from there. One part
-    is in memory at a time. Raises where one function fails for more than `max_failed_share` of all completions.
+    The same rows give the same table whatever the number of `workers`. Values in `cache` are taken from there. All
+    parts are checked before a function is called; one is in memory at a time. Raises where one function fails for more
+    than `max_failed_share` of all completions.
     """
-    paths = part_paths(rollouts)
-    footers = [read_footer(path) for path in paths]
-    for path, (_, other) in zip(paths, footers, strict=True):
-        if other != footers[0][1]:
-            raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
-    failures = Failures(score, sum(num_rows for num_rows, _ in footers), folder)
-    known, plan = Prompts(prompts), load_plan(score, prompts)
-    generation_prompt = footers[0][1].get("generation_prompt", "")
-    schema = scores_schema(score.rewards)
-    finished = [(folder / part_name(index)).exists() for index in range(len(paths))]
-    done = sum(num_rows for (num_rows, _), there in zip(footers, finished, strict=True) if there)
-    narrow: list[tuple[pa.Table, pa.Table]] = []
+    paths, known, plan = part_paths(rollouts), Prompts(prompts), load_plan(score, prompts)
+    rows, source = _checked(paths, known)
+    check_key(rows, rollouts)
+    failures = Failures(score, rows.num_rows, folder)
+    schema, messages = scores_schema(score.rewards), [f"{name}_message" for name in score.rewards]
+    scores: dict[int, pa.Table] = {}
+    begin = 0
+    for index, path in enumerate(paths):
+        num_rows, done = read_footer(path)[0], folder / part_name(index)
+        if done.exists():
+            table, _ = read_part(done, schema, check_scores)
+            check_same_rows(table, rows.slice(begin, num_rows), done)
+            _count_failures(table, failures)
+            scores[index] = table.drop_columns(messages)
+        begin += num_rows
     with (
-        Progress(label, failures.num_rows, "completions", done) as progress,
+        Progress(label, rows.num_rows, "completions", sum(table.num_rows for table in scores.values())) as progress,
         RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
         values = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
         scorer = _Scorer(score, plan, pool, values, failures, progress)
         for index, path in enumerate(paths):
-            part, _ = read_part(path, ROLLOUTS, check_rollouts)
-            if finished[index]:
-                table, _ = read_part(folder / part_name(index), schema, check_scores)
-                check_same_rows(table, part, folder / part_name(index))
-                _count_failures(table, failures)
-            else:
-                table = scorer.score(index, PartRows(part, known, generation_prompt, path))
+            if index not in scores:
+                part, _ = read_file(path, ["prompt_id", "sample", "completion", "completion_ids"])
+                table = scorer.score(index, PartRows(part, known, source.get("generation_prompt", "")))
                 write_part(folder, index, table, schema, check_scores, metadata)
-            narrow.append((_narrow(part), table.drop_columns([f"{name}_message" for name in score.rewards])))
-            del part, table  # before the next is read
-    rows, scores = (pa.concat_tables(tables) for tables in zip(*narrow, strict=True))
-    check_key(rows, rollouts)
-    return Scored(rows, scores, scorer.slowest, scorer.num_reused)
+                scores[index] = table.drop_columns(messages)
+                del part, table  # before the next is read
+    return Scored(
+        rows, pa.concat_tables([scores[index] for index in sorted(scores)]), scorer.slowest, scorer.num_reused
+    )
+
+
+def _checked(paths: list[Path], known: Prompts) -> tuple[pa.Table, dict[str, Any]]:
+    """The parts' narrow rows and their one metadata; what is wrong in any of them is refused before a row is scored."""
+    narrow: list[pa.Table] = []
+    first: dict[str, Any] = {}
+    for path in paths:
+        part, metadata = read_part(path, ROLLOUTS, check_rollouts)
+        first = first or metadata
+        if metadata != first:
+            raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
+        known.check_asked(part, path)
+        narrow.append(_narrow(part))
+        del part  # before the next is read
+    return pa.concat_tables(narrow), first
 
 
 def _narrow(part: pa.Table) -> pa.Table:

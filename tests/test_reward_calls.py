@@ -19,7 +19,7 @@ from gift.rewards import names
 from gift.score import score_parts, total_reward
 from gift.score_metrics import score_metrics
 from gift.sections import check
-from gift.tables.parquet import part_paths
+from gift.tables.parquet import part_paths, read_file
 from gift.tables.schemas import (
     ROLLOUTS,
     check_rollouts,
@@ -381,16 +381,20 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     alive: list[list[bool]] = []
     tables: list[Any] = []
 
-    def reading(path: Path, schema: pa.Schema, law: Any) -> Any:
-        alive.append([table() is not None for table in tables])
-        table, metadata = read_part(path, schema, law)
-        tables.append(weakref.ref(table))
-        return table, metadata
+    def watched(read: Any) -> Any:
+        def reading(*args: Any) -> Any:
+            alive.append([table() is not None for table in tables])
+            table, metadata = read(*args)
+            tables.append(weakref.ref(table))
+            return table, metadata
 
-    monkeypatch.setattr("gift.score.read_part", reading)
+        return reading
+
+    monkeypatch.setattr("gift.score.read_part", watched(read_part))
+    monkeypatch.setattr("gift.score.read_file", watched(read_file))
     monkeypatch.setattr(
         "gift.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
     )
     scored(score_of(mine=reward("several"), other=reward("several", batch=3)), rollouts, prompts)
-    assert [len(each) for each in alive] == [0, 2, 4, 6]
+    assert [len(each) for each in alive] == [0, 1, 2, 3, 4, 6, 8, 10]  # checked; then read to be scored, with its rows
     assert not any(any(each) for each in alive)

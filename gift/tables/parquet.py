@@ -28,10 +28,10 @@ def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """One Parquet file as (table, metadata); a missing, corrupt or foreign file is refused by name."""
+def read_file(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """One Parquet file (or some columns) as (table, metadata); a missing, corrupt or foreign one is refused by name."""
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
         _ = table.column_names  # a damaged name shows when it is decoded
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
