@@ -111,6 +111,18 @@ class RewardPool:
                 self._end(lane, lane.workers[-1])
         adopt_orphans(self.adopted)
 
+    def load(self) -> None:
+        """Start a worker of each kind and wait until it has loaded its functions; UserError where it cannot."""
+        for lane in self.lanes:
+            if not lane.workers:
+                self._start(lane)
+        while not all(worker.ready for lane in self.lanes for worker in lane.workers):
+            self._step()
+
+    def _start(self, lane: _Lane) -> None:
+        process = WorkerProcess(lane.rewards, self.timeout, lane.memory_gib, self.environment)
+        lane.workers.append(_Worker(process))
+
     def run(
         self, calls: Iterable[Call], arguments: Callable[[Any], dict[str, list[Any]]] = lambda content: content
     ) -> Iterator[tuple[int, str, Outcome]]:
@@ -130,8 +142,7 @@ class RewardPool:
         busy: list[tuple[_Lane, _Worker]] = []
         for lane in self.lanes:
             while len(lane.workers) < lane.num_wanted():
-                process = WorkerProcess(lane.rewards, self.timeout, lane.memory_gib, self.environment)
-                lane.workers.append(_Worker(process))
+                self._start(lane)
             for worker in list(lane.workers):
                 if worker.ready and not worker.calls and lane.has_call_for(worker):
                     self._send(lane, worker)

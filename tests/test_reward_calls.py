@@ -1,7 +1,6 @@
 """How rewards are called: several rows a call, groups, limits, gates, processes of their own, verl's signature."""
 
 import json
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from test_score import METADATA, score_of, write_rollouts
 from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
+from gift.reward_pool import RewardPool
 from gift.reward_rows import PartRows
-from gift.reward_worker import Outcome
+from gift.reward_worker import Loaded, Outcome
 from gift.rewards import names
 from gift.score import score_parts, total_reward
 from gift.score_metrics import score_metrics
@@ -361,19 +361,22 @@ def test_the_judges_endpoint_is_launchs() -> None:
 
 
 def test_workers_start_only_for_what_there_is_to_do() -> None:
-    """A function that nobody calls is not loaded, be it ever so slow to load."""
-    from gift.reward_pool import RewardPool
-    from gift.reward_worker import Loaded
-
-    Path("rewards/slow.py").write_text("import time\ntime.sleep(600)\n")
+    """A function that nobody calls is not loaded; `load` loads them all."""
+    Path("rewards/broken.py").write_text("1 / 0\n")
     names = ["prompts", "completions", "completion_ids", "mode", "prompt_id"]
-    fast = Loaded("fast", "rewards/mine.py", "several", {}, names)
-    start = time.monotonic()
-    with RewardPool([fast, Loaded("slow", "rewards/slow.py", "f", {}, names, alone=True)], 1, 10.0) as pool:
-        row = {name: ["x"] for name in names}
-        found = [(number, name, each.value) for number, name, each in pool.run([(0, "fast", row)])]
-    assert found == [(0, "fast", 1.0)]
-    assert time.monotonic() - start < 30
+    mine = Loaded("mine", "rewards/mine.py", "several", {}, names)
+    broken = Loaded("broken", "rewards/broken.py", "f", {}, names, alone=True)
+    row = {name: ["x"] for name in names}
+    with RewardPool([mine, broken], 1, 10.0) as pool:
+        found = [(number, name, each.value) for number, name, each in pool.run([(5, "mine", row)])]
+        assert found == [(5, "mine", 1.0)]
+        with pytest.raises(
+            UserError, match=r"broken.function: 'rewards/broken.py:f': the file cannot be imported: Zero"
+        ):
+            pool.load()
+    with RewardPool([mine], 2, 10.0) as pool:
+        pool.load()
+        assert not list(pool.run([]))
 
 
 def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
