@@ -45,6 +45,7 @@ def start_trainer(
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
 
+    from gift.advantages import single
     from gift.engine import Engine, EngineSettings
     from gift.logprobs import TokenLogprobs
     from gift.params import Update, check
@@ -61,8 +62,7 @@ def start_trainer(
         completion_ids=rollouts.completion_ids,
         ref_logprobs=uniform,
         old_logprobs=uniform,
-        rewards=rewards,
-        mask=torch.ones_like(rewards, dtype=torch.bool),
+        rewards=single(rewards, torch.ones_like(rewards, dtype=torch.bool)),
     )
     stage = 1 if dtype == "bfloat16" else 0
     logprobs = TokenLogprobs(model, 1.0, packing)

@@ -11,6 +11,7 @@ import click
 import torch
 
 from gift import console
+from gift.advantages import single
 from gift.arithmetic import problems
 from gift.base import make_base
 from gift.batches import row_batches
@@ -123,8 +124,7 @@ def sample_round(
         completion_ids,
         completion_logprobs(reference, prompt_ids, completion_ids, batches),
         completion_logprobs(policy, prompt_ids, completion_ids, batches),
-        torch.tensor(total).view(shape),
-        torch.ones(len(rows), settings.group_size, dtype=torch.bool),
+        single(torch.tensor(total).view(shape), torch.ones(len(rows), settings.group_size, dtype=torch.bool)),
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from gift.deepspeed_config import WHERE, EngineSettings, deepspeed_config
 from gift.errors import UserError
+from gift.head import LogprobHead
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")
@@ -124,6 +125,9 @@ class Engine:
         if self._stage == 0 and self.world_size == 1:
             self._engine.enable_backward_allreduce = False  # it copies all gradients, to add those of no other rank
         self.device = torch.device(self._engine.device)
+        for part in module.modules():
+            if isinstance(part, LogprobHead) and part.tied:
+                part.tied.accumulates = True  # all gradients here come from `backward`
         self._norm = math.nan
         if self._stage == 0:
             self._adamw.register_step_pre_hook(self._clip)

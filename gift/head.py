@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gift.tied import TiedGradient
+
 # Room for one tile of logits. On a CPU matrix products reach their full rate at a few MiB; a GPU wants larger ones.
 TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
@@ -13,20 +15,23 @@ class LogprobHead(nn.Module):
     """log softmax(hidden W^T / temperature)[target]; the [N, vocabulary] logits never exist, forward or backward.
 
     `linear` is the model's output embedding. Its weight stands here as a parameter of this module, too, so that ZeRO-3
-    gathers it for this module's forward and backward.
+    gathers it for this module's forward and backward. `tied` takes its gradient where it is the input embedding's, too.
     """
 
-    def __init__(self, linear: Any, temperature: float, tile_bytes: int | None = None) -> None:
+    def __init__(
+        self, linear: Any, temperature: float, tied: TiedGradient | None = None, tile_bytes: int | None = None
+    ) -> None:
         super().__init__()
         self.weight: nn.Parameter = linear.weight
         self.bias: nn.Parameter | None = getattr(linear, "bias", None)
-        self.temperature, self.tile_bytes = temperature, tile_bytes
+        self.temperature, self.tied, self.tile_bytes = temperature, tied, tile_bytes
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden: float [N, H], targets: int64 [N]; returns nats, float32 [N]."""
         room = self.tile_bytes or TILE_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
         width = max(1, room // (4 * max(1, len(hidden))))
-        logprobs: Tensor = _Logprobs.apply(hidden, self.weight, self.bias, targets, self.temperature, width)
+        how = self.temperature, width, self.tied
+        logprobs: Tensor = _Logprobs.apply(hidden, self.weight, self.bias, targets, how)
         return logprobs
 
 
@@ -40,8 +45,14 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, width: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        how: tuple[float, int, TiedGradient | None],
     ) -> Tensor:
+        temperature, width, _ = how
         top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
         chosen = torch.zeros_like(top)
@@ -54,17 +65,19 @@ class _Logprobs(torch.autograd.Function):
             total = total * (top - new_top).exp_() + logits.sub_(new_top).exp_().sum(1, keepdim=True)
             top = new_top
         ctx.save_for_backward(hidden, targets, top, total)
-        ctx.head = (weight, bias, temperature, width)  # not saved: under ZeRO-3 the weight's storage comes and goes
+        ctx.head = (weight, bias, *how)  # not saved: under ZeRO-3 the weight's storage comes and goes
         return (chosen - top - total.log()).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets, top, total = ctx.saved_tensors
-        weight, bias, temperature, width = ctx.head
+        weight, bias, temperature, width, tied = ctx.head
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         coefficients = gradients[0].float().unsqueeze(1) / temperature
         by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        by_weight = torch.empty_like(weight) if need_weight else None
+        by_weight, adds = None, False
+        if need_weight:
+            by_weight, adds = tied.tensor(weight) if tied else (torch.empty_like(weight), False)
         by_bias = torch.empty_like(bias) if need_bias else None
         logits_of = _Tiles(hidden, weight, bias, temperature, width)
         for start, stop in logits_of.tiles:
@@ -75,12 +88,12 @@ class _Logprobs(torch.autograd.Function):
                 by_bias[start:stop] = by_logit.sum(0)
             by_logit = by_logit.to(hidden.dtype)
             if by_weight is not None:
-                torch.mm(by_logit.t(), hidden, out=by_weight[start:stop])
+                by_weight[start:stop].addmm_(by_logit.t(), hidden, beta=int(adds))
             if need_hidden and hidden.dtype == torch.float32:
                 by_hidden.addmm_(by_logit, weight[start:stop])
             elif need_hidden:
                 by_hidden += by_logit @ weight[start:stop]
-        return by_hidden.to(hidden.dtype) if need_hidden else None, by_weight, by_bias, None, None, None
+        return by_hidden.to(hidden.dtype) if need_hidden else None, None if tied else by_weight, by_bias, None, None
 
 
 class _Tiles:

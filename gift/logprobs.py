@@ -11,6 +11,7 @@ from gift.errors import UserError
 from gift.head import LogprobHead
 from gift.layouts import TokenBatch, token_batch
 from gift.params import Layout, Packing
+from gift.tied import tie
 
 # The largest difference in nats between two ways to the same log-prob that rounding explains.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -35,7 +36,8 @@ class TokenLogprobs(nn.Module):
                     f"the policy's config has {name}={value}: models that change their logits are not supported"
                 )
         self.model: Any = model
-        self.head = LogprobHead(model.get_output_embeddings(), temperature)
+        self.tied = tie(model)
+        self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)
         self.layout: Layout = "padded"
         if packing != "padded":
             self._pack("shared" if packing == "auto" else packing, must=packing != "auto")

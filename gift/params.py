@@ -15,6 +15,7 @@ Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
+Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advantages.py)
 
 
 class ArithmeticTask(Section):
@@ -192,7 +193,7 @@ class Update(Section):
     """One round of training."""
 
     objective: Literal["gift"] = "gift"
-
+    advantages: Advantages = "group"
     gift: GiftObjective = GiftObjective()
     lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count

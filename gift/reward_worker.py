@@ -11,7 +11,6 @@ import math
 import os
 import pickle
 import re
-import resource
 import signal
 import socket
 import sys
@@ -24,13 +23,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from gift.reward_limits import limit_resources, private_bytes
 from gift.rewards.names import REWARDS
 from gift.rewards.verl import ARGUMENTS, from_verl
 from gift.strays import adopt_orphans, children, has_children, kill_children
 
 MAX_MESSAGE = 300
 ORPHAN_SECONDS = 60
-FILE_BYTES = 2**30
 CONNECTION_LOST = 70
 """The exit code where the socket no longer takes an outcome."""
 
@@ -107,16 +106,6 @@ def send_line(connection: socket.socket, content: Any) -> None:
     connection.sendall(json.dumps(content).encode() + b"\n")
 
 
-def limit_resources(memory_gib: float | None) -> None:
-    """No core dumps; below a memory limit also no file above 1 GiB. What the functions start inherits the limits."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if memory_gib is not None:
-        for kind, limit in ((resource.RLIMIT_DATA, int(memory_gib * 2**30)), (resource.RLIMIT_FSIZE, FILE_BYTES)):
-            hard = resource.getrlimit(kind)[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (limit, limit))
-
-
 def _serve(
     connection: socket.socket,
     functions: dict[str, Callable[..., Any]],
@@ -130,7 +119,7 @@ def _serve(
     """
     pid, folder, number = os.getpid(), Path.cwd(), 0
     ours = children()  # what files start when they are imported may stay
-    swollen = None if memory_gib is None else (_private_bytes() + memory_gib * 2**30) / 2
+    swollen = None if memory_gib is None else (private_bytes() + memory_gib * 2**30) / 2
     while True:
         try:
             calls = receive(connection)
@@ -146,7 +135,7 @@ def _serve(
             if os.getpid() != pid:  # a function forked, and its child came back from the call
                 os._exit(0)
             again = "memory" if no_memory else None
-            if not left and not again and swollen is not None and _private_bytes() > swollen:
+            if not left and not again and swollen is not None and private_bytes() > swollen:
                 again = "swollen"
             if memory_gib is not None and has_children():
                 kill_children(ours)
@@ -159,11 +148,6 @@ def _serve(
                 return
             number += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _private_bytes() -> int:
-    """What RLIMIT_DATA counts, nearly: private writable memory (proc(5), statm)."""
-    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 
 
 def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None:
@@ -202,6 +186,22 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
         )
     bound = partial(function, **reward.settings)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
+    return _try_without_rows(reward, function) if reward.file is None else None
+
+
+def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
+    """Call one of ours with no row: it checks its settings, and loads what it needs outside the limit of a call."""
+    settings = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    for name in settings:
+        if name in reward.arguments:
+            return (
+                f"settings.{name}: {reward.function} has a setting of that name, and the prompts table a column; give "
+                f"the column another name in prepare.columns"
+            )
+    try:
+        function(**{name: [] for name in reward.arguments}, **reward.settings)
+    except Exception as error:
+        return str(error) if str(error).startswith("settings") else f"settings: {_describe(error)}"
     return None
 
 

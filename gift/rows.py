@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from gift.advantages import Rewards
 from gift.errors import UserError
 from gift.params import Score, Update
 from gift.policy import Lineage
-from gift.selection import enough_rewards, has_reward_spread
+from gift.selection import enough_rewards, has_preference
 from gift.tables.schemas import (
     REFERENCE,
     ROLLOUTS,
@@ -33,12 +34,11 @@ class Rows:
     completion_ids: list[list[int]]
     ref_logprobs: list[Tensor]
     old_logprobs: list[Tensor]
-    rewards: Tensor
-    mask: Tensor
+    rewards: Rewards
 
     @property
     def group_size(self) -> int:
-        return self.rewards.shape[1]
+        return self.rewards.mask.shape[1]
 
     def rows_of(self, groups: Sequence[int]) -> list[int]:
         return [group * self.group_size + sample for group in groups for sample in range(self.group_size)]
@@ -65,31 +65,54 @@ def read_round(
     return (table, scored, referenced), source
 
 
-def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table) -> Rows:
+def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score) -> Rows:
     """Rows of three tables with the same key in the same order; a null reward does not train (mask False)."""
     prompts = rollouts["prompt_id"].to_pylist()
     group_size = prompts.count(prompts[0])
-    rewards = scores["reward"].to_pylist()
-    shape = (-1, group_size)
     return Rows(
         prompt_ids=rollouts["prompt_ids"].to_pylist(),
         completion_ids=rollouts["completion_ids"].to_pylist(),
         ref_logprobs=[torch.tensor(values) for values in reference["ref_logprobs"].to_pylist()],
         old_logprobs=[torch.tensor(values) for values in reference["old_logprobs"].to_pylist()],
-        rewards=torch.tensor([reward or 0.0 for reward in rewards]).view(shape),
-        mask=torch.tensor([reward is not None for reward in rewards]).view(shape),
+        rewards=rewards_of(scores, score, group_size),
     )
+
+
+def rewards_of(scores: pa.Table, score: Score, group_size: int) -> Rewards:
+    """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all."""
+    values, known = zip(*(_column(scores, name, group_size) for name in score.rewards), strict=True)
+    columns = dict(zip(score.rewards, values, strict=True))
+    total, mask = _column(scores, "reward", group_size)
+    opened = {
+        name: columns[name] * (columns[reward.only_if] == 1) if reward.only_if else columns[name]
+        for name, reward in score.rewards.items()
+    }
+    return Rewards(
+        total=total,
+        mask=mask,
+        components=torch.stack(list(opened.values()), -1),
+        known=torch.stack(known, -1) & mask.unsqueeze(-1),
+        weights=torch.tensor([reward.weight for reward in score.rewards.values()]),
+    )
+
+
+def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
+    """A column of the scores as float [P, G], 0 where null, and bool [P, G] where it is not."""
+    values = scores[name].to_pylist()
+    numbers = torch.tensor([0.0 if value is None else value for value in values])
+    return numbers.view(-1, group_size), torch.tensor([value is not None for value in values]).view(-1, group_size)
 
 
 def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:
     """The groups that train, and the ledger of the others; its sums close."""
-    enough = enough_rewards(rows.mask)
-    spread = has_reward_spread(rows.rewards, rows.mask)
+    mask = rows.rewards.mask
+    enough = enough_rewards(mask)
+    spread = has_preference(rows.rewards, settings.advantages)
     chosen = enough & spread if settings.gift.zero_spread == "mask" else enough
     ledger = {
-        "num_groups": len(rows.mask),
-        "num_completions": rows.mask.numel(),
-        "num_completions_unscored": int((~rows.mask).sum()),
+        "num_groups": len(mask),
+        "num_completions": mask.numel(),
+        "num_completions_unscored": int((~mask).sum()),
         "num_groups_unscored": int((~enough).sum()),
         "num_groups_zero_spread": int((enough & ~spread).sum()),
         "num_groups_selected": int(chosen.sum()),

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from gift import groups
-from gift.advantages import EPS
+from gift.advantages import EPS, Rewards, group_advantages
+from gift.params import Advantages
 
 
 def enough_rewards(mask: Tensor) -> Tensor:
@@ -11,6 +11,6 @@ def enough_rewards(mask: Tensor) -> Tensor:
     return mask.sum(-1) >= 2
 
 
-def has_reward_spread(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Groups whose rewards are not all equal, bool [P]."""
-    return groups.spread(groups.centre(rewards, mask), mask).squeeze(-1) > EPS
+def has_preference(rewards: Rewards, kind: Advantages) -> Tensor:
+    """Groups some of whose completions are worth more than others, bool [P]; in the others all rewards are equal."""
+    return (group_advantages(rewards, kind).abs() > EPS).any(-1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gift.advantages import step_advantages
 from gift.batches import num_tokens
 from gift.engine import Engine
 from gift.layouts import token_batch
@@ -45,11 +46,13 @@ class Trainer:
         num_first = max(len(plan.parts) for plan in plans)
         num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        coefficients, own_sums = self._first_pass(own.parts, num_first, len(groups))
+        targets = torch.zeros_like(rows.rewards.total)
+        targets[groups] = step_advantages(rows.rewards.take(list(groups)), self.settings.advantages)
+        coefficients, own_sums = self._first_pass(own.parts, num_first, len(groups), targets)
         sums += own_sums
         for batch in own.whole:
             logprobs = self.logprobs([row for group in batch for row in group])
-            loss, own_sums = self._objective(logprobs, [group[0] // rows.group_size for group in batch])
+            loss, own_sums = self._objective(logprobs, [group[0] // rows.group_size for group in batch], targets)
             self.engine.backward(loss / len(groups))
             sums += own_sums
         for part in own.parts:
@@ -64,7 +67,9 @@ class Trainer:
         chosen = [self.rows.rows_of([group]) for group in groups]
         return micro_batches(chosen, self._lengths, self.tokens_per_batch, self.layout)
 
-    def _first_pass(self, parts: list[list[int]], count: int, num_groups: int) -> tuple[dict[int, Tensor], Tensor]:
+    def _first_pass(
+        self, parts: list[list[int]], count: int, num_groups: int, targets: Tensor
+    ) -> tuple[dict[int, Tensor], Tensor]:
         """Of the rows in `parts`, which make whole groups: dLoss/dlogprob by row, and the sums of their metrics."""
         values: dict[int, Tensor] = {}
         with torch.no_grad():
@@ -79,7 +84,8 @@ class Trainer:
             return {}, torch.zeros(len(SUMS), dtype=torch.float64)
         own = sorted(values)
         leaf = torch.cat([values[row] for row in own]).requires_grad_()
-        loss, sums = self._objective(leaf, [row // self.rows.group_size for row in own[:: self.rows.group_size]])
+        chosen = [row // self.rows.group_size for row in own[:: self.rows.group_size]]
+        loss, sums = self._objective(leaf, chosen, targets)
         (gradient,) = torch.autograd.grad(loss / num_groups, leaf)
         return dict(zip(own, gradient.split([self._lengths[row][1] for row in own]), strict=True)), sums
 
@@ -91,10 +97,10 @@ class Trainer:
         logprobs: Tensor = self.engine.forward(batch.to(self.engine.device))
         return logprobs
 
-    def _objective(self, logprobs: Tensor, groups: list[int]) -> tuple[Tensor, Tensor]:
+    def _objective(self, logprobs: Tensor, groups: list[int], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the objective over groups, and the sums (order of SUMS) that metrics are made of.
 
-        logprobs: float [N], of the groups' completions in order.
+        logprobs: float [N], of the groups' completions in order; targets: float [P, G], of all groups of the round.
         """
         rows, device = self.rows, logprobs.device
         own = rows.rows_of(groups)
@@ -104,8 +110,9 @@ class Trainer:
             ref_logprobs=torch.cat([rows.ref_logprobs[row] for row in own]).to(device),
             old_logprobs=torch.cat([rows.old_logprobs[row] for row in own]).to(device),
             completion=torch.repeat_interleave(torch.arange(len(own)), lengths).to(device),
-            rewards=rows.rewards[groups].to(device),
-            mask=rows.mask[groups].to(device),
+            rewards=rows.rewards.total[groups].to(device),
+            advantages=targets[groups].to(device),
+            mask=rows.rewards.mask[groups].to(device),
         )
         loss, statistics = OBJECTIVES[self.settings.objective](batch, self.settings.gift)
         with torch.no_grad():

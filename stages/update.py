@@ -56,7 +56,7 @@ def main(
     files, lineage = find_policy(policy, initial)
     check_parent(files, lineage, params.update.lora)
     tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
-    rows = join_rows(*tables)
+    rows = join_rows(*tables, params.score)
     groups, ledger = select_groups(rows, params.update)
     if not groups:
         raise UserError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gift import groups, selection
-from gift.advantages import standardise
+from gift.advantages import Rewards, group_advantages, single, standardise, step_advantages
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import gift
 from gift.params import GiftObjective
@@ -23,13 +23,15 @@ def one_token_batch(log_ratio: Tensor, rewards: Tensor, mask: Tensor | None = No
     """Completions of one token whose log-ratio to both anchors is `log_ratio` [P, G]."""
     flat = log_ratio.flatten()
     anchor = torch.full_like(flat, -1.0).detach()
+    mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     return GroupBatch(
         logprobs=flat + anchor,
         ref_logprobs=anchor,
         old_logprobs=anchor,
         completion=torch.arange(flat.numel()),
         rewards=rewards,
-        mask=torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask,
+        advantages=standardise(rewards, mask),
+        mask=mask,
     )
 
 
@@ -88,7 +90,9 @@ def test_full_gradient_is_that_of_finite_differences(anchor: str, token_reduce: 
     chosen = settings(anchor=anchor, stats="full", token_reduce=token_reduce, beta=0.7)
 
     def loss(values: Tensor) -> Tensor:
-        return gift(GroupBatch(values, reference, old, completion, rewards, mask), chosen)[0]
+        return gift(GroupBatch(values, reference, old, completion, rewards, standardise(rewards, mask), mask), chosen)[
+            0
+        ]
 
     assert torch.autograd.gradcheck(loss, (logprobs.requires_grad_(),), eps=1e-6, atol=1e-7)
 
@@ -168,10 +172,10 @@ def test_zero_reward_spread() -> None:
     """A group of equal rewards has target 0: dropped by `mask`; kept, the detached loss still pulls it together."""
     rewards = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.1 + 0.2]], dtype=torch.float64)
     mask = torch.ones_like(rewards, dtype=torch.bool)
-    assert selection.has_reward_spread(rewards, mask).tolist() == [False, True]
+    assert selection.has_preference(single(rewards, mask), "group").tolist() == [False, True]
     assert standardise(rewards, mask)[0].tolist() == [0.0, 0.0, 0.0]
     almost = torch.tensor([[0.3, 0.1 + 0.2, 0.3]], dtype=torch.float32)
-    assert not selection.has_reward_spread(almost, torch.ones_like(almost, dtype=torch.bool)).any()
+    assert not selection.has_preference(single(almost, torch.ones_like(almost, dtype=torch.bool)), "group").any()
     log_ratio = torch.tensor([[0.5, 0.0, -0.5]], dtype=torch.float64)
     gradient = gradient_of(log_ratio, rewards[:1])
     assert gradient[0, 0] > 0 > gradient[0, 2]
@@ -206,7 +210,7 @@ def test_reference_and_old_anchor_differ_where_they_should() -> None:
     logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
     old, reference = logprobs - torch.tensor([0.0, 1.0]), logprobs - torch.tensor([1.0, 0.0])
     rewards, mask = torch.tensor([[0.0, 1.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    batch = GroupBatch(logprobs, reference, old, torch.arange(2), rewards, mask)
+    batch = GroupBatch(logprobs, reference, old, torch.arange(2), rewards, standardise(rewards, mask), mask)
     assert gift(batch, settings(anchor="old"))[1]["correlation"].item() == pytest.approx(1)
     assert gift(batch, settings(anchor="reference"))[1]["correlation"].item() == pytest.approx(-1)
 
@@ -232,12 +236,12 @@ def test_minimiser_is_the_tilted_reference(stats: str) -> None:
     logits = (reference + 0.1 * torch.randn(5, generator=generator, dtype=torch.float64)).requires_grad_()
     chosen = settings(anchor="reference", stats=stats, spread_floor=TINY)
     optimizer = torch.optim.Adam([logits], lr=0.02)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    target = standardise(rewards, mask)
     for step in range(3000):
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * (1 - step / 3000)
-        batch = GroupBatch(
-            logits.log_softmax(-1), reference, reference, torch.arange(5), rewards, torch.ones(1, 5, dtype=torch.bool)
-        )
+        batch = GroupBatch(logits.log_softmax(-1), reference, reference, torch.arange(5), rewards, target, mask)
         loss, statistics = gift(batch, chosen)
         optimizer.zero_grad()
         loss.backward()
@@ -247,6 +251,56 @@ def test_minimiser_is_the_tilted_reference(stats: str) -> None:
     tilted = (reference + rewards[0] / beta).softmax(-1)
     torch.testing.assert_close(logits.softmax(-1).detach(), tilted, atol=1e-3, rtol=0)
     assert (tilted - reference.exp()).abs().max() > 0.01
+
+
+def two_rewards(first: list[list[float]], second: list[list[float]], weights: tuple[float, float]) -> Rewards:
+    components = torch.tensor([first, second], dtype=torch.float64).movedim(0, -1)
+    factors = torch.tensor(weights, dtype=torch.float64)
+    mask = torch.ones(components.shape[:2], dtype=torch.bool)
+    known = torch.ones_like(components, dtype=torch.bool)
+    return Rewards((components * factors).sum(-1), mask, components, known, factors)
+
+
+def test_gdpo_by_hand() -> None:
+    """Two groups of two: (1, 0) standardises to +-sqrt(1/2) whatever its scale; then the step is whitened."""
+    rewards = two_rewards([[1, 0], [1, 0]], [[0, 100], [7, 7]], (2.0, 1.0))
+    half = math.sqrt(0.5)
+    expected = [[2 * half - half, half - 2 * half], [2 * half, -2 * half]]
+    torch.testing.assert_close(group_advantages(rewards, "gdpo"), torch.tensor(expected, dtype=torch.float64))
+    deviation = math.sqrt((2 * 0.5 + 2 * 2) / 3)
+    whitened = [[value / (deviation + 1e-4) for value in row] for row in expected]
+    torch.testing.assert_close(step_advantages(rewards, "gdpo"), torch.tensor(whitened, dtype=torch.float64))
+
+
+def test_gdpo_sees_what_the_sum_hides() -> None:
+    """Equal totals of unequal components may hold a preference; a component's scale changes nothing."""
+    hidden = two_rewards([[1, 0, 0]], [[0, 1, 1]], (1.0, 1.0))
+    assert selection.has_preference(hidden, "group").tolist() == [False]
+    assert selection.has_preference(hidden, "gdpo").tolist() == [False]
+    # Standardised, both components are as wide: now the second, with twice the weight, wins.
+    tilted = two_rewards([[2, 0, 0]], [[0, 1, 1]], (1.0, 2.0))
+    assert selection.has_preference(tilted, "group").tolist() == [False]
+    assert selection.has_preference(tilted, "gdpo").tolist() == [True]
+    small = two_rewards([[0, 1, 0, 1]], [[0, 0, 1e-3, 1e-3]], (1.0, 1.0))
+    large = two_rewards([[0, 1, 0, 1]], [[0, 0, 1e3, 1e3]], (1.0, 1.0))
+    torch.testing.assert_close(step_advantages(small, "gdpo"), step_advantages(large, "gdpo"))
+
+
+def test_gdpo_of_one_reward_is_the_group() -> None:
+    rewards = single(torch.rand(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool))
+    assert step_advantages(rewards, "gdpo").equal(step_advantages(rewards, "group"))
+
+
+def test_gdpo_leaves_out_what_has_no_value() -> None:
+    """An abstention adds nothing and shifts nobody; a completion without a total does not exist."""
+    rewards = two_rewards([[1, 0, 5, 9]], [[3, 1, 5, 9]], (1.0, 1.0))
+    rewards.known[0, 2, 0] = False
+    rewards.known[0, 3] = False
+    rewards.mask[0, 3] = False
+    first, second = math.sqrt(0.5), 1.0
+    expected = torch.tensor([[first + 0.0, -first - second, second, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(group_advantages(rewards, "gdpo"), expected)
+    assert step_advantages(rewards, "gdpo")[0, 3] == 0
 
 
 def test_groups_helpers_by_hand() -> None:

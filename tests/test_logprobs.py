@@ -206,6 +206,55 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(monkeypatch: pytest.Monk
     assert seen.elements <= most
 
 
+class WeightSized(TorchDispatchMode):
+    """How many dense tensors as large as a tied weight operations make anew."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.shape, self.seen = weight.shape, {weight.data_ptr()}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.layout == torch.strided and out.shape == self.shape:
+            self.seen.add(out.data_ptr())
+        return out
+
+
+def test_a_tied_weight_has_one_gradient_at_a_time() -> None:
+    """Two micro-batches: one tensor of the weight's size is made, and it is torch's gradient of both."""
+    model = make_model("Qwen3", vocab_size=2000)
+    weight = model.get_output_embeddings().weight
+    prompts, completions = rows()
+    prompts[0] = [0, 0, *prompts[0]]  # the padding token, whose embedding has no gradient
+    batch = token_batch(prompts, completions)
+    plain = make_model("Qwen3", vocab_size=2000)
+    logprobs = TokenLogprobs(model, 1.0)
+    assert logprobs.tied is not None
+    for accumulates in (False, True):
+        logprobs.tied.accumulates = accumulates
+        found = logprobs(batch).sum()
+        with WeightSized(weight) as made:
+            found.backward()
+        assert len(made.seen) == 2
+    ids = batch.input_ids
+    hidden = plain.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)[batch.positions]
+    whole = (hidden @ plain.lm_head.weight.t()).log_softmax(-1).gather(1, batch.targets.unsqueeze(1)).sum()
+    (2 * whole).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-4, rtol=1e-4)
+
+
+def test_grad_leaves_the_gradient_of_a_tied_weight_alone() -> None:
+    model = make_model("Qwen3")
+    weight = model.get_output_embeddings().weight
+    logprobs = TokenLogprobs(model, 1.0)
+    logprobs(token_batch(*rows())).sum().backward()
+    before = weight.grad.clone()
+    (again,) = torch.autograd.grad(logprobs(token_batch(*rows())).sum(), [weight])
+    assert weight.grad.equal(before)
+    assert again.equal(before)
+
+
 def test_a_frozen_head_has_no_gradient_and_passes_one_on() -> None:
     model = make_model("Llama")
     truth = one_by_one(model)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports from the floors below it and, on its own, from those that stand before it: so there is no circle.
 FLOORS = {
-    0: ("errors", "console", "yaml", "work", "arithmetic", "strays"),
+    0: ("errors", "console", "yaml", "work", "arithmetic", "strays", "reward_limits"),
     1: (
         "sections",
         "params",
@@ -27,6 +27,7 @@ FLOORS = {
         "groups",
         "layouts",
         "batches",
+        "tied",
         "head",
         "attention",
         "logprobs",
@@ -46,6 +47,17 @@ FLOORS = {
         "rewards.verl",
         "rewards.arithmetic",
         "rewards.gsm8k",
+        "rewards.math_answer",
+        "rewards.choice",
+        "rewards.match",
+        "rewards.tags",
+        "rewards.length",
+        "rewards.ngrams",
+        "rewards.settings",
+        "rewards.reward_model",
+        "rewards.judge_questions",
+        "rewards.judge_client",
+        "rewards.judge",
         "rewards.names",
         "minibatches",
         "estimates",

@@ -281,9 +281,16 @@ def test_finished_parts_are_not_scored_again() -> None:
     ("reward", "words"),
     [
         ({"function": "gsm8k_anser"}, ["'gsm8k_anser'", "did you mean 'gsm8k_answer'?"]),
-        ({"function": "zzz"}, ["'zzz'", "arithmetic_answer, arithmetic_format, gsm8k_answer, text_format"]),
+        ({"function": "zzz"}, ["'zzz'", "known: arithmetic_answer, arithmetic_format, ", ", text_format"]),
         ({"function": "gsm8k_answer"}, ["missing a required argument: 'answer'", "prompt_id, mode"]),
         ({"function": "text_format"}, ["missing a required argument: 'pattern'"]),
+        ({"function": "text_format", "settings": {"pattern": "("}}, ["mine.settings.pattern: '('", "no regular expr"]),
+        ({"function": "exact_match"}, ["mine.settings.column: the prompts table has no column 'answer'", "mode"]),
+        ({"function": "repetition", "settings": {"n": "4"}}, ["mine.settings: TypeError", "'int' and 'str'"]),
+        (
+            {"function": "regex_match", "settings": {"pattern": "x"}},
+            ["mine.settings.mode: regex_match has a setting of that name", "prepare.columns"],
+        ),
         ({"function": "text_format", "settings": {"patern": "x"}}, ["settings.patern", "it has pattern"]),
         ({"function": "rewards/mine.py:reward", "settings": {"mode": "x"}}, ["settings.mode", "it has scale"]),
         ({"function": "rewards/mine.py:rewrd"}, ["no such function", "reward, seen, seen_chat, hash_order"]),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gift.advantages import Rewards, step_advantages
 from gift.batches import fill, num_tokens, row_batches
 from gift.engine import Engine, EngineSettings, distributed
 from gift.errors import UserError
@@ -61,15 +62,19 @@ def round_rows() -> Rows:
     logprobs = lambda seed: completion_logprobs(  # noqa: E731
         TokenLogprobs(model(seed), TEMPERATURE), prompts, completions, [[i] for i in range(20)]
     )
-    rewards = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
+    totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
     mask[2, 1] = False
-    return Rows(prompts, completions, logprobs(1), logprobs(2), rewards, mask)
+    length = torch.tensor([0.01 * len(completion) for completion in completions]).view(5, 4)
+    components = torch.stack([totals - length, length], -1)
+    known = mask.unsqueeze(-1).expand(5, 4, 2)
+    return Rows(prompts, completions, logprobs(1), logprobs(2), Rewards(totals, mask, components, known, torch.ones(2)))
 
 
-def settings(**gift_settings: object) -> Update:
+def settings(advantages: str = "group", **gift_settings: object) -> Update:
     given = {"spread_floor": 0.3, "stats": "full", "anchor": "reference", **gift_settings}
-    return Update.model_validate({"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", "gift": given})
+    values = {"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", "advantages": advantages, "gift": given}
+    return Update.model_validate(values)
 
 
 def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[float], list[float]]:
@@ -90,8 +95,9 @@ def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[
             torch.cat([rows.ref_logprobs[row] for row in chosen]),
             torch.cat([rows.old_logprobs[row] for row in chosen]),
             torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(part) for part in parts])),
-            rows.rewards[groups],
-            rows.mask[groups],
+            rows.rewards.total[groups],
+            step_advantages(rows.rewards.take(groups), update.advantages),
+            rows.rewards.mask[groups],
         )
         loss = gift(batch, update.gift)[0] / len(groups)
         optimizer.zero_grad()
@@ -161,7 +167,10 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("budget", [WHOLE, MIDDLE, ONE_ROW])
-@pytest.mark.parametrize("fields", [{}, {"stats": "detached", "anchor": "old"}, {"token_reduce": "mean", "beta": 0.5}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"stats": "detached", "anchor": "old"}, {"token_reduce": "mean", "beta": 0.5}, {"advantages": "gdpo"}],
+)
 def test_any_micro_batch_is_plain_autograd(budget: int, fields: dict[str, object], layout: str) -> None:
     update = settings(**fields)
     truth, losses, norms = plain_autograd(round_rows(), update)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from gift import groups
-from gift.advantages import standardise
 from gift.objectives.batch import GroupBatch
 from gift.params import GiftObjective
 
@@ -17,7 +16,8 @@ def gift(batch: GroupBatch, settings: GiftObjective) -> Loss:
     """Sum over groups of mean_i (A_i - beta z_i)^2, and each group's statistics ([P] tensors, detached).
 
     The implicit reward of a completion is its log-ratio l_i = sum_t (logprob - anchor logprob), in nats (or its mean
-    over tokens); z_i = (l_i - mean l) / sqrt(var l + spread_floor^2) and A_i = (r_i - mean r) / std r, both with n - 1.
+    over tokens); z_i = (l_i - mean l) / sqrt(var l + spread_floor^2), with n - 1. A_i is the advantage: the
+    explicit reward standardised in the same way, or what else `update.advantages` makes of it.
     `anchor: reference, stats: full` is the paper's function: log Z(x) and beta cancel exactly as the floor goes to 0.
     `anchor: old, stats: detached` is the author's released code, where mean and spread are constants of the gradient.
     The floor makes the first step, where every l_i is 0, finite: the gradient there is -(2 beta / (n floor)) A_i.
@@ -32,7 +32,7 @@ def gift(batch: GroupBatch, settings: GiftObjective) -> Loss:
     scale = groups.spread(deviation, mask, settings.spread_floor)
     mean = statistics - deviation
     implicit = torch.where(mask, (log_ratio - mean) / scale, torch.zeros_like(log_ratio))
-    target = standardise(batch.rewards.to(log_ratio.dtype), mask)
+    target = batch.advantages.to(log_ratio.dtype)
     count = mask.sum(-1).clamp_min(1)
     loss = ((target - settings.beta * implicit).square() * mask).sum(-1) / count
     with torch.no_grad():
@@ -41,19 +41,22 @@ def gift(batch: GroupBatch, settings: GiftObjective) -> Loss:
 
 
 def _group_statistics(batch: GroupBatch, log_ratio: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What drifts: mean and spread of the log-ratio, its correlation with the reward, and beta(x) = std r / std l."""
+    """What drifts: mean and spread of the log-ratio, its correlation with the advantage, beta(x) = std r / std l."""
     mask = batch.mask
     count = mask.sum(-1).clamp_min(1)
     deviation = groups.centre(log_ratio, mask)
     log_ratio_std = groups.spread(deviation, mask).squeeze(-1)
     reward_std = groups.spread(groups.centre(batch.rewards.to(log_ratio.dtype), mask), mask).squeeze(-1)
     covariance = (target * deviation).sum(-1) / (count - 1).clamp_min(1)
+    target_std = groups.spread(groups.centre(target, mask), mask).squeeze(-1)
     nan = torch.full_like(log_ratio_std, torch.nan)
     moved = log_ratio_std > 1e-4
     return {
         "log_ratio": (log_ratio * mask).sum(-1) / count,
         "log_ratio_std": log_ratio_std,
-        "correlation": torch.where(moved & (reward_std > 0), covariance / log_ratio_std.clamp_min(1e-12), nan),
+        "correlation": torch.where(
+            moved & (target_std > 0), covariance / (log_ratio_std * target_std).clamp_min(1e-12), nan
+        ),
         "implied_beta": torch.where(moved & (reward_std > 0), reward_std / log_ratio_std.clamp_min(1e-12), nan),
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gift.arithmetic import final_answer, is_worked
-from gift.rewards.text import Completion, completion_text
+from gift.rewards.text import Completion, Value, completion_text
 
 
 def arithmetic_answer(
@@ -13,12 +13,16 @@ def arithmetic_answer(
     completion_ids: Sequence[Any],
     answer: Sequence[str],
     **columns: Any,
-) -> list[float]:
+) -> list[Value]:
     """1 where the integer after the final "#" is the `answer`, else 0 ("#017" is not "17"; it writes no zeros)."""
-    return [
-        float(final_answer(completion_text(completion)) == str(int(gold)))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    return [_right(completion_text(completion), gold) for completion, gold in zip(completions, answer, strict=True)]
+
+
+def _right(text: str, gold: str) -> Value:
+    try:
+        return float(final_answer(text) == str(int(gold)))
+    except (TypeError, ValueError) as error:  # a gold that is no integer: its own row's error
+        return error
 
 
 def arithmetic_format(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from gift.rewards.text import Completion, completion_text
+from gift.rewards.text import Completion, Value, completion_text, shown
 
 MARKER = "####"
 # "-1,234.50": a sign (no minus between two terms), a currency sign on either side of it, digits in whole groups of
@@ -23,18 +23,21 @@ def gsm8k_answer(
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
     answer: Sequence[Any],
+    *,
     last_number: bool = False,
     **columns: Any,
-) -> list[float]:
+) -> list[Value]:
     """1 where the completion's answer is the number of the `answer` column ("... #### 72", or 72 alone), else 0.
 
     The completion's answer is the one number on the line of its last "####"; two numbers there are no answer. With
     `last_number` a completion without such an answer gives the last number in its text.
     """
-    return [
-        float(_said(completion_text(completion), last_number) == _gold(gold))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+    values: list[Value] = []
+    for completion, cell in zip(completions, answer, strict=True):
+        gold = _gold(shown(cell))
+        said = _said(completion_text(completion), last_number)
+        values.append(gold if isinstance(gold, Exception) else float(said == gold))
+    return values
 
 
 def _said(text: str, last_number: bool) -> Decimal | None:
@@ -45,12 +48,11 @@ def _said(text: str, last_number: bool) -> Decimal | None:
     return marked
 
 
-def _gold(answer: Any) -> Decimal:
+def _gold(text: str) -> Decimal | Exception:
     """The number of a gold answer; without one there is nothing to compare with, which is an error and not a 0."""
-    text = str(answer)
     found = [_marked(text)] if MARKER in text else _numbers(text)
     if len(found) != 1 or found[0] is None:
-        raise ValueError(f"the gold answer {text[-60:]!r} does not hold one number")
+        return ValueError(f"the gold answer {text[-60:]!r} does not hold one number")
     return found[0]
 
 
@@ -66,5 +68,6 @@ def _numbers(text: str) -> list[Decimal]:
     found = []
     for match in _NUMBER.finditer(text.replace("\u2212", "-")):
         value = Decimal(match["digits"].replace(",", ""))
-        found.append(-value if match["sign"] or match["inner"] else value)
+        # copy_negate, for a minus would round to 28 digits
+        found.append(value.copy_negate() if match["sign"] or match["inner"] else value)
     return found

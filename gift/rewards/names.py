@@ -5,19 +5,41 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
+from gift.rewards.choice import multiple_choice
 from gift.rewards.gsm8k import gsm8k_answer
+from gift.rewards.judge import judge
+from gift.rewards.length import cosine_length, length, overlong
+from gift.rewards.match import exact_match, normalized_match, regex_match
+from gift.rewards.math_answer import math_answer
+from gift.rewards.ngrams import ngram_diversity, repetition
+from gift.rewards.reward_model import reward_model
+from gift.rewards.tags import tag_format
 from gift.rewards.text import text_format
 
 RewardFunction = Callable[..., list[Any]]
 """TRL's signature: f(prompts, completions, completion_ids, **columns, **settings) -> list, an item a row.
 
-An item is a finite number, None (abstain: it does not apply), or an exception (this row's own failure).
+An item is a finite number, None (abstain: it does not apply), or an exception (this row's own failure). In ours the
+settings are the keyword-only arguments; a call with no rows checks them and loads what the function needs.
 """
 
 REWARDS: dict[str, RewardFunction] = {
     "arithmetic_answer": arithmetic_answer,
     "arithmetic_format": arithmetic_format,
+    "cosine_length": cosine_length,
+    "exact_match": exact_match,
     "gsm8k_answer": gsm8k_answer,
+    "length": length,
+    "math_answer": math_answer,
+    "multiple_choice": multiple_choice,
+    "ngram_diversity": ngram_diversity,
+    "normalized_match": normalized_match,
+    "overlong": overlong,
+    "regex_match": regex_match,
+    "repetition": repetition,
+    "tag_format": tag_format,
+    "judge": judge,
+    "reward_model": reward_model,
     "text_format": text_format,
 }
 

@@ -1,11 +1,38 @@
-"""Rewards of the text alone, and the text of a completion in either of TRL's two forms."""
+"""Rewards of the text alone; and what the others read: a completion's text, its answer part, the gold answers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Completion = str | list[dict[str, str]]
 """A text or, where the prompt is a chat, the list of messages that the policy added (always one)."""
+
+# A backslash and its character first, so that the braces of a set, "\\{" and "\\}", open and close nothing.
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+
+Value = float | None | Exception
+"""What a reward function says of one row: a number, None where it does not apply, or the failure of this row alone."""
+
+
+def text_format(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    *,
+    pattern: str,
+    **columns: Any,
+) -> list[float]:
+    """1 where the whole completion matches the regular expression `pattern` ('.' matches line ends too), else 0."""
+    form = compiled(pattern, re.DOTALL)
+    return [float(form.fullmatch(completion_text(completion)) is not None) for completion in completions]
+
+
+def compiled(pattern: str, flags: int = 0) -> re.Pattern[str]:
+    """The regular expression of the setting `pattern`; a `ValueError` where it is none."""
+    try:
+        return re.compile(pattern, flags)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"settings.pattern: {pattern!r}: is no regular expression: {error}") from None
 
 
 def completion_text(completion: Completion) -> str:
@@ -13,13 +40,61 @@ def completion_text(completion: Completion) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def text_format(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Any],
-    pattern: str,
-    **columns: Any,
-) -> list[float]:
-    """1 where the whole completion matches the regular expression `pattern` ('.' matches line ends too), else 0."""
-    form = re.compile(pattern, re.DOTALL)
-    return [float(form.fullmatch(completion_text(completion)) is not None) for completion in completions]
+def answer_part(text: str, after: str | None, before: str | None) -> str | None:
+    """The text behind the last `after` and up to the next `before`; None where a marker asked for is not there.
+
+    Without `after` the part begins at the beginning, without `before` it ends at the end.
+    """
+    if after is not None:
+        _, marker, text = text.rpartition(after)
+        if not marker:
+            return None
+    if before is not None:
+        text, marker, _ = text.partition(before)
+        if not marker:
+            return None
+    return text
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""Begin, end and content of every closed \boxed{...} or \fbox{...} that stands in no other; in one pass."""
+    found: list[tuple[int, int, str]] = []
+    opened: list[re.Match[str] | None] = []
+    for match in _BRACES.finditer(text):
+        if match["box"] or match["open"]:
+            opened.append(match if match["box"] else None)
+        elif match["close"] and opened:
+            box = opened.pop()
+            if box:
+                while found and found[-1][0] > box.start():
+                    found.pop()
+                found.append((box.start(), match.end(), text[box.end() : match.start()].strip()))
+    return found
+
+
+def gold_answers(columns: Mapping[str, Sequence[Any]], column: str) -> Sequence[Any]:
+    """The column that holds the gold answers; a `ValueError` says which columns there are."""
+    if column not in columns:
+        there = ", ".join(columns) or "none"
+        raise ValueError(f"settings.column: the prompts table has no column '{column}'; its columns: {there}")
+    return columns[column]
+
+
+def gold_texts(gold: Any) -> list[str]:
+    """The texts that count as right in a cell of the gold column: one, or a list of them; no blank one.
+
+    Raises a `ValueError` where there is none: such a row can be neither right nor wrong.
+    """
+    texts = list(gold) if isinstance(gold, (list, tuple)) else [gold]
+    if not texts or any(isinstance(text, (dict, list)) or not shown(text) for text in texts):
+        raise ValueError(f"the gold answer {str(gold)[:60]!r} is no text and no list of texts")
+    return [shown(text) for text in texts]
+
+
+def shown(gold: Any) -> str:
+    """A cell as stripped text: 72.0 is "72", a null is the empty text."""
+    if gold is None or gold != gold:  # a null may come as NaN
+        return ""
+    if isinstance(gold, float) and gold.is_integer():
+        gold = int(gold)
+    return str(gold).strip()

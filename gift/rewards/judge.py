@@ -1,0 +1,232 @@
+"""Reward by a language model as judge: a score by a rubric, or comparisons in pairs, over an OpenAI-compatible API."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from gift.errors import UserError
+from gift.params import Count, Positive, Section
+from gift.rewards.judge_client import Body, Line, ask_all
+from gift.rewards.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
+from gift.rewards.settings import check_settings
+from gift.rewards.text import Completion, completion_text
+
+OWN_KEYS = ("messages", "model", "n", "stream")
+
+
+class JudgeSettings(Section):
+    """The rules of the settings; the defaults are those of `judge`."""
+
+    model: str
+    mode: Literal["rubric", "pairwise"]
+    rubric: Annotated[str, Field(min_length=1)] | None
+    scale: Annotated[list[int], Field(min_length=2, max_length=2)]
+    reference_column: str | None
+    against_column: str | None
+    num_opponents: Count
+    seed: int
+    max_tokens: Count
+    extra_body: dict[str, Any]
+    concurrency: Count
+    request_timeout_seconds: Positive
+    max_retries: Annotated[int, Field(ge=0)]
+
+    @field_validator("scale")
+    @classmethod
+    def rises(cls, scale: list[int]) -> list[int]:
+        if scale[0] >= scale[1]:
+            raise ValueError("must be [lowest, highest], such as [1, 10]")
+        return scale
+
+    @field_validator("extra_body")
+    @classmethod
+    def leaves_our_keys(cls, extra_body: dict[str, Any]) -> dict[str, Any]:
+        for key in OWN_KEYS:
+            if key in extra_body:
+                raise ValueError(f"must not hold {key}, which is not free")
+        return extra_body
+
+
+def judge(
+    prompts: Sequence[str | list[dict[str, str]]],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    prompt_id: Sequence[str],
+    model: str,
+    mode: str = "rubric",
+    rubric: str | None = None,
+    scale: Sequence[int] = (1, 10),
+    reference_column: str | None = None,
+    against_column: str | None = None,
+    num_opponents: int = 2,
+    seed: int = 0,
+    max_tokens: int = 1024,
+    extra_body: dict[str, Any] | None = None,
+    concurrency: int = 16,
+    request_timeout_seconds: float = 120.0,
+    max_retries: int = 4,
+    **columns: Any,
+) -> list[float | Exception]:
+    """The judge's opinion of each completion, from 0 to 1 (docs/judges.md).
+
+    `rubric`: a score on `scale`, by the criteria of the setting `rubric` and, where named, a reference answer in
+    `reference_column`. `pairwise`: the mean over comparisons, each asked in both orders, of 1 (won), 0.5 or 0 (lost);
+    with the text in `against_column`, or (null) of each completion with the next `num_opponents` of its group in a
+    cycle, for which the call must hold whole groups (`batch: group`). A request that fails, or an answer without a
+    verdict on its last line, is the error of the rows it is about.
+    """
+    try:
+        settings = check_settings(
+            JudgeSettings,
+            "judge",
+            {
+                "model": model,
+                "mode": mode,
+                "rubric": rubric,
+                "scale": [*scale] if isinstance(scale, tuple) else scale,
+                "reference_column": reference_column,
+                "against_column": against_column,
+                "num_opponents": num_opponents,
+                "seed": seed,
+                "max_tokens": max_tokens,
+                "extra_body": {} if extra_body is None else extra_body,
+                "concurrency": concurrency,
+                "request_timeout_seconds": request_timeout_seconds,
+                "max_retries": max_retries,
+            },
+            lists=("scale",),
+        )
+        asked = [prompt_text(prompt) for prompt in prompts]
+        texts = [completion_text(completion) for completion in completions]
+        if settings.mode == "rubric":
+            return _by_rubric(settings, asked, texts, columns)
+        if settings.against_column is not None:
+            return _against(settings, asked, texts, _column(columns, "against_column", settings.against_column))
+        return _in_groups(settings, asked, texts, prompt_id)
+    except UserError as problem:
+        return [problem] * len(prompts)
+
+
+def _by_rubric(
+    settings: JudgeSettings, prompts: list[str], texts: list[str], columns: dict[str, Any]
+) -> list[float | Exception]:
+    references: list[str | Exception | None] = [None] * len(texts)
+    if settings.reference_column is not None:
+        references = [*_column(columns, "reference_column", settings.reference_column)]
+    values: list[float | Exception] = []
+    questions = {}
+    for row, (prompt, text, reference) in enumerate(zip(prompts, texts, references, strict=True)):
+        if isinstance(reference, Exception):
+            values.append(reference)
+        else:
+            values.append(0.0)
+            questions[row] = score_question(prompt, text, reference, settings.rubric, settings.scale)
+    verdicts = _verdicts(settings, list(questions.values()), lambda text: read_score(text, settings.scale))
+    for row, verdict in zip(questions, verdicts, strict=True):
+        values[row] = verdict
+    return values
+
+
+def _against(
+    settings: JudgeSettings, prompts: list[str], texts: list[str], others: list[str | Exception]
+) -> list[float | Exception]:
+    pairs = [
+        (prompt, text, other)
+        for prompt, text, other in zip(prompts, texts, others, strict=True)
+        if not isinstance(other, Exception)
+    ]
+    results = iter(_compare(settings, pairs))
+    return [other if isinstance(other, Exception) else next(results) for other in others]
+
+
+def _in_groups(
+    settings: JudgeSettings, prompts: list[str], texts: list[str], prompt_id: Sequence[str]
+) -> list[float | Exception]:
+    """The mean result of each row's comparisons; every comparison counts for both of its rows."""
+    groups: dict[str, list[int]] = {}
+    for row, each in enumerate(prompt_id):
+        groups.setdefault(each, []).append(row)
+    pairs = [pair for rows in groups.values() for pair in cycle(rows, settings.num_opponents)]
+    results = _compare(settings, [(prompts[one], texts[one], texts[two]) for one, two in pairs])
+    of_row: list[list[float | Exception]] = [[] for _ in texts]
+    for (one, two), result in zip(pairs, results, strict=True):
+        of_row[one].append(result)
+        of_row[two].append(result if isinstance(result, Exception) else 1 - result)
+    return [_mean(each) for each in of_row]
+
+
+def cycle(rows: list[int], num_opponents: int) -> list[tuple[int, int]]:
+    """Each row with the `num_opponents` after it, the last followed by the first; no pair twice.
+
+    From half of the rows on that is everyone against everyone.
+    """
+    size = len(rows)
+    steps = range(1, min(num_opponents, size // 2) + 1)
+    ends = [(place, (place + step) % size) for step in steps for place in range(size)]
+    return list(dict.fromkeys((rows[min(pair)], rows[max(pair)]) for pair in ends))
+
+
+def _mean(results: list[float | Exception]) -> float | Exception:
+    if not results:
+        return ValueError("pairwise compares completions of one group, and this call holds one: set batch: group")
+    values = []
+    for result in results:
+        if isinstance(result, Exception):
+            return result
+        values.append(result)
+    return math.fsum(values) / len(values)
+
+
+def _compare(settings: JudgeSettings, pairs: list[tuple[str, str, str]]) -> list[float | Exception]:
+    """For each (prompt, one, two) the share of the point that `one` gets; equal texts are a tie and are not asked."""
+    different = [pair for pair in dict.fromkeys(pairs) if pair[1] != pair[2]]
+    questions = []
+    for prompt, one, two in different:  # in both orders: a judge that prefers a place gives each half a point
+        questions += [pair_question(prompt, *order, settings.rubric) for order in ((one, two), (two, one))]
+    points = _verdicts(settings, questions, read_points)
+    results: dict[tuple[str, str, str], float | Exception] = {}
+    for pair, first, second in zip(different, points[::2], points[1::2], strict=True):
+        if isinstance(first, Exception):
+            results[pair] = first
+        else:
+            results[pair] = second if isinstance(second, Exception) else (first + 1 - second) / 2
+    return [results.get(pair, 0.5) for pair in pairs]
+
+
+def _verdicts(settings: JudgeSettings, questions: list[str], read: Callable[[str], float]) -> list[float | Exception]:
+    """What the judge's answers to the questions say, read by `read`, or why there is no verdict."""
+    line = Line(settings.concurrency, settings.request_timeout_seconds, settings.max_retries)
+    verdicts: list[float | Exception] = []
+    for answer in ask_all([_body(settings, question) for question in questions], line):
+        try:
+            verdicts.append(answer if isinstance(answer, Exception) else read(answer))
+        except ValueError as problem:
+            verdicts.append(problem)
+    return verdicts
+
+
+def _body(settings: JudgeSettings, question: str) -> Body:
+    """The request; a key of `extra_body` goes before ours, and null leaves one out."""
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0.0,
+        "seed": settings.seed,
+        "max_tokens": settings.max_tokens,
+        **settings.extra_body,
+    }
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _column(columns: dict[str, Any], setting: str, name: str) -> list[str | Exception]:
+    """The texts of a column of the prompts table; a row without one is that row's error."""
+    if name not in columns:
+        known = ", ".join(column for column in columns if column != "generation_prompt")  # of the rollouts
+        raise UserError(f"judge: settings.{setting}: '{name}': the prompts table has no such column; it has {known}")
+    texts: list[str | Exception] = []
+    for value in columns[name]:
+        text = str(value) if isinstance(value, (str, int, float)) else ""
+        texts.append(text if text.strip() else ValueError(f"the column {name} holds no text: {value!r}"))
+    return texts

@@ -1,0 +1,214 @@
+"""The line to a judge: requests to an OpenAI-compatible endpoint, in parallel, with retries; answers kept on disk."""
+
+import hashlib
+import ipaddress
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gift.errors import UserError
+
+CACHE = Path("data/.cache/judge")
+ENDPOINT = "GIFT_JUDGE_ENDPOINT"
+KEY = "GIFT_JUDGE_API_KEY"
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a retry, doubled each time; or what the server asks for
+CONNECT_SECONDS = 10.0
+TRY_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
+USELESS = frozenset({401, 403, 404})  # wrong key, path or model: all other requests would get the same
+
+Body = dict[str, Any]
+"""The JSON body of one request to /chat/completions."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How to ask: requests at once, seconds that one answer may take, and retries after the first try."""
+
+    concurrency: int
+    timeout_seconds: float
+    max_retries: int
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a try failed; whether another may help, after how many seconds at least; whether all requests would fail."""
+
+    problem: Exception
+    retry: bool = True
+    wait: float = 0.0
+    useless: bool = False
+
+
+def ask_all(bodies: list[Body], line: Line) -> list[str | Exception]:
+    """The judge's text for each request, or why there is none; what stands twice or was answered before is not asked.
+
+    An answer is kept under the hash of its request as soon as it is there, so that a run that was killed goes on where
+    it stopped. A broken or deleted entry is asked again. Raises UserError where the endpoint is not set.
+    """
+    requests = [canonical(body) for body in bodies]
+    answers: dict[bytes, str | Exception] = {}
+    for request in requests:
+        kept = _kept(request)
+        if kept is not None:
+            answers[request] = kept
+    missing = [request for request in dict.fromkeys(requests) if request not in answers]
+    if missing:
+        connection = _Connection(_endpoint(), os.environ.get(KEY), line)
+        with connection.http, ThreadPoolExecutor(line.concurrency) as threads:
+            answers.update(zip(missing, threads.map(connection.answer, missing), strict=True))
+    return [answers[request] for request in requests]
+
+
+def canonical(body: Body) -> bytes:
+    """The one spelling of a request: what is sent, and what its hash is taken of."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def cache_path(request: bytes) -> Path:
+    digest = hashlib.sha256(request).hexdigest()
+    return CACHE / digest[:2] / f"{digest}.json"
+
+
+class _Connection:
+    """The requests of one call; once the endpoint refuses them all (no server, wrong key or model) no more are sent."""
+
+    def __init__(self, endpoint: str, key: str | None, line: Line) -> None:
+        import httpx2
+
+        self.line, self.key = line, key
+        self.useless: Exception | None = None
+        self.http = httpx2.Client(
+            base_url=endpoint,
+            headers={"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})},
+            timeout=httpx2.Timeout(line.timeout_seconds, connect=CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=line.concurrency, max_keepalive_connections=line.concurrency),
+            trust_env=not _is_loopback(endpoint),  # a proxy of the environment does not lead to this machine
+            follow_redirects=False,  # texts and key go nowhere else
+        )
+
+    def answer(self, request: bytes) -> str | Exception:
+        """The judge's text for one request, kept on disk; or what went wrong."""
+        if self.useless:
+            return self.useless
+        reply = self._reply(request)
+        if isinstance(reply, Exception):
+            return reply
+        try:
+            text = text_of(reply)
+        except ValueError as problem:
+            return problem
+        _keep(request, text)
+        return text
+
+    def _reply(self, request: bytes) -> bytes | Exception:
+        """The body of a reply with status 200, after as many tries as it takes, or the problem of the last one."""
+        reply, left, wait = self._try(request), self.line.max_retries, FIRST_WAIT
+        while isinstance(reply, _Failure) and left and reply.retry and reply.wait <= LONGEST_WAIT:
+            time.sleep(max(min(wait, LONGEST_WAIT), reply.wait))
+            reply, left, wait = self._try(request), left - 1, wait * 2
+        if isinstance(reply, bytes):
+            return reply
+        if reply.useless:
+            self.useless = reply.problem
+        return reply.problem
+
+    def _try(self, request: bytes) -> bytes | _Failure:
+        import httpx2
+
+        try:
+            response = self.http.post("chat/completions", content=request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            where = "launch.yaml: score.judge_endpoint: no server answers there"
+            return _Failure(ConnectionError(f"{where} ({self._quoted(str(error))})"), useless=True)
+        except httpx2.TimeoutException:
+            return _Failure(TimeoutError(f"no answer of the judge within {self.line.timeout_seconds:g} s"))
+        except httpx2.RequestError as error:  # its text may hold a header, and so the key
+            return _Failure(ConnectionError(f"the exchange with the judge broke off ({type(error).__name__})"))
+        status = response.status_code
+        if status == 200:
+            return response.content
+        hint = {404: " (see settings.model, and the /v1 of score.judge_endpoint)", 401: f" (the key is {KEY})"}
+        said = self._quoted(response.text)
+        return _Failure(
+            ConnectionError(f"the judge answered HTTP {status}{hint.get(status, '')}: {said}"),
+            retry=status >= 500 or status in TRY_AGAIN,
+            wait=_retry_after(response.headers.get("retry-after")),
+            useless=status in USELESS,
+        )
+
+    def _quoted(self, text: str) -> str:
+        """The start of what the other side said, on one line, without our key."""
+        text = " ".join(text.split())
+        if self.key:
+            text = text.replace(self.key, "***")
+        return text if len(text) <= 120 else text[:117] + "..."
+
+
+def text_of(reply: bytes) -> str:
+    """The text of a /chat/completions reply; a reply without one, or one that was cut, raises ValueError."""
+    try:
+        content = json.loads(reply)
+    except ValueError:
+        raise ValueError(f"the judge's reply is no JSON: {reply[:60]!r}") from None
+    match content:
+        case {"choices": [{"finish_reason": "length"}, *_]}:  # "Score: 1" may be the start of "Score: 10"
+            raise ValueError("the judge's answer was cut at settings.max_tokens before its end; raise it")
+        case {"choices": [{"finish_reason": "stop", "message": {"content": str(text)}}, *_]} if text.strip():
+            return text
+    raise ValueError(f"the judge's reply holds no finished text: {reply[:120]!r}")
+
+
+def _retry_after(header: str | None) -> float:
+    """The seconds that the server asks to wait; 0 where it gives none (or a date)."""
+    with suppress(ValueError):
+        return max(0.0, float(header or 0))
+    return 0.0
+
+
+def _endpoint() -> str:
+    endpoint = os.environ.get(ENDPOINT)
+    if not endpoint:
+        raise UserError(
+            "launch.yaml: score.judge_endpoint: missing; the reward judge asks an OpenAI-compatible server, such as "
+            "http://127.0.0.1:8000/v1 (docs/judges.md)"
+        )
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise UserError(
+            "launch.yaml: score.judge_endpoint: must be like http://127.0.0.1:8000/v1, without name, password or "
+            f"query; a key goes into the environment variable {KEY}"
+        )
+    return endpoint
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _kept(request: bytes) -> str | None:
+    """The text kept for a request; None where there is none, or its file is broken or of another request."""
+    with suppress(OSError, ValueError):
+        match json.loads(cache_path(request).read_bytes()):
+            case {"request": body, "answer": str(text)} if body == json.loads(request):
+                return text
+    return None
+
+
+def _keep(request: bytes, text: str) -> None:
+    """Write an answer by temporary name and rename: other processes see all of it or nothing."""
+    path = cache_path(request)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"request": json.loads(request), "answer": text}, indent=1, sort_keys=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(content)
+    os.replace(file.name, path)

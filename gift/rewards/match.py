@@ -1,0 +1,154 @@
+"""Rewards that compare the completion, or a part of it, with gold texts: to the letter, normalised, or by a pattern."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gift.rewards.text import Completion, Value, answer_part, compiled, completion_text, gold_answers, gold_texts
+
+# Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
+_IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")
+
+
+def exact_match(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    *,
+    column: str = "answer",
+    after: str | None = None,
+    before: str | None = None,
+    **columns: Any,
+) -> list[Value]:
+    """1 where the answer part is the gold text (or one of several) but for white space at its ends, else 0."""
+
+    def same(text: str, golds: list[str]) -> Value:
+        return float(text.strip() in golds)
+
+    return _each(completions, gold_answers(columns, column), after, before, same)
+
+
+def normalized_match(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    *,
+    column: str = "answer",
+    after: str | None = None,
+    before: str | None = None,
+    keep_case: bool = False,
+    keep_punctuation: bool = False,
+    drop_words: Sequence[str] = (),
+    contains: bool = False,
+    **columns: Any,
+) -> list[Value]:
+    """1 where the answer part is the gold text (or one of several) after `normalized`, else 0.
+
+    With `contains` it is enough that the gold stands in it (`stands_in`). `drop_words: [a, an, the]` gives the
+    exact match of SQuAD (arXiv 1606.05250), but that punctuation inside numbers stays.
+    """
+    if isinstance(drop_words, str) or not all(isinstance(word, str) for word in drop_words):
+        raise ValueError(f"settings.drop_words: {drop_words!r}: must be a list of words, such as [a, an, the]")
+    dropped = frozenset(word.casefold() for word in drop_words)
+
+    def plain(text: str) -> str:
+        return normalized(text, keep_case, keep_punctuation, dropped)
+
+    def same(text: str, golds: list[str]) -> Value:
+        wanted = [plain(gold) for gold in golds]
+        if not all(wanted):
+            return ValueError(
+                f"nothing is left of the gold answer {golds[wanted.index('')][:60]!r} after normalisation"
+            )
+        said = plain(text)
+        return float(any(stands_in(gold, said) if contains else gold == said for gold in wanted))
+
+    return _each(completions, gold_answers(columns, column), after, before, same)
+
+
+def normalized(text: str, keep_case: bool, keep_punctuation: bool, dropped: frozenset[str]) -> str:
+    """Unicode NFKC, caseless, without punctuation outside numbers and without `dropped` words, single spaces."""
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")  # the typographic minus
+    if not keep_case:
+        text = unicodedata.normalize("NFKC", text.casefold())
+    if not keep_punctuation:
+        kept = {match.start() for match in _IN_NUMBER.finditer(text)}
+        text = "".join(
+            letter
+            for place, letter in enumerate(text)
+            if place in kept or not unicodedata.category(letter).startswith("P")
+        )
+    return " ".join(word for word in text.split() if word.casefold() not in dropped)
+
+
+def stands_in(gold: str, said: str) -> bool:
+    """Whether a text holds the gold, and not as a piece of a word or number: "no" is not in "know", 5 not in 1.5.
+
+    Scripts without upper and lower case may stand side by side: Chinese and Thai put no spaces between words.
+    """
+    start = said.find(gold)
+    while start >= 0:
+        end = start + len(gold)
+        edges = [(said[start - 1 : start], gold[0]), (said[end : end + 1], gold[-1])]
+        if not any(_goes_on(outside, inside) for outside, inside in edges):
+            return True
+        start = said.find(gold, start + 1)
+    return False
+
+
+def _goes_on(outside: str, inside: str) -> bool:
+    """Whether the character outside an edge (or "") belongs to the word or number whose character is inside."""
+    cased = outside.lower() != outside.upper()
+    return cased or outside.isdigit() or (inside.isdigit() and outside != "" and outside in ".,:/-%")
+
+
+def regex_match(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    *,
+    pattern: str,
+    mode: str = "search",
+    group: int | str = 0,
+    column: str | None = None,
+    **columns: Any,
+) -> list[Value]:
+    """1 where `pattern` (Python's syntax; flags as "(?s)" at its start) is found in the completion, else 0.
+
+    `mode`: search (anywhere) or fullmatch (the whole completion). With a `column` the text of `group` in the last
+    match must be the gold text there, or one of several, but for white space at its ends.
+    """
+    form = compiled(pattern)
+    if mode not in ("search", "fullmatch"):
+        raise ValueError(f"settings.mode: {mode!r}: must be search or fullmatch")
+    if group not in (*range(form.groups + 1), *form.groupindex):
+        raise ValueError(f"settings.group: {group!r}: the pattern has {form.groups} groups {list(form.groupindex)}")
+
+    def found(text: str, golds: list[str]) -> Value:
+        if column is None:
+            return float((form.search if mode == "search" else form.fullmatch)(text) is not None)
+        last = None
+        for match in form.finditer(text) if mode == "search" else [form.fullmatch(text)]:
+            last = match
+        return float(last is not None and (last[group] or "").strip() in golds)
+
+    return _each(completions, None if column is None else gold_answers(columns, column), None, None, found)
+
+
+def _each(
+    completions: Sequence[Completion],
+    cells: Sequence[Any] | None,
+    after: str | None,
+    before: str | None,
+    compare: Callable[[str, list[str]], Value],
+) -> list[Value]:
+    """`compare` of every answer part with its gold texts; a part whose markers are missing is the empty text."""
+    values: list[Value] = []
+    for completion, cell in zip(completions, [None] * len(completions) if cells is None else cells, strict=True):
+        part = answer_part(completion_text(completion), after, before) or ""
+        try:
+            values.append(compare(part, [] if cells is None else gold_texts(cell)))
+        except ValueError as error:
+            values.append(error)
+    return values

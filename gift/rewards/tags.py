@@ -1,0 +1,73 @@
+"""Reward for the form <think>...</think><answer>...</answer>, also where the chat template opened the first tag."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gift.rewards.text import Completion, completion_text
+
+
+def tag_format(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Any],
+    generation_prompt: Sequence[str] | None = None,
+    *,
+    tags: Sequence[str] = ("think", "answer"),
+    text_after: bool = False,
+    soft: bool = False,
+    **columns: Any,
+) -> list[float]:
+    """1 where the completion is its `tags` in order and nothing else, the last of them not empty, else 0.
+
+    Each tag opens once and closes once; only white space stands outside. With `text_after` text must follow the last
+    tag, and that may be empty: `tags: [think]` and an answer. With `soft` the value is the share of the conditions that
+    hold: two a tag; then, where those hold, their order; then nothing outside, and something in the last.
+    What the template (or a text prompt) already opened belongs to the answer: a policy that starts inside <think>
+    cannot open it again (huggingface/trl#6966).
+    """
+    if (
+        isinstance(tags, str)
+        or not tags
+        or not all(isinstance(tag, str) and re.fullmatch(r"[\w-]+", tag) for tag in tags)
+    ):
+        raise ValueError(f"settings.tags: {tags!r}: must be a list of names of tags, such as [think, answer]")
+    if len(set(tags)) < len(tags):
+        raise ValueError(f"settings.tags: {tags!r}: each tag has one place; take the second one away")
+    templates = generation_prompt or [""] * len(completions)
+    values = []
+    for prompt, completion, template in zip(prompts, completions, templates, strict=True):
+        met = conditions(opened(prompt, template, tags[0]) + completion_text(completion), tags, text_after)
+        values.append(sum(met) / len(met) if soft else float(all(met)))
+    return values
+
+
+def opened(prompt: Any, template: str, tag: str) -> str:
+    """The beginning of the form that stands before the completion: "<think>\\n", or "" where there is none.
+
+    Of a chat template's generation prompt it is all from the tag on, such as "<think>\\n\\n</think>\\n\\n" of a model
+    that is not to think. A text prompt must end in the opening tag: instructions may mention the others.
+    """
+    if isinstance(prompt, str) and not template:
+        match = re.search(rf"<{tag}>\s*\Z", prompt)
+        return match[0] if match else ""
+    _, found, rest = template.partition(f"<{tag}>")
+    return found + rest
+
+
+def conditions(text: str, tags: Sequence[str], text_after: bool) -> list[bool]:
+    """Which conditions of the form hold, in the order of `tag_format`; [2 x tags + 3]."""
+    once = [text.count(mark) == 1 for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    if not all(once):
+        return [*once, False, False, False]
+    places = [text.index(mark) for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    if places != sorted(places):
+        return [*once, False, False, False]
+    outside, inside, rest = "", "", text
+    for tag in tags:
+        before, _, rest = rest.partition(f"<{tag}>")
+        inside, _, rest = rest.partition(f"</{tag}>")
+        outside += before
+    if text_after:
+        return [*once, True, not outside.strip(), bool(rest.strip())]
+    return [*once, True, not (outside + rest).strip(), bool(inside.strip())]
