@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, layouts, limit, memory, overhead, reference, results, sampler, update
+from benchmarks import growth, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
@@ -15,6 +15,7 @@ TABLES = {
     "memory": memory.table,
     "growth": growth.table,
     "sampler": sampler.table,
+    "rewards": rewards.table,
     "overhead": overhead.table,
 }
 

@@ -28,7 +28,10 @@ class GenerateLaunch(Section):
 
 
 class ScoreLaunch(Section):
+    """The workers of rewards, and where the judge answers."""
+
     workers: Count = 2
+    judge_endpoint: str | None = Field(None, description="e.g. http://127.0.0.1:8000/v1")
 
 
 class ReferenceLaunch(Section):

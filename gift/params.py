@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gift.prepare_params import Prepare
-from gift.sections import Section, check
+from gift.sections import Section, check, did_you_mean
 from gift.yaml import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,12 +80,23 @@ class Generate(Sampling):
 
 
 class Reward(Section):
-    """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; and its weight."""
+    """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; its weight and calls."""
 
     function: str
     weight: float = 1.0
-    only_if: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    signature: Literal["trl", "verl"] = "trl"
+    batch: int | Literal["group"] | None = Field(None, description="completions a call; null: the function's own")
+    timeout_seconds: Positive | None = Field(None, description="null: the function's own, else score.timeout_seconds")
+    only_if: str | None = Field(None, description="another reward: this one counts only where that one is 1")
+
+    @field_validator("batch", mode="plain")
+    @classmethod
+    def number_group_or_null(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (number or value in ("group", None)):
+            raise ValueError("must be a number of completions (1 or more), group, or null")
+        return value
 
 
 class Score(Section):
@@ -93,6 +104,7 @@ class Score(Section):
 
     rewards: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reward], Field(min_length=1)]
     timeout_seconds: Positive = 10.0
+    memory_gib: Positive = Field(4.0, description="private memory of a worker at most, in GiB")
     max_failed_share: Share = 0.01
 
     @model_validator(mode="after")
@@ -100,6 +112,21 @@ class Score(Section):
         for name in self.rewards:
             if name in ("prompt_id", "sample", "reward") or name.endswith(("_status", "_message")):
                 raise ValueError(f"rewards.{name}: the scores table has a column of that name; choose another key")
+        return self
+
+    @model_validator(mode="after")
+    def gates_are_other_ungated_rewards(self) -> "Score":
+        for name, reward in self.rewards.items():
+            gate = reward.only_if
+            if gate is None:
+                continue
+            where = f"rewards.{name}.only_if: '{gate}'"
+            if gate not in self.rewards:
+                raise ValueError(f"{where}: no such reward; {did_you_mean(gate, list(self.rewards))}")
+            if gate == name:
+                raise ValueError(f"{where}: a reward cannot be its own gate; name another, or remove only_if")
+            if self.rewards[gate].only_if is not None:
+                raise ValueError(f"{where}: has a gate itself ({self.rewards[gate].only_if}); name one without only_if")
         return self
 
 

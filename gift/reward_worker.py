@@ -1,34 +1,45 @@
 """The process that calls reward functions, started by gift/reward_pool.py with the number of a socket.
 
-It reads what to load, answers None or what is wrong, then gets batches of calls and sends one outcome a call.
+It reads what to load, answers null or what is wrong, then gets messages of calls and sends one line (JSON) a call. The
+pool believes no other form: a function may write anything to any file that is open here, the socket included.
 """
 
 import importlib.util
 import inspect
+import json
 import math
 import os
+import pickle
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+from gift.reward_limits import limit_resources, private_bytes
 from gift.rewards.names import REWARDS
+from gift.rewards.verl import ARGUMENTS, from_verl
+from gift.strays import adopt_orphans, children, has_children, kill_children
 
 MAX_MESSAGE = 300
 ORPHAN_SECONDS = 60
+CONNECTION_LOST = 70
+"""The exit code where the socket no longer takes an outcome."""
+
+Entry = tuple[float | None, str, str | None]
+"""Value, status and message of one row."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one reward function made of one row; `seconds` is for people and goes into no table."""
+    """What one reward function made of one row; `seconds` (of its call) is for people and goes into no table."""
 
     value: float | None
     status: str
@@ -38,36 +49,105 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A reward function as params.yaml names it: `file` is None for one of ours, its settings, its argument names."""
+    """A reward function as params.yaml names it, and how it is called.
+
+    `file` is None for one of ours; `arguments` are the names it is called with, settings aside. `batch` is the rows of
+    a call, `timeout_seconds` (None: the pool's) its limit, and `alone` gives the function a worker of its own.
+    """
 
     name: str
     file: str | None
     function: str
     settings: dict[str, Any]
     arguments: list[str]
+    signature: Literal["trl", "verl"] = "trl"
+    batch: int | Literal["group"] = 1
+    timeout_seconds: float | None = None
+    alone: bool = False
 
 
 def main() -> None:
-    connection = Connection(int(sys.argv[1]))
-    os.set_inheritable(connection.fileno(), False)
-    rewards, timeout_seconds = connection.recv()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    rewards, timeout_seconds, memory_gib = receive(connection)
+    adopt_orphans()
+    limit_resources(memory_gib)
     functions: dict[str, Callable[..., Any]] = {}
     for reward in rewards:
         problem = _load(reward, functions)
         if problem:
-            connection.send(f"params.yaml: score.rewards.{reward.name}.{problem}")
+            send_line(connection, f"params.yaml: score.rewards.{reward.name}.{problem}")
             return
-    connection.send(None)
-    settings = {reward.name: reward.settings for reward in rewards}
-    with suppress(EOFError, ConnectionError):  # the pool is gone
-        while True:
-            for name, row in connection.recv():
-                # The pool kills at the limit; should the pool itself be killed, the kernel ends a row that hangs.
-                signal.setitimer(signal.ITIMER_REAL, timeout_seconds + ORPHAN_SECONDS)
-                start = time.monotonic()
-                value, status, message = _call(functions[name], row, settings[name])
-                connection.send(Outcome(value, status, message, time.monotonic() - start))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    send_line(connection, None)
+    limits = {reward.name: reward.timeout_seconds or timeout_seconds for reward in rewards}
+    try:
+        _serve(connection, functions, limits, memory_gib)
+    finally:
+        kill_children()
+
+
+def receive(connection: socket.socket) -> Any:
+    """The next message of the pool (trusted: it is pickled); EOFError where the pool is gone."""
+    return pickle.loads(_exactly(connection, int.from_bytes(_exactly(connection, 8))))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view, have = memoryview(data), 0
+    while have < size:
+        count = connection.recv_into(view[have:])
+        if not count:
+            raise EOFError
+        have += count
+    return data
+
+
+def send_line(connection: socket.socket, content: Any) -> None:
+    connection.sendall(json.dumps(content).encode() + b"\n")
+
+
+def _serve(
+    connection: socket.socket,
+    functions: dict[str, Callable[..., Any]],
+    limits: dict[str, float],
+    memory_gib: float | None,
+) -> None:
+    """Answer calls until the pool is gone, the memory is swollen, or a function broke what this process needs.
+
+    The line of a call is [its number, seconds, again, whole, entries]. `again`: the pool must not use this process for
+    the call, or any more. `whole`: the one entry is of the call, not of its rows.
+    """
+    pid, folder, number = os.getpid(), Path.cwd(), 0
+    ours = children()  # what files start when they are imported may stay
+    swollen = None if memory_gib is None else (private_bytes() + memory_gib * 2**30) / 2
+    while True:
+        try:
+            calls = receive(connection)
+        except (EOFError, ConnectionError):
+            return
+        for left, (name, arguments) in zip(range(len(calls) - 1, -1, -1), calls, strict=True):
+            # The pool kills at the limit; should the pool itself be killed, the kernel ends a row that hangs.
+            signal.setitimer(signal.ITIMER_REAL, limits[name] + ORPHAN_SECONDS)
+            os.chdir(folder)
+            start = time.monotonic()
+            entries, whole, no_memory = _call(functions[name], arguments)
+            seconds = time.monotonic() - start
+            if os.getpid() != pid:  # a function forked, and its child came back from the call
+                os._exit(0)
+            again = "memory" if no_memory else None
+            if not left and not again and swollen is not None and private_bytes() > swollen:
+                again = "swollen"
+            if memory_gib is not None and has_children():
+                kill_children(ours)
+            try:
+                send_line(connection, [number, seconds, again, whole, entries])
+            except OSError:
+                kill_children()
+                os._exit(CONNECTION_LOST)
+            if again:
+                return
+            number += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None:
@@ -79,28 +159,33 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
         try:
             module = _import(Path(reward.file))
         except BaseException as error:
-            return f"{where}: the file cannot be imported: {_describe(error)}{_line_in(reward.file, error)}"
+            hint = "; raise score.memory_gib" if isinstance(error, MemoryError) else ""
+            return f"{where}: the file cannot be imported: {_describe(error)}{_line_in(reward.file, error)}{hint}"
         if not callable(module.__dict__.get(reward.function)):
             there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
             return f"{where}: no such function; the file has {', '.join(there) or 'none'}"
         function = module.__dict__[reward.function]
     parameters = inspect.signature(function).parameters
+    arguments = list(ARGUMENTS) if reward.signature == "verl" else reward.arguments
     for key in reward.settings:
-        if key not in parameters or key in reward.arguments:
+        if key not in parameters or key in arguments:
             free = [
                 name
                 for name, parameter in parameters.items()
-                if name not in reward.arguments and parameter.kind != parameter.VAR_KEYWORD
+                if name not in arguments and parameter.kind != parameter.VAR_KEYWORD
             ]
             return f"settings.{key}: {reward.function} has no such setting; it has {', '.join(free) or 'none'}"
     try:
-        inspect.signature(function).bind(**dict.fromkeys([*reward.arguments, *reward.settings]))
+        inspect.signature(function).bind(**dict.fromkeys([*arguments, *reward.settings]))
     except TypeError as error:
+        columns = " (with all columns of the prompts table)" if reward.signature == "trl" else ""
+        remedy = "; let it take **columns for those it does not use" if reward.signature == "trl" else ""
         return (
-            f"function: {reward.function}: {error}; it is called with {', '.join(reward.arguments)} (with all "
-            "columns of the prompts table) and its settings; let it take **columns for those it does not use"
+            f"function: {reward.function}: {error}; it is called with {', '.join(arguments)}{columns} and its "
+            f"settings{remedy}"
         )
-    functions[reward.name] = function
+    bound = partial(function, **reward.settings)
+    functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
     return _try_without_rows(reward, function) if reward.file is None else None
 
 
@@ -130,52 +215,70 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _call(
-    function: Callable[..., Any], row: dict[str, list[Any]], settings: dict[str, Any]
-) -> tuple[float | None, str, str | None]:
-    """Value, status and message of one call with lists of one row; nothing a function does passes for a number."""
+def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bool, bool]:
+    """The entries of a call's rows, or one for all (then True); and whether memory ran out.
+
+    Nothing that a function does passes for a number.
+    """
+    arguments: dict[str, list[Any]] = pickle.loads(pickled)
+    num_rows = len(arguments["completions"])
     try:
-        returned = function(**row, **settings)
+        returned = function(**arguments)
     except BaseException as error:
-        return None, "error", _describe(error)
+        return [_failure(error, _describe(error))], True, isinstance(error, MemoryError)
+    rule = "must be a list of one number or None" + ("" if num_rows == 1 else " a completion")
     try:
-        if isinstance(returned, (str, bytes, dict)) or len(values := list(returned)) != 1:
-            return (
-                None,
-                "invalid",
-                one_line(f"returned {_show(returned)} for one completion; must be a list of one number or None"),
-            )
-        value = values[0]
-        if value is None:
-            return None, "abstain", None
-        if isinstance(value, (str, bytes)):
-            return None, "invalid", one_line(f"returned the text {_show(value)}; must be a number or None")
-        number = float(value)
+        shown = None if isinstance(returned, (str, bytes, dict)) else list(returned)
     except BaseException as error:
-        return (
-            None,
-            "invalid",
-            one_line(f"returned {_show(returned)}; must be a list of one number or None ({_describe(error)})"),
-        )
+        invalid = one_line(f"returned {_show(returned)}; {rule} ({_describe(error)})")
+        return [(None, "invalid", invalid)], True, isinstance(error, MemoryError)
+    if shown is None or len(shown) != num_rows:
+        count = "one completion" if num_rows == 1 else f"{num_rows} completions"
+        return [(None, "invalid", one_line(f"returned {_show(returned)} for {count}; {rule}"))], True, False
+    no_memory = any(isinstance(item, MemoryError) for item in shown)
+    return [_entry(item) for item in shown], False, no_memory
+
+
+def _entry(item: Any) -> Entry:
+    """Value, status and message of what a function returned for one row."""
+    if item is None:
+        return None, "abstain", None
+    if isinstance(item, Exception):
+        text = one_line(str(item)) if _prints(item) else ""
+        return _failure(item, text or type(item).__name__)
+    if isinstance(item, (str, bytes)):
+        return None, "invalid", one_line(f"returned the text {_show(item)}; must be a number or None")
+    try:
+        number = float(item)
+    except BaseException as error:
+        return None, "invalid", one_line(f"returned {_show(item)}; must be a number or None ({_describe(error)})")
     if not math.isfinite(number):
         return None, "invalid", f"returned {number}; must be finite, or None to abstain"
     return number, "ok", None
 
 
+def _failure(error: BaseException, message: str) -> Entry:
+    return None, "timeout" if isinstance(error, TimeoutError) else "error", message
+
+
 def one_line(text: str) -> str:
     """A message that is one line, short, storable, and the same in every process (no memory addresses)."""
-    text = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", " ".join(text.split()))
+    text = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", " ".join(text[: 100 * MAX_MESSAGE].split()))
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
 
 
 def _describe(error: BaseException) -> str:
     kind = type(error).__name__
-    try:
-        text = str(error)
-    except BaseException:  # a user's exception may fail to print itself
-        text = ""
+    text = str(error) if _prints(error) else ""
     return one_line(f"{kind}: {text}" if text else kind)
+
+
+def _prints(error: BaseException) -> bool:
+    try:
+        return isinstance(str(error), str)
+    except BaseException:  # a user's exception may fail to print itself
+        return False
 
 
 def _show(value: Any) -> str:

@@ -1,23 +1,29 @@
 """Rollouts to the scores table, part by part: every reward function on every row; a failed reward is null, never 0."""
 
-import difflib
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gift.console import Progress
 from gift.errors import UserError
+from gift.launch import ScoreLaunch
 from gift.params import Reward, Score
-from gift.reward_pool import RewardPool
+from gift.reward_cache import ROOT, RewardCache, row_keys
+from gift.reward_failures import FAILED, Failures
+from gift.reward_plan import USER_FOLDER, load_plan
+from gift.reward_pool import Call, RewardPool
+from gift.reward_rows import PartRows, Prompts
 from gift.reward_worker import Loaded, Outcome
-from gift.rewards.names import CHECKS, REWARDS
-from gift.tables.parquet import part_name, part_paths
-from gift.tables.prompts import prompt_column
+from gift.tables.parquet import part_name, part_paths, read_file, read_footer
+from gift.tables.prompts import read_prompts
 from gift.tables.schemas import (
     ROLLOUTS,
+    check_key,
     check_rollouts,
     check_same_rows,
     check_scores,
@@ -25,10 +31,7 @@ from gift.tables.schemas import (
     scores_schema,
     write_part,
 )
-
-FAILED = ("timeout", "error", "invalid")
-NUM_EXAMPLES = 5
-USER_FOLDER = Path("rewards")
+from gift.work import Work, file_digest, tree_digest
 
 
 @dataclass(frozen=True)
@@ -39,171 +42,226 @@ class Slowest:
     name: str = ""
 
 
-@dataclass
-class _Failures:
-    """Failed calls of each function, against the limit over the whole table."""
+@dataclass(frozen=True)
+class Scored:
+    """A table of completions and its scores: two narrow tables with the same rows, and notes for people.
 
-    score: Score
-    num_rows: int
+    `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages.
+    """
+
+    rows: pa.Table
+    scores: pa.Table
+    slowest: Slowest
+    num_reused: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stage that scores: its work folder, the scores in it, the table that was scored (metadata) and its prompts."""
+
+    work: Work
     folder: Path
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    source: dict[str, Any]
+    prompts: pa.Table
+    scored: Scored
 
-    def add(self, reward: str, prompt_id: str, sample: int, status: str, message: str | None) -> None:
-        """Count a failure; the stage stops as soon as no later row could bring the share back under the limit."""
-        self.counts[reward] = self.counts.get(reward, 0) + 1
-        self.examples.setdefault(reward, []).append(f"prompt_id={prompt_id}, sample={sample}: {status}: {message}")
-        limit = self.score.max_failed_share
-        if self.counts[reward] <= limit * self.num_rows:
-            return
-        rows = sorted(self.examples[reward])[:NUM_EXAMPLES]
-        raise UserError(
-            f"score.rewards.{reward} ({self.score.rewards[reward].function}) failed for {self.counts[reward]} of "
-            f"{self.num_rows} completions; score.max_failed_share allows {limit:g} of them:\n       "
-            + "\n       ".join(rows)
-            + f"\n       Nothing was published. Mend the function, or raise score.max_failed_share or timeout_seconds. "
-            f"The finished parts are in {self.folder}: remove it to score them again with nothing changed"
-        )
+
+def score_table(stage: str, rollouts: Path, prompts: Path, out: Path, score: Score, launch: ScoreLaunch) -> Opened:
+    """Score a table of completions in the work folder of `stage`, whose round is that of `out`."""
+    _, source = read_footer(part_paths(rollouts)[0])
+    asked, _ = read_prompts(prompts)
+    metadata = {"artifact": "scores", "policy": source["policy"], "settings": score.model_dump(mode="json")}
+    inputs = {
+        **metadata,
+        "rollouts": tree_digest(rollouts),
+        "prompts": file_digest(prompts),
+        "rewards": tree_digest(USER_FOLDER),
+    }
+    work = Work(stage, out, inputs)
+    folder = work.folder / "scores"
+    label = f"{stage}@{out.parent.name}"
+    scored = score_parts(
+        folder, rollouts, asked, score, launch.workers, metadata, label, launch.judge_endpoint, cache=ROOT
+    )
+    return Opened(work, folder, source, asked, scored)
 
 
 def score_parts(
-    folder: Path, rollouts: Path, prompts: pa.Table, score: Score, workers: int, metadata: dict[str, Any], label: str
-) -> Slowest:
+    folder: Path,
+    rollouts: Path,
+    prompts: pa.Table,
+    score: Score,
+    workers: int,
+    metadata: dict[str, Any],
+    label: str,
+    judge_endpoint: str | None = None,
+    cache: Path | None = None,
+) -> Scored:
     """Score the rollouts into `folder`, part by part as they are cut; parts that are there already are kept.
 
-    The same rows give the same table whatever the number of `workers`. Raises where one function fails for more than
-    `max_failed_share` of all completions.
+    The same rows give the same table whatever the number of `workers`. Values in `cache` are taken from there. All
+    parts are checked before a function is called; one is in memory at a time. Raises where one function fails for more
+    than `max_failed_share` of all completions.
     """
-    schema = scores_schema(score.rewards)
-    parts = [(path, read_part(path, ROLLOUTS, check_rollouts)[0]) for path in part_paths(rollouts)]
-    failures = _Failures(score, sum(table.num_rows for _, table in parts), folder)
-    rewards = load_plan(score, prompts)
-    arguments = _prompt_arguments(prompts)
-    finished = {index for index in range(len(parts)) if (folder / part_name(index)).exists()}
-    for index in finished:
-        table, _ = read_part(folder / part_name(index), schema, check_scores)
-        check_same_rows(table, parts[index][1], folder / part_name(index))
-        _count_failures(table, failures)
-    slowest = Slowest()
-    done = sum(parts[index][1].num_rows for index in finished)
+    paths, known, plan = part_paths(rollouts), Prompts(prompts), load_plan(score, prompts)
+    rows, source = _checked(paths, known)
+    check_key(rows, rollouts)
+    failures = Failures(score, rows.num_rows, folder)
+    schema, messages = scores_schema(score.rewards), [f"{name}_message" for name in score.rewards]
+    scores: dict[int, pa.Table] = {}
+    begin = 0
+    for index, path in enumerate(paths):
+        num_rows, done = read_footer(path)[0], folder / part_name(index)
+        if done.exists():
+            table, _ = read_part(done, schema, check_scores)
+            check_same_rows(table, rows.slice(begin, num_rows), done)
+            _count_failures(table, failures)
+            scores[index] = table.drop_columns(messages)
+        begin += num_rows
     with (
-        Progress(label, failures.num_rows, "completions", done) as progress,
-        RewardPool(rewards, workers, score.timeout_seconds) as pool,
+        Progress(label, rows.num_rows, "completions", sum(table.num_rows for table in scores.values())) as progress,
+        RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
-        for index, (path, part) in enumerate(parts):
-            if index in finished:
-                continue
-            rows = _rows(part, arguments, path)
-            table, slow = _score_part(pool, part, rows, score, failures, progress)
-            slowest = max(slowest, slow, key=lambda each: each.seconds)
-            write_part(folder, index, table, schema, check_scores, metadata)
-    return slowest
+        values = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
+        scorer = _Scorer(score, plan, pool, values, failures, progress)
+        for index, path in enumerate(paths):
+            if index not in scores:
+                part, _ = read_file(path, ["prompt_id", "sample", "completion", "completion_ids"])
+                table = scorer.score(index, PartRows(part, known, source.get("generation_prompt", "")))
+                write_part(folder, index, table, schema, check_scores, metadata)
+                scores[index] = table.drop_columns(messages)
+                del part, table  # before the next is read
+    return Scored(
+        rows, pa.concat_tables([scores[index] for index in sorted(scores)]), scorer.slowest, scorer.num_reused
+    )
 
 
-def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
-    """What each worker has to load; a name that is neither one of ours nor a file in rewards/ is refused."""
-    columns = [name for name in prompts.column_names if name != prompt_column(prompts)]
-    arguments = ["prompts", "completions", "completion_ids", *columns]
-    plan = []
-    for name, reward in score.rewards.items():
-        file, function = _find(name, reward)
-        if file is None and function in CHECKS:
-            CHECKS[function](f"params.yaml: score.rewards.{name}")
-        plan.append(Loaded(name, file, function, reward.settings, arguments))
-    return plan
+def _checked(paths: list[Path], known: Prompts) -> tuple[pa.Table, dict[str, Any]]:
+    """The parts' narrow rows and their one metadata; what is wrong in any of them is refused before a row is scored."""
+    narrow: list[pa.Table] = []
+    first: dict[str, Any] = {}
+    for path in paths:
+        part, metadata = read_part(path, ROLLOUTS, check_rollouts)
+        first = first or metadata
+        if metadata != first:
+            raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
+        known.check_asked(part, path)
+        narrow.append(_narrow(part))
+        del part  # before the next is read
+    return pa.concat_tables(narrow), first
 
 
-def _find(name: str, reward: Reward) -> tuple[str | None, str]:
-    """The file (None for one of ours) and the function that `function` names."""
-    key = f"params.yaml: score.rewards.{name}.function: '{reward.function}'"
-    file, colon, function = reward.function.rpartition(":")
-    if not colon:
-        if reward.function not in REWARDS:
-            close = difflib.get_close_matches(reward.function, REWARDS, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(REWARDS)}"
-            raise UserError(f"{key}: unknown reward; {hint} One of your own is named rewards/<file>.py:<function>")
-        return None, reward.function
-    path = Path(file)
-    if path.suffix != ".py" or not function.isidentifier():
-        raise UserError(f"{key}: must be rewards/<file>.py:<function>")
-    if not path.resolve().is_relative_to(USER_FOLDER.resolve()):
-        raise UserError(
-            f"{key}: must lie in the project's folder rewards/, which DVC watches for changes; move it there"
-        )
-    if not path.is_file():
-        there = ", ".join(sorted(str(each) for each in USER_FOLDER.rglob("*.py"))) or "nothing"
-        raise UserError(f"{key}: no such file; in rewards/ there is {there}")
-    return file, function
+def _narrow(part: pa.Table) -> pa.Table:
+    keys = part.select(["prompt_id", "sample", "finish_reason"])
+    return keys.append_column("num_tokens", pc.list_value_length(part["completion_ids"]))
 
 
-def _prompt_arguments(prompts: pa.Table) -> dict[str, dict[str, Any]]:
-    """For each prompt_id the arguments that come from its row: `prompts`, then every column under its own name."""
-    prompt = prompt_column(prompts)
-    rows = prompts.rename_columns(["prompts" if name == prompt else name for name in prompts.column_names]).to_pylist()
-    return {row["prompt_id"]: row for row in rows}
+@dataclass
+class _Scorer:
+    """What scores one part after another."""
+
+    settings: Score
+    plan: list[Loaded]
+    pool: RewardPool
+    cache: RewardCache | None
+    failures: Failures
+    progress: Progress
+    slowest: Slowest = field(default_factory=Slowest)
+    num_reused: int = 0
+
+    def score(self, index: int, rows: PartRows) -> pa.Table:
+        """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
+        outcomes: dict[str, dict[int, Outcome]] = {reward.name: {} for reward in self.plan}
+        spans = {reward.name: rows.spans(reward.batch) for reward in self.plan}
+        keys: dict[str, list[bytes]] = {}
+        if self.cache:
+            digests = rows.digests()
+            keys = {name: row_keys(digests, each) for name, each in spans.items()}
+            outcomes = {name: self.cache.read(name, index, each) for name, each in keys.items()}
+        calls, called = _missing(self.plan, spans, outcomes)
+        try:
+            self._call(rows, calls, called, outcomes)
+        finally:
+            for name in keys:
+                if self.cache and called[name]:
+                    self.cache.write(name, index, keys[name], outcomes[name])
+        return self._table(rows, outcomes)
+
+    def _call(
+        self,
+        rows: PartRows,
+        calls: list[Call],
+        called: dict[str, list[int]],
+        outcomes: dict[str, dict[int, Outcome]],
+    ) -> None:
+        """Make the calls; add their outcomes as they come."""
+        prompt_ids, samples = rows.prompt_ids, rows.samples
+        num_open = Counter(row for each in called.values() for row in each)
+        self.num_reused += len(self.plan) * len(prompt_ids) - num_open.total()
+        self.progress.advance(len(prompt_ids) - len(num_open))
+        for number, name, outcome in self.pool.run(calls, rows.arguments):
+            row = called[name][number]
+            outcomes[name][row] = outcome
+            if outcome.status in FAILED:
+                self.failures.add(name, prompt_ids[row], samples[row], outcome.status, outcome.message)
+            if outcome.seconds > self.slowest.seconds:
+                where = f"{name} of prompt_id={prompt_ids[row]}, sample={samples[row]}"
+                self.slowest = Slowest(outcome.seconds, where)
+            num_open[row] -= 1
+            if not num_open[row]:
+                self.progress.advance()
+
+    def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
+        numbers = range(len(rows.prompt_ids))
+        by_row = [{name: each[row] for name, each in outcomes.items()} for row in numbers]
+        columns: dict[str, list[Any]] = {
+            "prompt_id": rows.prompt_ids,
+            "sample": rows.samples,
+            "reward": [total_reward(self.settings.rewards, row) for row in by_row],
+        }
+        for name in self.settings.rewards:
+            columns[name] = [row[name].value for row in by_row]
+            columns[f"{name}_status"] = [row[name].status for row in by_row]
+            columns[f"{name}_message"] = [row[name].message for row in by_row]
+        return pa.table(columns, schema=scores_schema(self.settings.rewards))
 
 
-def _rows(part: pa.Table, arguments: dict[str, dict[str, Any]], path: Path) -> list[dict[str, list[Any]]]:
-    """The arguments of each row's calls, as lists of one; a chat's completion is a list of messages, as in TRL."""
-    rows = []
-    columns = [part[name].to_pylist() for name in ("prompt_id", "completion", "completion_ids")]
-    for row, (prompt_id, completion, completion_ids) in enumerate(zip(*columns, strict=True)):
-        if prompt_id not in arguments:
-            raise UserError(
-                f"{path}: row {row}: prompt_id={prompt_id} is not in the prompts table; the rollouts were sampled from "
-                "another one: run `dvc repro`"
-            )
-        known = arguments[prompt_id]
-        is_chat = not isinstance(known["prompts"], str)
-        answer = [{"role": "assistant", "content": completion}] if is_chat else completion
-        each = {**known, "completions": answer, "completion_ids": completion_ids}
-        rows.append({name: [value] for name, value in each.items()})
-    return rows
+def _missing(
+    plan: list[Loaded], spans: dict[str, list[list[int]]], outcomes: dict[str, dict[int, Outcome]]
+) -> tuple[list[Call], dict[str, list[int]]]:
+    """The calls for rows without an outcome, and each function's rows in the order of the pool's numbers.
 
-
-def _score_part(
-    pool: RewardPool,
-    part: pa.Table,
-    rows: list[dict[str, list[Any]]],
-    score: Score,
-    failures: _Failures,
-    progress: Progress,
-) -> tuple[pa.Table, Slowest]:
-    """The scores of a part's rows, and its slowest call."""
-    prompt_ids, samples = part["prompt_id"].to_pylist(), part["sample"].to_pylist()
-    outcomes: list[dict[str, Outcome]] = [{} for _ in rows]
-    slowest = Slowest()
-    calls = [(index, name, row) for index, row in enumerate(rows) for name in score.rewards]
-    for index, name, outcome in pool.run(calls):
-        outcomes[index][name] = outcome
-        if outcome.status in FAILED:
-            failures.add(name, prompt_ids[index], samples[index], outcome.status, outcome.message)
-        if outcome.seconds > slowest.seconds:
-            slowest = Slowest(outcome.seconds, f"{name} of prompt_id={prompt_ids[index]}, sample={samples[index]}")
-        if len(outcomes[index]) == len(score.rewards):
-            progress.advance()
-    columns: dict[str, list[Any]] = {
-        "prompt_id": prompt_ids,
-        "sample": samples,
-        "reward": [total_reward(score.rewards, row) for row in outcomes],
-    }
-    for name in score.rewards:
-        columns[name] = [row[name].value for row in outcomes]
-        columns[f"{name}_status"] = [row[name].status for row in outcomes]
-        columns[f"{name}_message"] = [row[name].message for row in outcomes]
-    return pa.table(columns, schema=scores_schema(score.rewards)), slowest
+    Of a group of which one row has no outcome all are called again. Functions of the same rows stand together.
+    """
+    calls: list[tuple[int, Call]] = []
+    called: dict[str, list[int]] = {}
+    for reward in plan:
+        name, numbers = reward.name, called.setdefault(reward.name, [])
+        for span in spans[name]:
+            missing = [row for row in span if row not in outcomes[name]]
+            if missing:
+                asked = span if reward.batch == "group" else missing
+                calls.append((asked[0], (len(numbers), name, asked)))
+                numbers.extend(asked)
+    return [call for _, call in sorted(calls, key=lambda each: each[0])], called
 
 
 def total_reward(rewards: dict[str, Reward], outcomes: dict[str, Outcome]) -> float | None:
-    """The weighted sum of the components that have a value; null where one failed or all abstained."""
+    """The weighted sum of the components that count; null where one failed or none counts.
+
+    A component counts where it has a value and, with `only_if`, where the value of that other component is 1.
+    """
     if any(outcome.status in FAILED for outcome in outcomes.values()):
         return None
-    values = [(rewards[name].weight, outcome.value) for name, outcome in outcomes.items()]
-    products = [weight * value for weight, value in values if value is not None]
+    products = []
+    for name, outcome in outcomes.items():
+        gate = rewards[name].only_if
+        if outcome.value is not None and (gate is None or outcomes[gate].value == 1):
+            products.append(rewards[name].weight * outcome.value)
     return math.fsum(products) if products else None
 
 
-def _count_failures(table: pa.Table, failures: _Failures) -> None:
+def _count_failures(table: pa.Table, failures: Failures) -> None:
     for name in failures.score.rewards:
         columns = (table[column].to_pylist() for column in ("prompt_id", "sample", f"{name}_status", f"{name}_message"))
         for prompt_id, sample, status, message in zip(*columns, strict=True):

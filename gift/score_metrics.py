@@ -1,29 +1,28 @@
 """The numbers of a scores table, under TRL's names, and its ledger."""
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.errors import UserError
-from gift.score import FAILED
+from gift.params import Reward
+from gift.reward_failures import FAILED
 from gift.tables.schemas import STATUSES
 
 
-def score_metrics(rollouts: pa.Table, scores: pa.Table, names: Iterable[str]) -> dict[str, float | int | None]:
+def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
     """Rewards, their spread inside groups (n - 1, as TRL), lengths in tokens, and what became of every completion.
 
     Means are over what has a value. A group with fewer than two rewards has no spread: it counts in
-    `frac_reward_zero_std` and not in `reward_std`.
+    `frac_reward_zero_std` and not in `reward_std`. `rows` has num_tokens and finish_reason of each completion.
     """
-    names = list(names)
     rewards = _floats(scores["reward"])
     groups = rewards.reshape(len(set(scores["prompt_id"].to_pylist())), -1)
     scored = [group[~np.isnan(group)] for group in groups]
     spreads = [float(group.std(ddof=1)) if group.min() < group.max() else 0.0 for group in scored if len(group) > 1]
-    lengths = pc.list_value_length(rollouts["completion_ids"])
+    lengths = rows["num_tokens"]
     numbers: dict[str, float | int | None] = {
         "reward": _mean(rewards),
         "reward_std": float(np.mean(spreads)) if spreads else None,
@@ -31,23 +30,31 @@ def score_metrics(rollouts: pa.Table, scores: pa.Table, names: Iterable[str]) ->
         "completions/mean_length": pc.mean(lengths).as_py(),
         "completions/min_length": pc.min(lengths).as_py(),
         "completions/max_length": pc.max(lengths).as_py(),
-        "completions/clipped_ratio": pc.mean(pc.equal(rollouts["finish_reason"], "length")).as_py(),
+        "completions/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
     }
-    for name in names:
+    for name in components:
         values = _floats(scores[name])
         numbers[f"rewards/{name}/mean"] = _mean(values)
         numbers[f"rewards/{name}/std"] = float(np.nanstd(values, ddof=1)) if np.isfinite(values).sum() > 1 else None
         counts = Counter(scores[f"{name}_status"].to_pylist())
         for status in STATUSES:
             numbers[f"rewards/{name}/num_{status}"] = counts[status]
-    return numbers | _ledger(scores, names)
+    return numbers | _ledger(scores, components)
 
 
-def _ledger(scores: pa.Table, names: list[str]) -> dict[str, int]:
-    """Every completion is scored, failed (a component failed), or abstained (all of them did)."""
-    statuses = list(zip(*(scores[f"{name}_status"].to_pylist() for name in names), strict=True))
-    num_failed = sum(any(status in FAILED for status in row) for row in statuses)
-    num_abstained = sum(all(status == "abstain" for status in row) for row in statuses)
+def _ledger(scores: pa.Table, components: dict[str, Reward]) -> dict[str, int]:
+    """Every completion is scored, failed (a component failed), or abstained (all that may count alone did).
+
+    A component with a gate (`only_if`) counts only where the gate has a value, and so never alone.
+    """
+    failed = np.zeros(scores.num_rows, dtype=bool)
+    abstained = np.ones(scores.num_rows, dtype=bool)
+    for name, reward in components.items():
+        status = scores[f"{name}_status"]
+        failed |= pc.is_in(status, value_set=pa.array(FAILED)).to_numpy()
+        if reward.only_if is None:
+            abstained &= pc.equal(status, "abstain").to_numpy()
+    num_failed, num_abstained = int(failed.sum()), int((abstained & ~failed).sum())
     num_scored = scores.num_rows - scores["reward"].null_count
     if num_scored + num_failed + num_abstained != scores.num_rows:
         raise RuntimeError(

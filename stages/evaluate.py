@@ -11,10 +11,8 @@ from gift import console
 from gift.estimates import evaluation
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.score import USER_FOLDER, score_parts
-from gift.tables.prompts import read_prompts
-from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema
-from gift.work import Work, file_digest, refuse_existing, tree_digest, write_json
+from gift.score import score_table
+from gift.work import refuse_existing, write_json
 
 
 @click.command()
@@ -28,34 +26,23 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     console.quiet()
     refuse_existing(metrics, history)
     params, launch = read_params(), read_launch()
-    table, source = read_table(answers, ROLLOUTS, check_rollouts)
-    asked, _ = read_prompts(prompts)
-    name = answers.parent.name
-    metadata = {"artifact": "scores", "policy": source["policy"], "settings": params.score.model_dump(mode="json")}
-    inputs = {
-        **metadata,
-        "answers": tree_digest(answers),
-        "prompts": file_digest(prompts),
-        "rewards": tree_digest(USER_FOLDER),
-    }
-    work = Work("evaluate", answers, inputs)
-    folder = work.folder / "scores"
-    score_parts(folder, answers, asked, params.score, launch.score.workers, metadata, f"evaluate@{name}")
-    scores, _ = read_table(folder, scores_schema(params.score.rewards), check_scores)
+    opened = score_table("evaluate", answers, prompts, answers, params.score, launch.score)
+    name, work, source, asked = answers.parent.name, opened.work, opened.source, opened.prompts
+    rows, scores = opened.scored.rows, opened.scored.scores
     domains = asked["domain"].to_pylist() if "domain" in asked.column_names else [None] * asked.num_rows
     correct = params.evaluate.correct
     numbers: dict[str, float] = {
         **evaluation(
-            table["prompt_id"].to_pylist(),
-            table["sample"].to_pylist(),
+            rows["prompt_id"].to_pylist(),
+            rows["sample"].to_pylist(),
             scores["reward"].to_pylist(),
             scores[correct].to_pylist() if correct else None,
             correct,
             dict(zip(asked["prompt_id"].to_pylist(), domains, strict=True)),
             source["settings"]["num_samples"],
         ),
-        "eval/mean_length": pc.mean(pc.list_value_length(table["completion_ids"])).as_py(),
-        "eval/clipped_ratio": pc.mean(pc.equal(table["finish_reason"], "length")).as_py(),
+        "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
+        "eval/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
         "eval/num_prompts_too_long": source["num_prompts_too_long"],
         "eval/num_unscored": scores[correct or "reward"].null_count,
     }

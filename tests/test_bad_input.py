@@ -53,7 +53,9 @@ def refusal(address: str) -> str:
 
 
 def published() -> dict[str, bytes]:
-    return {name: data for name, data in mini.content(Path("data")).items() if not name.startswith(".work/")}
+    return {
+        name: data for name, data in mini.content(Path("data")).items() if not name.startswith((".work/", ".cache/"))
+    }
 
 
 def check(address: str, words: tuple[str, ...], damage: Damage) -> None:

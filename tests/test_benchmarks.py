@@ -16,6 +16,7 @@ from benchmarks import (
     overhead,
     reference,
     results,
+    rewards,
     sampler,
     shapes,
     tables,
@@ -23,7 +24,7 @@ from benchmarks import (
     update,
 )
 
-COMMANDS = (update, limit, layouts, reference, memory, growth, sampler, overhead)
+COMMANDS = (update, limit, layouts, reference, memory, growth, sampler, rewards, overhead)
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
@@ -93,6 +94,14 @@ def test_limit_counts_the_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) 
     for count, positions in tokens.items():
         head, attention = 6 * 32 * 8 * 12, 6 * 2 * 2 * 2 * 4 * pairs[count]
         assert found[count]["operations"] == 6 * weights * positions + head + attention
+
+
+def test_math_pairs_are_right_and_wrong_by_turns_of_a_seeded_coin() -> None:
+    pairs = rewards.pairs_of(200)
+    assert pairs == rewards.pairs_of(300)[:200]
+    same = [gold.strip("$") in said for gold, said in pairs]
+    assert 70 < sum(same) < 130
+    assert all("\\boxed{" in said for _, said in pairs)
 
 
 def test_a_second_belongs_to_the_innermost_span(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,9 @@ def reward(prompts, completions, completion_ids, mode, scale=1.0, **columns):
     return returns.get(mode, [scale * len(completion_ids[0])])
 
 def seen(prompts, completions, completion_ids, **columns):
-    assert [len(values) for values in (prompts, completions, completion_ids, *columns.values())] == [1] * 5
-    return [float(prompts == ["ask"] and completions == ["yes"] and set(columns) == {"prompt_id", "mode"})]
+    assert [len(values) for values in (prompts, completions, completion_ids, *columns.values())] == [1] * 6
+    assert set(columns) == {"prompt_id", "mode", "generation_prompt"} and columns["generation_prompt"] == [""]
+    return [float(prompts == ["ask"] and completions == ["yes"])]
 
 def seen_chat(prompts, completions, completion_ids, **columns):
     asked, answered = [{"role": "user", "content": "ask"}], [{"role": "assistant", "content": "yes"}]
@@ -352,10 +353,9 @@ def test_metrics_by_hand() -> None:
     scores = pa.table(columns, schema=scores_schema(["a", "b"]))
     check_scores(scores, Path("x"))
     lengths = [1, 2, 3] * 4
-    rollouts = pa.table(
-        {"completion_ids": [[0] * length for length in lengths], "finish_reason": ["stop", "stop", "length"] * 4}
-    )
-    numbers = score_metrics(rollouts, scores, ["a", "b"])
+    rollouts = pa.table({"num_tokens": pa.array(lengths, pa.int32()), "finish_reason": ["stop", "stop", "length"] * 4})
+    components = {"a": Reward(function="a"), "b": Reward(function="b")}
+    numbers = score_metrics(rollouts, scores, components)
     assert numbers["reward"] == pytest.approx(29 / 9)
     assert numbers["reward_std"] == pytest.approx((1 + 0 + 2**0.5) / 3)  # n - 1; the last group has no spread
     assert numbers["frac_reward_zero_std"] == 0.5
@@ -372,7 +372,7 @@ def test_metrics_by_hand() -> None:
     assert (numbers["rewards/a/num_timeout"], numbers["rewards/b/num_error"]) == (1, 1)
     wrong = scores.set_column(2, scores.schema.field("reward"), pa.array([*reward[:9], 0.0, None, 7.0]))
     with pytest.raises(RuntimeError, match="10 scored"):  # a failed reward was written as 0
-        score_metrics(rollouts, wrong, ["a", "b"])
+        score_metrics(rollouts, wrong, components)
 
 
 def run_stage() -> Any:

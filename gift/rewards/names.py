@@ -1,7 +1,8 @@
 """The reward functions that params.yaml may name, besides a user's own 'rewards/<file>.py:<function>'."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.choice import multiple_choice
@@ -18,9 +19,10 @@ from gift.rewards.text import text_format
 from gift.sandbox import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
-"""TRL's signature: f(prompts, completions, completion_ids, **columns, **settings) -> list of float | None | Exception.
+"""TRL's signature: f(prompts, completions, completion_ids, **columns, **settings) -> list, an item a row.
 
-In ours the settings are the keyword-only arguments; a call with no rows checks them and loads what the function needs.
+An item is a finite number, None (abstain: it does not apply), or an exception (this row's own failure). In ours the
+settings are the keyword-only arguments; a call with no rows checks them and loads what the function needs.
 """
 
 REWARDS: dict[str, RewardFunction] = {
@@ -46,3 +48,23 @@ REWARDS: dict[str, RewardFunction] = {
 
 CHECKS: dict[str, Callable[[str], None]] = {"code_tests": check_sandbox}
 """What a function needs of the machine, checked once before any row: check(where) raises a UserError."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a function is called where params.yaml does not say: `batch` completions a call, within `timeout_seconds`.
+
+    None is score.timeout_seconds. `alone` is for functions that hold a model or wait for a server: one process of its
+    own, no memory limit, a long time to start.
+    """
+
+    batch: int | Literal["group"] = 1
+    timeout_seconds: float | None = None
+    alone: bool = False
+
+
+DEFAULTS: dict[str, Defaults] = {
+    "reward_model": Defaults(batch=16, timeout_seconds=600.0, alone=True),
+    "judge": Defaults(batch=64, timeout_seconds=600.0, alone=True),
+    "code_tests": Defaults(timeout_seconds=60.0),  # the sandbox has a limit of its own, below this
+}

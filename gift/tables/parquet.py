@@ -28,24 +28,41 @@ def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """One Parquet file as (table, metadata); a missing, corrupt or foreign file is refused by name."""
+def read_file(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """One Parquet file (or some columns) as (table, metadata); a missing, corrupt or foreign one is refused by name."""
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
         _ = table.column_names  # a damaged name shows when it is decoded
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it "
-            "back"
-        ) from None
-    text = (table.schema.metadata or {}).get(METADATA_KEY)
+        raise _unreadable(path, error) from None
+    return table, _metadata(path, table.schema)
+
+
+def read_footer(path: Path) -> tuple[int, dict[str, Any]]:
+    """Number of rows and metadata of one Parquet file, without its rows; refused as by `read_file`."""
+    try:
+        footer = pq.read_metadata(path)
+        schema = footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    return footer.num_rows, _metadata(path, schema)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it back"
+    )
+
+
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path}: was not written by this pipeline (no '{METADATA_KEY.decode()}' metadata)")
     try:
-        metadata = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
         version = metadata["schema_version"]
     except (ValueError, KeyError):
         raise UserError(f"{path}: its metadata is damaged; remove it, then `dvc checkout` or `dvc repro`") from None
@@ -53,7 +70,7 @@ def read_file(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         raise UserError(
             f"{path}: has schema version {version}, this code reads {SCHEMA_VERSION}; make it again with this version"
         )
-    return table, metadata
+    return metadata
 
 
 def part_name(index: int) -> str:

@@ -1,0 +1,37 @@
+"""Failed rows of each reward function, against the limit over the whole table."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gift.errors import UserError
+from gift.params import Score
+
+FAILED = ("timeout", "error", "invalid")
+NUM_EXAMPLES = 5
+
+
+@dataclass
+class Failures:
+    """How many rows each function failed for, and the first of them."""
+
+    score: Score
+    num_rows: int
+    folder: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reward: str, prompt_id: str, sample: int, status: str, message: str | None) -> None:
+        """Count a failure; the stage stops as soon as no later row could bring the share back under the limit."""
+        self.counts[reward] = self.counts.get(reward, 0) + 1
+        line = f"prompt_id={prompt_id}, sample={sample}: {status}: {message}"
+        self.examples[reward] = sorted([*self.examples.get(reward, []), line])[:NUM_EXAMPLES]
+        limit = self.score.max_failed_share
+        if self.counts[reward] <= limit * self.num_rows:
+            return
+        raise UserError(
+            f"score.rewards.{reward} ({self.score.rewards[reward].function}) failed for {self.counts[reward]} of "
+            f"{self.num_rows} completions; score.max_failed_share allows {limit:g} of them:\n       "
+            + "\n       ".join(self.examples[reward])
+            + f"\n       Nothing was published. Mend the function, or raise score.max_failed_share or timeout_seconds. "
+            f"The finished parts are in {self.folder}: remove it to try what failed in them again with nothing changed"
+        )

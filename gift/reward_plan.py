@@ -1,0 +1,80 @@
+"""What params.yaml says of the rewards as what a worker loads: which function, how it is called, and with what."""
+
+import difflib
+from pathlib import Path
+
+import pyarrow as pa
+
+from gift.errors import UserError
+from gift.params import Reward, Score
+from gift.reward_rows import Prompts
+from gift.reward_worker import Loaded
+from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
+from gift.rewards.verl import missing_columns
+
+USER_FOLDER = Path("rewards")
+
+
+def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
+    """What each worker has to load; a name that is neither one of ours nor a file in rewards/ is refused."""
+    table = Prompts(prompts)
+    plan = []
+    for name, reward in score.rewards.items():
+        file, function = _find(name, reward)
+        if file is None and function in CHECKS:
+            CHECKS[function](f"params.yaml: score.rewards.{name}")
+        if reward.signature == "verl":
+            _check_verl(name, reward, file, table)
+        default = DEFAULTS.get(reward.function, Defaults())
+        plan.append(
+            Loaded(
+                name,
+                file,
+                function,
+                reward.settings,
+                table.arguments(),
+                signature=reward.signature,
+                batch=default.batch if reward.batch is None else reward.batch,
+                timeout_seconds=reward.timeout_seconds or default.timeout_seconds,
+                alone=default.alone,
+            )
+        )
+    return plan
+
+
+def _find(name: str, reward: Reward) -> tuple[str | None, str]:
+    """The file (None for one of ours) and the function that `function` names."""
+    key = f"params.yaml: score.rewards.{name}.function: '{reward.function}'"
+    file, colon, function = reward.function.rpartition(":")
+    if not colon:
+        if reward.function not in REWARDS:
+            close = difflib.get_close_matches(reward.function, REWARDS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(REWARDS)}"
+            raise UserError(f"{key}: unknown reward; {hint} One of your own is named rewards/<file>.py:<function>")
+        return None, reward.function
+    path = Path(file)
+    if path.suffix != ".py" or not function.isidentifier():
+        raise UserError(f"{key}: must be rewards/<file>.py:<function>")
+    if not path.resolve().is_relative_to(USER_FOLDER.resolve()):
+        raise UserError(
+            f"{key}: must lie in the project's folder rewards/, which DVC watches for changes; move it there"
+        )
+    if not path.is_file():
+        there = ", ".join(sorted(str(each) for each in USER_FOLDER.rglob("*.py"))) or "nothing"
+        raise UserError(f"{key}: no such file; in rewards/ there is {there}")
+    return file, function
+
+
+def _check_verl(name: str, reward: Reward, file: str | None, table: Prompts) -> None:
+    """verl's signature is for functions of the user, and needs verl's columns."""
+    key = f"params.yaml: score.rewards.{name}.signature: verl"
+    if file is None:
+        raise UserError(f"{key}: {reward.function} is one of ours and has TRL's signature; remove the key")
+    columns = table.fields()
+    missing = missing_columns(columns)
+    if missing:
+        there = ", ".join(column for column in columns if column != "prompts")
+        raise UserError(
+            f"{key}: the prompts table has no column {missing}; it has {there}. Name the source's column in "
+            "prepare.columns"
+        )

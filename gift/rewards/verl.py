@@ -1,0 +1,66 @@
+"""verl's reward functions as TRL's: compute_score(data_source, solution_str, ground_truth, extra_info), row by row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gift.rewards.text import Completion, completion_text
+
+ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
+
+
+def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """A reward with TRL's signature around verl's, which returns a number or a dict with "score" (NaiveRewardManager).
+
+    Columns: `data_source`; the ground truth in `reward_model` (a struct with `ground_truth`) or in `ground_truth`;
+    `extra_info`, or {}. An exception is the row's own.
+    """
+
+    def reward(
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        completion_ids: Sequence[Any],
+        data_source: Sequence[str],
+        **columns: Sequence[Any],
+    ) -> list[Any]:
+        return [
+            _score(
+                compute_score,
+                data_source=data_source[row],
+                solution_str=completion_text(completion),
+                ground_truth=_ground_truth(columns, row),
+                extra_info=columns["extra_info"][row] or {} if "extra_info" in columns else {},
+            )
+            for row, completion in enumerate(completions)
+        ]
+
+    return reward
+
+
+def missing_columns(columns: dict[str, list[str]]) -> str | None:
+    """Which columns verl's signature lacks, or None; `columns` has each column's name and the fields of a struct."""
+    if "data_source" not in columns:
+        return "data_source"
+    if "ground_truth" not in columns and "ground_truth" not in columns.get("reward_model", []):
+        return "reward_model.ground_truth or ground_truth"
+    return None
+
+
+def _ground_truth(columns: dict[str, Sequence[Any]], row: int) -> Any:
+    """The row's ground truth; None is one that is missing."""
+    model = columns["reward_model"][row] if "reward_model" in columns else None
+    if isinstance(model, dict) and "ground_truth" in model:
+        return model["ground_truth"]
+    return columns["ground_truth"][row] if "ground_truth" in columns else None
+
+
+def _score(compute_score: Callable[..., Any], ground_truth: Any, **arguments: Any) -> Any:
+    if ground_truth is None:
+        return ValueError("the ground truth is null")
+    try:
+        score = compute_score(ground_truth=ground_truth, **arguments)
+    except (MemoryError, TimeoutError):
+        raise
+    except Exception as error:
+        text = str(error)
+        return RuntimeError(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    return score["score"] if isinstance(score, dict) and "score" in score else score
