@@ -1,5 +1,6 @@
-"""The `gift` command: extend the rounds, look at what one made, merge an adapter, draw plots without a network."""
+"""The `gift` command: check a project, extend its rounds, look at one, merge an adapter, draw plots off line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -36,6 +37,29 @@ def rounds(number: int, file: Path) -> None:
         with file.open("w", encoding="utf-8") as out:
             yaml.dump(content, out)
     click.echo(f"{file}: {max(number, last)} rounds, {max(number - last, 0)} of them new; `make repro` runs them")
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Only what takes a second or two: what `dvc repro` runs first.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects in place of a table.")
+def doctor(quick: bool, as_json: bool) -> None:
+    """Check settings, data, rewards and machine before any stage works; exit code 1 where a stage would fail."""
+    from gift import console
+
+    console.quiet()
+    from gift.doctor.findings import as_rows, closing, counts, report
+
+    if quick:
+        from gift.doctor.quick import quick_findings as checks
+    else:
+        from gift.doctor.full import full_findings as checks
+    findings = checks()
+    if as_json:
+        click.echo(json.dumps(as_rows(findings), indent=1))
+    else:
+        click.echo("\n".join([*report(findings), closing(findings)]))
+    if counts(findings)["error"]:
+        raise SystemExit(1)
 
 
 @main.command()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gift.errors import UserError
+from gift.launch import UpdateLaunch
+from gift.params import Update
 
 WHERE = "launch.yaml: update.deepspeed"
 
@@ -94,6 +96,22 @@ class EngineSettings:
     def offloads(self) -> dict[str, bool]:
         """DeepSpeed's names of the two kinds of offload, and whether we want them."""
         return {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_parameters}
+
+
+def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
+    """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""
+    by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
+    return EngineSettings(
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        dtype=settings.dtype,
+        zero_stage=by_dtype if launch.zero_stage is None else launch.zero_stage,
+        offload_optimizer=launch.offload_optimizer,
+        offload_parameters=launch.offload_parameters,
+        deepspeed=launch.deepspeed,
+    )
 
 
 def refuse_keys(keys: Mapping[str, Any], passing: dict[str, Any] = PASSES, section: str = "") -> None:

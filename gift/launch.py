@@ -70,21 +70,25 @@ def read_launch(path: Path = Path("launch.yaml")) -> Launch:
     return check(Launch, read_yaml(path), str(path))
 
 
+def refuse_launch(launch: UpdateLaunch) -> None:
+    """Raise `UserError` where the launcher cannot start so many processes."""
+    if launch.launcher == "in_process" and launch.num_processes != 1:
+        raise UserError(
+            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
+            "deepspeed or srun"
+        )
+
+
 def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
     try:
         launch = read_launch().update
+        refuse_launch(launch)
     except UserError as error:
         error.show()
         sys.exit(1)
     if launch.launcher == "in_process":
-        if launch.num_processes != 1:
-            UserError(
-                f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set "
-                "update.launcher to deepspeed or srun"
-            ).show()
-            sys.exit(1)
         sys.argv = [module, *rest]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return

@@ -117,27 +117,6 @@ def chat_findings(
     return found
 
 
-def template_findings(
-    folder: Path,
-    tokenizer: Any,
-    variables: dict[str, Any],
-    stop_tokens: Sequence[str] = (),
-    chat: Chat | None = None,
-    key: str = "generate.stop_tokens",
-) -> list[str]:
-    """All that is wrong or odd about a policy's chat template and end tokens, one line each, for `gift doctor`.
-
-    folder, tokenizer: the model's. variables: prepare.chat_template_kwargs. chat: one of the prompts, or None for a
-    user's message. A fault that would stop `generate` is the only line.
-    """
-    try:
-        ends = end_token_ids(folder, tokenizer, stop_tokens, key)
-        _, opening = render_chats(tokenizer, [chat or [{"role": "user", "content": PROBE}]], variables, folder)
-    except UserError as error:
-        return [error.message]
-    return chat_findings(tokenizer, ends, opening, variables, folder)
-
-
 def _check_template(tokenizer: Any, variables: dict[str, Any], policy: Path) -> None:
     if not tokenizer.chat_template:
         raise UserError(

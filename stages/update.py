@@ -1,21 +1,21 @@
 """Train one round of GIFT on the scored rollouts: the next policy and its optimizer state."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
 
 from gift import console
 from gift.adapter import find_policy
-from gift.deepspeed_config import EngineSettings
+from gift.deepspeed_config import EngineSettings, engine_settings
 from gift.engine import Engine, distributed
 from gift.errors import UserError
-from gift.launch import UpdateLaunch, read_launch
+from gift.launch import read_launch
 from gift.logprobs import TokenLogprobs
 from gift.lora import check_parent, load_trainable
 from gift.minibatches import steps_of_groups
-from gift.params import Update, read_params
+from gift.params import read_params
 from gift.policy import load_model, stored_in_bfloat16, write_lineage
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
@@ -120,22 +120,6 @@ def main(
         work.publish(dict(zip(sources, outputs, strict=True)))
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
         console.say(label, **{name: numbers[name] for name in shown})
-
-
-def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
-    """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""
-    by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
-    return EngineSettings(
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        dtype=settings.dtype,
-        zero_stage=by_dtype if launch.zero_stage is None else launch.zero_stage,
-        offload_optimizer=launch.offload_optimizer,
-        offload_parameters=launch.offload_parameters,
-        deepspeed=launch.deepspeed,
-    )
 
 
 def load_masters(policy: Path, settings: EngineSettings) -> Any:

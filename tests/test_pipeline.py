@@ -112,6 +112,19 @@ FLOORS = {
         "merge",
         "trainer",
         "update",
+        "doctor.findings",
+        "doctor.settings",
+        "doctor.batches",
+        "doctor.model",
+        "doctor.machine",
+        "doctor.memory",
+        "doctor.storage",
+        "doctor.prompts",
+        "doctor.rewards",
+        "doctor.quick",
+        "doctor.tokens",
+        "doctor.trials",
+        "doctor.full",
     ),
     4: ("cli",),
 }
@@ -218,7 +231,9 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["gift.params", "gift.launch", "gift.tables.schemas", "gift.score", "gift.cli"])
+@pytest.mark.parametrize(
+    "module", ["gift.params", "gift.launch", "gift.tables.schemas", "gift.score", "gift.cli", "stages.doctor"]
+)
 def test_heavy_libraries_are_imported_only_where_they_work(module: str) -> None:
     if module not in MODULES:
         pytest.skip(f"{module} is not here")

@@ -16,7 +16,8 @@ import pytest
 
 from gift.params import read_params
 
-# Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters.
+# Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters;
+# but that of the doctor, which always says the same, so that it makes nothing stale.
 STUB = """
 import hashlib, json, os
 from pathlib import Path
@@ -30,6 +31,7 @@ for key in stage.get("params", []):
     for part in key.split("."):
         value = value[part]
     seen.append([key, value])
+seen = seen if os.environ["DVC_STAGE"] != "doctor" else []
 digest = hashlib.sha256(json.dumps([os.environ["DVC_STAGE"], seen]).encode()).hexdigest()
 for path in mini.outputs(Path(), os.environ["DVC_STAGE"]):
     folder = not path.suffix
@@ -100,8 +102,10 @@ def nothing(folder: Path) -> None:
     """Run it once more."""
 
 
-ALL = {"prepare", "base", "generate_eval_base", "evaluate_base", "report"} | round_("r1") | round_("r2")
-SAMPLED = ALL - {"prepare", "base", "generate_eval_base", "evaluate_base"}
+# Runs, in a second, whenever a setting, a round or code that it checks with has changed, and makes nothing else stale.
+DOCTOR = {"doctor"}
+ALL = DOCTOR | {"prepare", "base", "generate_eval_base", "evaluate_base", "report"} | round_("r1") | round_("r2")
+SAMPLED = ALL - DOCTOR - {"prepare", "base", "generate_eval_base", "evaluate_base"}
 UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
 REWARDED = UPDATED | {"score@r1", "evaluate_base"}
 # An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
@@ -116,14 +120,15 @@ ROWS: list[Row] = [
     ("nothing", nothing, set(), set()),
     ("launch.yaml", append("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set(), set()),
     ("a comment where no stage looks", append("gift/cli.py", "# a comment\n"), set(), set()),
-    ("a reward of the project's own", append("gift/rewards/gsm8k.py", "# a comment\n"), REWARDED, set()),
-    ("a reward of the user", append("rewards/example.py", "# a comment\n"), REWARDED, set()),
-    ("a reward's weight", setting(score={"rewards": WEIGHTED}), REWARDED, set()),
-    ("the learning rate", setting(update={"lr": RATE / 2}), UPDATED, set()),
-    ("the old learning rate", setting(update={"lr": RATE}), UNCACHED, UPDATED - UNCACHED),
-    ("the temperature", setting(generate={"temperature": 0.9}), SAMPLED, set()),
-    ("another round", append("rounds.yaml", "  r3: {from: r2}\n"), round_("r3") | {"report"}, set()),
-    ("a branch", append("rounds.yaml", "  r2b: {from: r1}\n"), round_("r2b") | {"report"}, set()),
+    ("a check of the doctor", append("gift/doctor/machine.py", "# a comment\n"), DOCTOR, set()),
+    ("a reward of the project's own", append("gift/rewards/gsm8k.py", "# a comment\n"), DOCTOR | REWARDED, set()),
+    ("a reward of the user", append("rewards/example.py", "# a comment\n"), DOCTOR | REWARDED, set()),
+    ("a reward's weight", setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),
+    ("the learning rate", setting(update={"lr": RATE / 2}), DOCTOR | UPDATED, set()),
+    ("the old learning rate", setting(update={"lr": RATE}), DOCTOR | UNCACHED, UPDATED - UNCACHED),
+    ("the temperature", setting(generate={"temperature": 0.9}), DOCTOR | SAMPLED, set()),
+    ("another round", append("rounds.yaml", "  r3: {from: r2}\n"), DOCTOR | round_("r3") | {"report"}, set()),
+    ("a branch", append("rounds.yaml", "  r2b: {from: r1}\n"), DOCTOR | round_("r2b") | {"report"}, set()),
 ]
 
 
@@ -135,4 +140,5 @@ def test_exactly_what_is_stale_reruns(project: Path) -> None:
         assert len(ran) == len(stale), f"{change}: a stage ran twice"
         assert restored == kept, change
         if change == "the first time":
+            assert ran[0] == "doctor", "a stage ran before it was checked that all can"
             assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"

@@ -1,6 +1,7 @@
 """Chat templates in the shapes of real models: what stands before a completion, what ends one, what is refused."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gift.errors import UserError
 from gift.rollouts import encode_prompts
-from gift.templates import chat_findings, end_of_turn, end_token_ids, render_chats, template_findings
+from gift.templates import chat_findings, end_of_turn, end_token_ids, render_chats
 
 POLICY = Path("policy")
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
@@ -183,36 +184,46 @@ def test_end_tokens_are_those_of_model_tokenizer_and_settings(tmp_path: Path) ->
         end_token_ids(tmp_path, tokenizer, ["Question:"], "generate.stop_tokens")
 
 
+def findings(folder: Path, tokenizer: Any, stop_tokens: Sequence[str] = (), chat: Any = None) -> list[str]:
+    """What `generate` and `gift doctor` say of a tokenizer; a refusal is the only line."""
+    try:
+        ends = end_token_ids(folder, tokenizer, stop_tokens, "generate.stop_tokens")
+        _, opening = render_chats(tokenizer, [chat or ASKED], {}, folder)
+    except UserError as error:
+        return [error.message]
+    return chat_findings(tokenizer, ends, opening, {}, folder)
+
+
 def test_a_turn_that_ends_no_completion_is_found(tmp_path: Path) -> None:
     """A base model with an instruct model's template: <eos> ends a completion, <|im_end|> does not."""
     model_folder(tmp_path, config={"eos_token_id": 2})
-    (finding,) = template_findings(tmp_path, tokenizer_of(CHATML), {})
+    (finding,) = findings(tmp_path, tokenizer_of(CHATML))
     assert "its chat template ends an answer with <|im_end|>, which ends no completion (end tokens: <eos>)" in finding
     assert finding.endswith("To end there: stop_tokens: ['<|im_end|>']")
-    assert template_findings(tmp_path, tokenizer_of(CHATML), {}, ["<|im_end|>"]) == []
-    assert template_findings(tmp_path, tokenizer_of(CHATML, eos="<|im_end|>"), {}) == []
-    assert template_findings(tmp_path, tokenizer_of(R1, eos="<｜end▁of▁sentence｜>"), {}) == []
+    assert findings(tmp_path, tokenizer_of(CHATML), ["<|im_end|>"]) == []
+    assert findings(tmp_path, tokenizer_of(CHATML, eos="<|im_end|>")) == []
+    assert findings(tmp_path, tokenizer_of(R1, eos="<｜end▁of▁sentence｜>")) == []
 
 
 def test_the_findings_of_odd_templates(tmp_path: Path) -> None:
     model_folder(tmp_path, config={})
-    (finding,) = template_findings(tmp_path, tokenizer_of(LLAMA2), {})
+    (finding,) = findings(tmp_path, tokenizer_of(LLAMA2))
     assert "adds nothing before an answer" in finding
     no_end = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    (finding,) = template_findings(tmp_path, tokenizer_of(no_end), {})
+    (finding,) = findings(tmp_path, tokenizer_of(no_end))
     assert "writes no special token behind an answer; the end tokens are <eos>" in finding
-    assert template_findings(tmp_path, tokenizer_of(GEMMA), {}, chat=WITH_SYSTEM) == [
+    assert findings(tmp_path, tokenizer_of(GEMMA), chat=WITH_SYSTEM) == [
         f"{tmp_path}: its chat template refuses a chat of system user (System role not supported); put what the system "
         "message says into prepare.prompt_template in place of prepare.system_prompt"
     ]
-    assert "has no chat template" in template_findings(tmp_path, tokenizer_of(None), {})[0]
+    assert "has no chat template" in findings(tmp_path, tokenizer_of(None))[0]
     without = tokenizer_of(CHATML)
     without.eos_token = None
     assert ["names no end token" in each for each in chat_findings(without, [], "<", {}, POLICY)] == [True]
     assert end_token_ids(tmp_path, without, [], "k") == []
     several = tokenizer_of(None)
     several.chat_template = {"rag": CHATML, "tool_use": CHATML}
-    assert "multiple chat templates" in template_findings(tmp_path, several, {})[0]
+    assert "multiple chat templates" in findings(tmp_path, several)[0]
 
 
 def test_both_kinds_of_end_tokens_end_completions_of_the_transformers_engine() -> None:

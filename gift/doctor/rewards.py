@@ -1,0 +1,95 @@
+"""Whether every reward function is found, imports, and takes its settings and the columns that the prompts have."""
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gift.doctor.findings import Finding, refusal
+from gift.doctor.model import read_model
+from gift.doctor.settings import Project
+from gift.errors import UserError
+from gift.params import Reward
+from gift.reward_plan import load_plan
+from gift.reward_pool import RewardPool
+from gift.reward_worker import Loaded
+from gift.rewards.judge_client import ENDPOINT
+from gift.rewards.names import DEFAULTS, REWARDS
+from gift.tables.prompts import prompt_column
+
+THEME = "rewards"
+# Of our functions those that give more than 0 and 1, so that none of them tells right from wrong.
+GRADED = ("cosine_length", "judge", "length", "ngram_diversity", "overlong", "repetition", "reward_model")
+
+
+def reward_findings(project: Project, prompts: pa.Table | None) -> list[Finding]:
+    """Names and weights; and, where the columns are known, what a worker says that loads the functions."""
+    score, correct = project.params.score, project.params.evaluate.correct
+    findings = _weight_findings(project)
+    if correct is not None and score.rewards[correct].function in GRADED:
+        text = f"{correct}: {score.rewards[correct].function} is graded; it must be 1 where the answer is right, else 0"
+        findings.append(Finding("error", THEME, text, "params.yaml: evaluate.correct"))
+    for name, reward in score.rewards.items():
+        if is_alone(reward):
+            findings += _model_findings(project, name, reward)
+    try:
+        plan = load_plan(score, pa.table({"prompt_id": ["p"], "prompt": ["?"]}) if prompts is None else prompts)
+        if prompts is None:
+            text = "not loaded: the columns that they get are not known before `prepare` has run"
+            return [*findings, Finding("note", THEME, text, "params.yaml: score.rewards")]
+        here = [one for one in plan if not one.alone]
+        with RewardPool(here, 1, score.timeout_seconds, score.memory_gib) as pool:
+            pool.load()
+    except UserError as error:
+        return [*findings, refusal(THEME, error)]
+    named = ", ".join(f"{one.name} ({score.rewards[one.name].function})" for one in here)
+    return [*findings, *([Finding("ok", THEME, f"load with their settings and columns: {named}")] if here else [])]
+
+
+def is_alone(reward: Reward) -> bool:
+    """Whether it holds a model or asks a server, so that a check does without it."""
+    return reward.function in DEFAULTS and DEFAULTS[reward.function].alone
+
+
+def arguments(reward: Loaded, prompts: pa.Table, row: int, text: str) -> dict[str, list[Any]]:
+    """What a reward function gets for a prompt and a completion's text, as lists of one row."""
+    known = prompts.slice(row, 1).to_pylist()[0]
+    known["prompts"] = known.pop(prompt_column(prompts))
+    chat = not isinstance(known["prompts"], str)
+    known["completions"] = [{"role": "assistant", "content": text}] if chat else text
+    known["completion_ids"] = list(range(len(text)))  # as many as there would be at most
+    return {name: [known.get(name, "")] for name in reward.arguments}
+
+
+def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding]:
+    """Of a reward that is not loaded here: its settings by name, the judge's endpoint, the reward model's folder."""
+    where = f"params.yaml: score.rewards.{name}.settings"
+    parameters = inspect.signature(REWARDS[reward.function]).parameters
+    for key in reward.settings:
+        if key not in parameters:
+            return [Finding("error", THEME, f"{reward.function} has no such setting", f"{where}.{key}")]
+    if "model" not in reward.settings:
+        return [Finding("error", THEME, f"missing; {reward.function} needs the name of a model", f"{where}.model")]
+    if reward.function == "judge" and not (project.launch.score.judge_endpoint or os.environ.get(ENDPOINT)):
+        text = f"missing; score.rewards.{name} asks a judge there, such as http://127.0.0.1:8000/v1 (docs/judges.md)"
+        return [Finding("error", THEME, text, "launch.yaml: score.judge_endpoint")]
+    folder = Path(str(reward.settings["model"]))
+    if reward.function == "reward_model" and folder.is_dir():
+        try:
+            read_model(folder)
+        except UserError as error:
+            return [refusal(THEME, UserError(f"{where}.model: {error.message}"))]
+    return []
+
+
+def _weight_findings(project: Project) -> list[Finding]:
+    rewards, correct = project.params.score.rewards, project.params.evaluate.correct
+    if not any(reward.weight for reward in rewards.values()):
+        text = "every weight is 0: all rewards are equal, and no group can train; give one a weight"
+        return [Finding("error", THEME, text, "params.yaml: score.rewards")]
+    if correct is not None and rewards[correct].weight < 0:
+        text = f"{rewards[correct].weight:g}: trains away from what evaluate.correct counts as right"
+        return [Finding("warning", THEME, text, f"params.yaml: score.rewards.{correct}.weight")]
+    return []

@@ -1,0 +1,114 @@
+"""Prompts in the base policy's own tokens: lengths against the context, the chat template, and the end of a turn."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gift.doctor.findings import Finding, refusal
+from gift.doctor.prompts import Prompts
+from gift.doctor.settings import Project
+from gift.errors import UserError
+from gift.params import Sampling
+from gift.policy import load_tokenizer, max_model_len
+from gift.rollouts import encode_prompts
+from gift.tables.prompts import prompt_column
+from gift.templates import chat_findings, end_token_ids
+
+THEME = "tokens"
+WHERE = "params.yaml: base.model"
+MOST_PROMPTS = 20_000
+"""Of each table are cut into tokens, evenly taken, so that the doctor ends within a minute."""
+
+
+def token_findings(project: Project, folder: Path | None, prompts: Prompts) -> list[Finding]:
+    """Everything below; `folder` None: the embedded model, whose tokenizer is known before it is trained."""
+    params = project.params
+    if folder is None:
+        from gift.sft import CONTEXT, make_tokenizer
+
+        tokenizer, context = make_tokenizer(), CONTEXT
+    else:
+        try:
+            tokenizer, context = load_tokenizer(folder), 0
+        except (UserError, OSError, ValueError) as error:
+            return [Finding("error", THEME, f"the tokenizer does not load ({str(error).splitlines()[0]})", WHERE)]
+    try:
+        train, ends, opening = _split_findings(project, tokenizer, folder, context, prompts.train, "generate")
+        findings = [*train, *_split_findings(project, tokenizer, folder, context, prompts.eval, "evaluate")[0]]
+    except UserError as error:
+        return [refusal(THEME, error)]
+    if prompt_column(prompts.train) == "messages":
+        odd = chat_findings(
+            tokenizer, ends, opening, params.prepare.chat_template_kwargs, folder or Path(params.base.model)
+        )
+        findings += [Finding("warning", THEME, line) for line in odd]
+        return [*findings, *_think_findings(project, opening)]
+    if not ends:
+        text = "the model names no end token: every completion runs to max_tokens"
+        findings.append(Finding("warning", THEME, text, "params.yaml: generate.stop_tokens"))
+    if tokenizer.chat_template:
+        text = "false: the model has a chat template, and an instruct model seldom saw plain text; set it to true"
+        findings.append(Finding("warning", THEME, f"{text}, unless this is meant", "params.yaml: prepare.chat"))
+    return findings
+
+
+def _split_findings(
+    project: Project, tokenizer: Any, folder: Path | None, context: int, table: pa.Table, section: str
+) -> tuple[list[Finding], list[int], str]:
+    """Of the prompts of one section; and, as the stage will have them, the end tokens and what opens an answer."""
+    params = project.params
+    sampling = params.generate if section == "generate" else params.evaluate
+    room, ends = sampling.max_model_len or context, [tokenizer.eos_token_id]
+    if folder is not None:
+        room = max_model_len(folder, sampling.max_model_len, section)
+        ends = end_token_ids(folder, tokenizer, sampling.stop_tokens, f"{section}.stop_tokens")
+    variables = params.prepare.chat_template_kwargs
+    encoded, opening = encode_prompts(tokenizer, _some(table), variables, folder or Path(params.base.model))
+    findings: list[Finding] = []
+    if folder is None or sampling.max_tokens < room:  # else model_findings has said it
+        findings += _length_findings(encoded, sampling, room, section)
+    num_unknown = sum(tokenizer.unk_token_id in ids for ids in encoded.values())
+    if num_unknown:
+        text = f"{num_unknown:,} of {len(encoded):,} {section} prompts hold characters that the tokenizer does not know"
+        findings.append(Finding("warning", THEME, text, WHERE))
+    return findings, ends, opening
+
+
+def _length_findings(encoded: dict[str, list[int]], sampling: Sampling, context: int, section: str) -> list[Finding]:
+    """Whether prompts leave room for the longest completion."""
+    lengths = sorted(map(len, encoded.values()))
+    room = context - sampling.max_tokens
+    num_long = sum(length > room for length in lengths)
+    if not num_long:
+        text = (
+            f"{section}: prompts of up to {lengths[-1]:,} tokens, 99% up to {lengths[len(lengths) * 99 // 100]:,}; "
+            f"there is room for {room:,} ({context:,} of context - {sampling.max_tokens:,} of completion)"
+        )
+        return [Finding("ok", THEME, text)]
+    drop = sampling.long_prompts == "drop"
+    share = f"{num_long:,} of {len(lengths):,} prompts are longer than {room:,} tokens"
+    remedy = "are left out" if drop else f"{section} will stop; lower {section}.max_tokens, or set long_prompts to drop"
+    where = f"params.yaml: {section}.max_tokens"
+    return [Finding("warning" if drop else "error", THEME, f"{sampling.max_tokens}: {share}: {remedy}", where)]
+
+
+def _think_findings(project: Project, opening: str) -> list[Finding]:
+    """What the chat template says before a completion begins."""
+    if not opening.rstrip().endswith("<think>"):
+        return [Finding("ok", THEME, f"chat template: an answer begins after {opening!r}")]
+    text = "its chat template opens <think> itself: completions begin inside it, and a reward must not ask for the tag"
+    strict = [name for name, each in project.params.score.rewards.items() if _wants_think(each.settings)]
+    if not strict:
+        return [Finding("note", THEME, text, WHERE)]
+    return [Finding("warning", THEME, f"{text}, as score.rewards.{strict[0]} does", WHERE)]
+
+
+def _wants_think(settings: dict[str, Any]) -> bool:
+    """A whole-text pattern that begins with the tag would give 0 to every completion."""
+    return str(settings.get("pattern", "")).lstrip("^").startswith("<think>")
+
+
+def _some(table: pa.Table) -> pa.Table:
+    step = -(-table.num_rows // MOST_PROMPTS)
+    return table if step <= 1 else table.take(list(range(0, table.num_rows, step)))

@@ -1,0 +1,34 @@
+"""Check settings, data, rewards and machine before any other stage works; the output says nothing but ok."""
+
+import os
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.doctor.findings import closing, counts, report
+from gift.doctor.quick import quick_findings
+from gift.errors import UserError
+from gift.work import refuse_existing
+
+
+@click.command()
+@click.argument("out", type=Path)
+def main(out: Path) -> None:
+    """Errors end the run here. OUT has the same bytes whenever there is none, so that nothing after it runs again."""
+    console.quiet()
+    refuse_existing(out)
+    findings = quick_findings()
+    for line in report([finding for finding in findings if finding.level in ("warning", "error")]):
+        click.echo(line, err=True)
+    click.echo(closing(findings))
+    if counts(findings)["error"]:
+        raise UserError("a later stage would stop: mend the errors above; `gift doctor` checks more, and tells all")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".tmp")
+    partial.write_text("ok\n", encoding="utf-8")
+    os.replace(partial, out)
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,944 @@
+"""The doctor on a project with one thing broken: it must find that, say where, and find nothing else."""
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mini
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+from gift.cli import main as cli
+from gift.doctor.findings import Finding, refusal
+from gift.doctor.full import full_findings
+from gift.doctor.machine import Gpus, find_gpus, machine_findings, package_findings
+from gift.doctor.memory import memory_findings, training_bytes
+from gift.doctor.model import CPU_HEAD_SIZES, Model, embedded, find_model, model_findings
+from gift.doctor.quick import quick_findings
+from gift.doctor.rewards import GRADED
+from gift.doctor.settings import Project, read_project
+from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
+from gift.errors import UserError
+from gift.params import ArithmeticBase
+from gift.rewards.names import REWARDS
+from gift.tables.prompts import prompts_table, write_prompts
+from stages.doctor import main as stage
+
+Damage = Callable[[], None]
+REWARD = (
+    '"""A reward made for a test."""\n\n\ndef reward(completions, {columns}**rest):\n'
+    "    return [{value} for completion in completions]\n"
+)
+SHAPES = {
+    "model.embed_tokens.weight": (19, 64),
+    "model.layers.0.self_attn.q_proj.weight": (64, 64),
+    "model.layers.0.mlp.down_proj.weight": (64, 192),
+    "model.norm.weight": (64,),
+}
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature as a clone would have it; nothing was run yet. Its lock is one package, at the version here."""
+    folder = mini.make_project(tmp_path_factory.mktemp("healthy"))
+    (folder / ".dvc").mkdir()
+    shutil.copyfile(mini.ROOT / ".dvc/config", folder / ".dvc/config")
+    mini.run(["git", "init", "-q"], folder, mini.environment())
+    for name in ("cpu.txt", "gpu.txt"):
+        (folder / "requirements" / name).write_text(f"click=={version('click')}\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def project(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to be broken, on a machine without a GPU, a hub or SLURM."""
+    folder = Path(shutil.copytree(healthy, tmp_path / "project"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("SLURM_JOB_NODELIST", "GIFT_JUDGE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def serious(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level in ("warning", "error")]
+
+
+# --- damages ----------------------------------------------------------------------------------------------------------
+
+
+def params(**changes: Any) -> Damage:
+    return lambda: mini.write_params(Path(), changes)
+
+
+def text(name: str, content: str) -> Damage:
+    def damage() -> None:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content, encoding="utf-8")
+
+    return damage
+
+
+def append(name: str, content: str) -> Damage:
+    return lambda: text(name, Path(name).read_text(encoding="utf-8") + content)()
+
+
+def without(name: str) -> Damage:
+    return lambda: shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
+
+
+def together(*damages: Damage) -> Damage:
+    return lambda: [damage() for damage in damages] and None
+
+
+def rewards(**functions: dict[str, Any]) -> Damage:
+    return params(score={"rewards": functions}, evaluate={"correct": next(iter(functions))})
+
+
+def own_reward(value: str, columns: str = "") -> Damage:
+    """The only reward is a user's, whose value for a completion is this expression."""
+    return together(
+        text("rewards/own.py", REWARD.format(value=value, columns=columns)),
+        rewards(own={"function": "rewards/own.py:reward"}),
+    )
+
+
+def local_model(config: dict[str, Any] | None = None, *left_out: str, **changes: Any) -> Damage:
+    """base.model is a folder with a model's files, as small as they can be."""
+
+    def damage() -> None:
+        folder = Path("model")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
+        save_file({name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}, folder / "model.safetensors")
+        (folder / "tokenizer.json").write_text("{}")
+        for name in left_out:
+            (folder / name).unlink()
+        mini.write_params(Path(), {"base": {"model": "model"}, "update": {"lr": 1e-5, **changes}})
+
+    return damage
+
+
+def source(rows: list[dict[str, Any]], **prepare: Any) -> Damage:
+    """Prompts from a local file."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    return together(
+        text("sources/rows.jsonl", lines),
+        params(prepare={"source": "sources/rows.jsonl", "num_train": None, "num_eval": 60, **prepare}),
+    )
+
+
+def problems(num: int = 200, **changes: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"{1 + n % 9}+{n}=", "answer": str(1 + n % 9 + n), **changes} for n in range(num)]
+
+
+def cut() -> None:
+    path = Path("model/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+# --- what the quick check must find -----------------------------------------------------------------------------------
+
+Case = tuple[Damage, str, str, tuple[str, ...]]
+"""How it is broken; level and place of the one finding, and words in it."""
+QUICK: dict[str, Case] = {
+    "a misspelt key": (
+        params(generate={"temprature": 1.0}),
+        "error",
+        "params.yaml: generate.temprature",
+        ("did you mean 'temperature'?",),
+    ),
+    "a misspelt key of launch.yaml": (
+        text("launch.yaml", "update: {zero_stag: 1}\n"),
+        "error",
+        "launch.yaml: update.zero_stag",
+        ("did you mean 'zero_stage'?",),
+    ),
+    "invalid YAML": (text("params.yaml", "seed: 0\nprepare: ]\n"), "error", "params.yaml:2", ("not valid YAML",)),
+    "bfloat16 without ZeRO": (
+        together(params(update={"dtype": "bfloat16"}), text("launch.yaml", "update: {zero_stage: 0}\n")),
+        "error",
+        "launch.yaml: update.zero_stage",
+        ("use zero_stage 1",),
+    ),
+    "two processes in one": (
+        text("launch.yaml", "update: {num_processes: 2}\n"),
+        "error",
+        "launch.yaml: update.num_processes",
+        ("in_process runs one",),
+    ),
+    "a key that DeepSpeed would take and we own": (
+        text("launch.yaml", "update: {deepspeed: {gradient_clipping: 1.0}}\n"),
+        "error",
+        "launch.yaml: update.deepspeed.gradient_clipping",
+        ("update.max_grad_norm",),
+    ),
+    "a round named by a number": (
+        text("rounds.yaml", "rounds:\n  1: {from: base}\n"),
+        "error",
+        "rounds.yaml: rounds.1",
+        ("must be a text", "r1"),
+    ),
+    "a round from nowhere": (
+        text("rounds.yaml", "rounds:\n  r1: {from: base}\n  r2: {from: r3}\n"),
+        "error",
+        "rounds.yaml: rounds.r2.from",
+        ("there are base, r1, r2",),
+    ),
+    "rounds in a circle": (
+        text("rounds.yaml", "rounds:\n  r1: {from: r2}\n  r2: {from: r1}\n"),
+        "error",
+        "rounds.yaml: rounds.r1",
+        ("circle (r1, r2)",),
+    ),
+    "a round without a parent": (
+        text("rounds.yaml", "rounds:\n  r1: base\n"),
+        "error",
+        "rounds.yaml: rounds.r1",
+        ("{from: base}",),
+    ),
+    "a name that is no folder": (
+        text("rounds.yaml", "rounds:\n  ../r1: {from: base}\n"),
+        "error",
+        "rounds.yaml: rounds.../r1",
+        ("letters, digits",),
+    ),
+    "no round": (text("rounds.yaml", "rounds: {}\n"), "error", "rounds.yaml: rounds", ("a line a round",)),
+    "a key of a round that nothing reads": (
+        together(params(update={"warmup_steps": 0}), text("rounds.yaml", "rounds:\n  r1: {from: base, lr: 1}\n")),
+        "warning",
+        "rounds.yaml: rounds.r1.lr",
+        ("remove it",),
+    ),
+    "a token in a comment": (
+        append("rounds.yaml", "# hf_" + "aB3" * 8 + "\n"),
+        "error",
+        "rounds.yaml:7",
+        ("revoke", "environment"),
+    ),
+    "a password of the remote": (
+        append(".dvc/config", "['remote \"store\"']\n    ask_password = true\n    password = hunter22\n"),
+        "error",
+        ".dvc/config:9",
+        ("--local",),
+    ),
+    "steps larger than a round": (
+        params(update={"groups_per_step": 17, "warmup_steps": 0}),
+        "warning",
+        "params.yaml: update.groups_per_step",
+        ("a round has only 16 groups",),
+    ),
+    "steps far from the size asked for": (
+        params(update={"groups_per_step": 11, "warmup_steps": 0}),
+        "warning",
+        "params.yaml: update.groups_per_step",
+        ("does not divide the 16 groups of a round: its steps have 16",),
+    ),
+    "groups of two": (
+        params(generate={"group_size": 2}),
+        "warning",
+        "params.yaml: generate.group_size",
+        ("8 or 16 are usual",),
+    ),
+    "warm-up without end": (
+        params(update={"warmup_steps": 32}),
+        "warning",
+        "params.yaml: update.warmup_steps",
+        ("all 4 rounds of the chain have 32 optimizer steps",),
+    ),
+    "a decay that ends before the last round": (
+        params(update={"lr_schedule": "linear", "schedule_steps": 24}),
+        "warning",
+        "params.yaml: update.schedule_steps",
+        ("r4 would be refused", "optimizer steps 25 to 32"),
+    ),
+    "no room for a prompt": (
+        params(generate={"max_model_len": 24}),
+        "error",
+        "params.yaml: generate.max_tokens",
+        ("no room for a prompt", "= 24"),
+    ),
+    "more prompts than there are": (
+        params(generate={"prompts_per_round": 66}),
+        "error",
+        "params.yaml: generate.prompts_per_round",
+        ("only 64 training prompts",),
+    ),
+    "shorter answers than in training": (
+        params(evaluate={"max_tokens": 12}),
+        "warning",
+        "params.yaml: evaluate.max_tokens",
+        ("less than generate.max_tokens = 24",),
+    ),
+    "sampler and trainer in two dtypes": (
+        params(update={"dtype": "bfloat16"}),
+        "warning",
+        "params.yaml: generate.dtype",
+        ("reference.max_mean_gap = 0.02",),
+    ),
+    "almost greedy": (
+        params(generate={"temperature": 0.1}),
+        "warning",
+        "params.yaml: generate.temperature",
+        ("without spread",),
+    ),
+    "an adapter's rate for the whole model": (
+        together(local_model(), params(update={"lr": 2e-4})),
+        "warning",
+        "params.yaml: update.lr",
+        ("1e-6 to 1e-5",),
+    ),
+    "no config": (local_model(None, "config.json"), "error", "params.yaml: base.model", ("config.json is missing",)),
+    "no tokenizer": (local_model(None, "tokenizer.json"), "error", "params.yaml: base.model", ("no tokenizer",)),
+    "pickles only": (
+        together(local_model(None, "model.safetensors"), text("model/pytorch_model.bin", "pickle")),
+        "error",
+        "params.yaml: base.model",
+        ("pickles only", "save_pretrained"),
+    ),
+    "a Git LFS pointer": (
+        together(local_model(), text("model/model.safetensors", "version https://git-lfs.github.com/spec/v1\n")),
+        "error",
+        "params.yaml: base.model",
+        ("git lfs pull",),
+    ),
+    "weights cut off": (together(local_model(), cut), "error", "params.yaml: base.model", ("cut off",)),
+    "a part of the weights missing": (
+        together(
+            local_model(),
+            text("model/model.safetensors.index.json", '{"weight_map": {"a": "model-2.safetensors"}}'),
+        ),
+        "error",
+        "params.yaml: base.model",
+        ("1 of 1 weight files are missing, model-2.safetensors first",),
+    ),
+    "more context than the model has": (
+        together(local_model(), params(generate={"max_model_len": 513})),
+        "error",
+        "params.yaml: generate.max_model_len",
+        ("the policy's context is 512 tokens",),
+    ),
+    "a classifier": (
+        local_model({"architectures": ["Qwen3ForSequenceClassification"]}),
+        "error",
+        "params.yaml: base.model",
+        ("no causal language model",),
+    ),
+    "a model that bends its logits": (
+        local_model({"final_logit_softcapping": 30.0}),
+        "error",
+        "params.yaml: base.model",
+        ("final_logit_softcapping=30.0",),
+    ),
+    "quantized weights": (
+        local_model({"quantization_config": {"bits": 4}}),
+        "error",
+        "params.yaml: base.model",
+        ("quantized",),
+    ),
+    "dropout under gradient checkpointing": (
+        together(
+            local_model({"attention_dropout": 0.1}), text("launch.yaml", "update: {gradient_checkpointing: true}\n")
+        ),
+        "error",
+        "launch.yaml: update.gradient_checkpointing",
+        ("attention_dropout=0.1",),
+    ),
+    "an adapter on the head": (
+        local_model(lora={"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "embed_tokens"]}),
+        "error",
+        "params.yaml: update.lora.target_modules",
+        ("'embed_tokens' is not (only) linear layers", "choose from down_proj, q_proj"),
+    ),
+    "an adapter on nothing": (
+        local_model(lora={"r": 2, "lora_alpha": 4, "target_modules": ["k_prj"]}),
+        "error",
+        "params.yaml: update.lora.target_modules",
+        ("'k_prj' fits no module",),
+    ),
+    "no such model folder": (
+        params(base={"model": "./models/mine"}, update={"lr": 1e-5}),
+        "error",
+        "params.yaml: base.model",
+        ("no such folder, and no hub id",),
+    ),
+    "heads that do not share the width": (
+        params(base={"arithmetic": {"num_heads": 3}}),
+        "error",
+        "params.yaml: base.arithmetic.num_heads",
+        ("hidden_size = 64",),
+    ),
+    "heads too small for vLLM on a CPU": (
+        params(base={"arithmetic": {"num_heads": 4}}, generate={"engine": "vllm"}, evaluate={"engine": "vllm"}),
+        "error",
+        "params.yaml: generate.engine",
+        ("the model's are 16",),
+    ),
+    "an unknown reward": (
+        rewards(answer={"function": "arithmetic_anser"}),
+        "error",
+        "params.yaml: score.rewards.answer.function",
+        ("did you mean 'arithmetic_answer'?",),
+    ),
+    "a reward's file that is not there": (
+        rewards(own={"function": "rewards/none.py:reward"}),
+        "error",
+        "params.yaml: score.rewards.own.function",
+        ("no such file", "rewards/example.py"),
+    ),
+    "a reward's file that does not import": (
+        together(
+            text("rewards/own.py", "import nothing_like_it\n"), rewards(own={"function": "rewards/own.py:reward"})
+        ),
+        "error",
+        "params.yaml: score.rewards.own.function",
+        ("cannot be imported", "nothing_like_it", "rewards/own.py:1"),
+    ),
+    "a setting that a reward does not have": (
+        rewards(answer={"function": "arithmetic_answer", "settings": {"tolerance": 0.1}}),
+        "error",
+        "params.yaml: score.rewards.answer.settings.tolerance",
+        ("no such setting",),
+    ),
+    "a reward that wants a column": (
+        own_reward("0.0", "level, "),
+        "error",
+        "params.yaml: score.rewards.own.function",
+        ("missing a required argument: 'level'", "prompts, completions, completion_ids, prompt_id, answer"),
+    ),
+    "a setting that a judge does not have": (
+        rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"modle": "m"}}),
+        "error",
+        "params.yaml: score.rewards.judge.settings.modle",
+        ("judge has no such setting",),
+    ),
+    "a judge that answers nowhere": (
+        rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"model": "m"}}),
+        "error",
+        "launch.yaml: score.judge_endpoint",
+        ("http://127.0.0.1:8000/v1",),
+    ),
+    "a reward model without weights": (
+        together(
+            text("judge/config.json", "{}"),
+            rewards(
+                answer={"function": "arithmetic_answer"},
+                taste={"function": "reward_model", "settings": {"model": "judge"}},
+            ),
+        ),
+        "error",
+        "params.yaml: score.rewards.taste.settings.model",
+        ("no *.safetensors weights",),
+    ),
+    "a reward model that is to say what is right": (
+        rewards(taste={"function": "reward_model", "settings": {"model": "nobody/taste"}}),
+        "error",
+        "params.yaml: evaluate.correct",
+        ("reward_model is graded",),
+    ),
+    "rewards without weight": (
+        rewards(answer={"function": "arithmetic_answer", "weight": 0.0}),
+        "error",
+        "params.yaml: score.rewards",
+        ("no group can train",),
+    ),
+    "training away from right answers": (
+        rewards(answer={"function": "arithmetic_answer", "weight": -1.0}),
+        "warning",
+        "params.yaml: score.rewards.answer.weight",
+        ("trains away",),
+    ),
+    "no such source": (
+        params(prepare={"source": "sources/none.jsonl"}),
+        "error",
+        "params.yaml: prepare.source",
+        ("no such file",),
+    ),
+    "a column that is mapped and not there": (
+        source(problems(), columns={"prompt": "question"}),
+        "error",
+        "params.yaml: prepare.columns.prompt",
+        ("prompt, answer",),
+    ),
+    "no git": (without(".git"), "error", "", ("git init",)),
+    "no DVC": (without(".dvc"), "error", "", ("dvc init",)),
+    "a cache that is a file": (text(".dvc/cache", ""), "error", ".dvc/config: cache.dir", ("cannot be written",)),
+    "code that is gone": (without("gift/merge.py"), "ok", "", ("dvc.yaml are there",)),
+    "code of a stage that is gone": (without("gift/head.py"), "error", "dvc.yaml: stages", ("gift/head.py",)),
+    "no hostfile": (
+        text("launch.yaml", "update: {launcher: deepspeed, launcher_args: [--hostfile=hosts]}\n"),
+        "error",
+        "launch.yaml: update.launcher_args",
+        ("hosts: no such file",),
+    ),
+    "a hostfile of another kind": (
+        together(
+            text("launch.yaml", "update: {launcher: deepspeed, launcher_args: [--hostfile, hosts]}\n"),
+            text("hosts", "node1 slots=8\nnode2:8\n"),
+        ),
+        "error",
+        "hosts:2",
+        ("'node2:8'", "node1 slots=8"),
+    ),
+    "more processes than slots": (
+        together(
+            text("launch.yaml", "update: {launcher: deepspeed, num_processes: 9, launcher_args: [-H, hosts]}\n"),
+            text("hosts", "# ours\nnode1 slots=8\n"),
+        ),
+        "error",
+        "launch.yaml: update.num_processes",
+        ("node1 has 8 slots",),
+    ),
+    "no SLURM": (text("launch.yaml", "update: {launcher: srun}\n"), "error", "launch.yaml: update.launcher", ("PATH",)),
+    "a package that is not as locked": (
+        text("requirements/cpu.txt", "click==0.1\n"),
+        "note",
+        "requirements/cpu.txt",
+        (f"click {version('click')} (locked 0.1)",),
+    ),
+}
+
+
+def quick(damage: Damage) -> list[Finding]:
+    damage()
+    return quick_findings()
+
+
+def one_of(findings: list[Finding], level: str, where: str, words: tuple[str, ...]) -> None:
+    """There is this finding, and no other that is as serious as a warning."""
+    found = [
+        each for each in findings if each.level == level and each.where == where and all(w in each.text for w in words)
+    ]
+    assert len(found) == 1, findings
+    assert [each for each in serious(findings) if each not in found] == []
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_quick_check_finds_what_is_broken_and_nothing_else(name: str) -> None:
+    damage, level, where, words = QUICK[name]
+    one_of(quick(damage), level, where, words)
+
+
+def test_a_healthy_project_gives_no_warning() -> None:
+    findings = full_findings()
+    assert serious(findings) == []
+    assert {finding.theme for finding in findings if finding.level == "ok"} == {
+        *("settings", "batches", "data", "model", "memory", "rewards", "machine", "storage", "tokens")
+    }
+
+
+def test_the_shipped_settings_give_no_warning() -> None:
+    for name in ("params.yaml", "launch.yaml"):
+        shutil.copyfile(mini.ROOT / name, name)
+    assert serious(full_findings()) == []
+
+
+# --- what only the full check sees ------------------------------------------------------------------------------------
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_model(template: str = CHATML, end: str = "<|im_end|>") -> Damage:
+    """A local model with a real tokenizer, whose completions end with the token `end`."""
+
+    def damage() -> None:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        local_model()()
+        words = ["<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", *map(chr, range(32, 127)), "\n"]
+        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        specials = ["<|im_start|>", "<|im_end|>"]
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token=end, unk_token="<unk>", additional_special_tokens=specials
+        )
+        made.chat_template = template
+        made.save_pretrained("model")
+        ids = {"eos_token_id": words.index(end)}
+        Path("model/generation_config.json").write_text(json.dumps(ids))
+        Path("model/config.json").write_text(json.dumps({**CONFIG, **ids}))
+
+    return damage
+
+
+CHAT = params(prepare={"chat": True})
+GSM8K = {"function": "gsm8k_answer"}
+FULL: dict[str, Case] = {
+    "a reward that everything gets": (
+        own_reward("1.0"),
+        "error",
+        "params.yaml: score.rewards.own",
+        ("does not tell a gold answer from garbage", "'' 1", "'asdf' 1"),
+    ),
+    "a reward that no form of the answer gets": (
+        own_reward("float(completion == 'the answer')"),
+        "error",
+        "params.yaml: score.rewards.own",
+        ("does not tell a gold answer from garbage",),
+    ),
+    "a reward that any number gets": (
+        own_reward("float(completion.lstrip('-').isdigit())"),
+        "error",
+        "params.yaml: score.rewards.own",
+        ("another row's gold 1",),
+    ),
+    "a reward that fails on gold answers": (
+        own_reward("float(int(completion) > len(rest['level']))"),
+        "error",
+        "params.yaml: score.rewards.own",
+        ("fails for 8 of 8 rows whatever the completion", "error: KeyError: 'level'"),
+    ),
+    "a reward that fails without text": (
+        own_reward("float(completion[0] == '#' and completion[1:] == rest['answer'][0])"),
+        "warning",
+        "params.yaml: score.rewards.own",
+        ("fails for the completion ''", "IndexError"),
+    ),
+    "a right answer worth 5": (
+        own_reward("5.0 * (completion == rest['answer'][0])"),
+        "error",
+        "params.yaml: evaluate.correct",
+        ("gave 5", "1 for a right answer"),
+    ),
+    "a gold answer that is no number": (
+        together(
+            source([row | {"answer": "many"} if number % 2 else row for number, row in enumerate(problems())]),
+            rewards(answer=GSM8K),
+        ),
+        "warning",
+        "params.yaml: score.rewards.answer",
+        ("whatever the completion", "does not hold one number"),
+    ),
+    "prompts that do not fit": (
+        params(generate={"max_tokens": 30, "max_model_len": 32}),
+        "error",
+        "params.yaml: generate.max_tokens",
+        ("64 of 64 prompts are longer than 2 tokens",),
+    ),
+    "characters that the tokenizer does not know": (
+        source([{**row, "prompt": row["prompt"].replace("+", "×")} for row in problems()]),
+        "warning",
+        "params.yaml: base.model",
+        ("140 of 140 generate prompts hold characters",),
+    ),
+    "empty answers": (
+        source([*problems(150), *({**row, "prompt": row["prompt"] + " "} for row in problems(50, answer=" "))]),
+        "warning",
+        "data/prompts/train.parquet",
+        ("column 'answer' is empty in",),
+    ),
+    "the same prompt again": (
+        source([*problems(150), *({**row, "prompt": row["prompt"] + " "} for row in problems(50))]),
+        "warning",
+        "data/prompts/train.parquet",
+        ("repeat another",),
+    ),
+    "prompts of eval in train": (
+        together(
+            text("sources/eval.jsonl", json.dumps({"prompt": "1+0= ", "answer": "1"}) + "\n"),
+            source(problems(), eval_source="sources/eval.jsonl", num_eval=1),
+        ),
+        "warning",
+        "data/prompts/eval.parquet",
+        ("1 of 1 eval prompts are in train too", "'1+0='"),
+    ),
+    "a chat without a template": (
+        CHAT,
+        "error",
+        "",
+        ("no chat template", "prepare.chat"),
+    ),
+    "plain text for a chat model": (chat_model(), "warning", "params.yaml: prepare.chat", ("set it to true",)),
+    "a turn that never ends": (
+        together(chat_model(end="<|endoftext|>"), CHAT),
+        "warning",
+        "",
+        ("ends an answer with <|im_end|>, which ends no completion", "stop_tokens: ['<|im_end|>']"),
+    ),
+    "a template that opens no answer": (
+        together(chat_model(CHATML.partition("{% if")[0]), CHAT),
+        "warning",
+        "",
+        ("adds nothing before an answer",),
+    ),
+    "a format that asks for a tag which is there": (
+        together(
+            chat_model(CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")),
+            CHAT,
+            params(
+                score={
+                    "rewards": {
+                        "answer": {"function": "arithmetic_answer"},
+                        "form": {"function": "text_format", "settings": {"pattern": "<think>.*</think>.*"}},
+                    }
+                }
+            ),
+        ),
+        "warning",
+        "params.yaml: base.model",
+        ("opens <think> itself", "as score.rewards.form does"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_full_check_finds_what_is_broken(name: str) -> None:
+    damage, level, where, words = FULL[name]
+    damage()
+    findings = full_findings()
+    found = [each for each in findings if each.level == level and each.where == where]
+    assert [each for each in found if all(word in each.text for word in words)], findings
+
+
+def test_a_chat_model_that_is_right_gives_no_warning() -> None:
+    chat_model()()
+    CHAT()
+    assert serious(full_findings()) == []
+
+
+# --- single checks ----------------------------------------------------------------------------------------------------
+
+
+def settings(launch: dict[str, Any] | None = None, **changes: Any) -> Project:
+    """The miniature's settings, changed."""
+    mini.write_params(Path(), changes)
+    Path("launch.yaml").write_text(json.dumps(launch or {}))
+    project, findings = read_project()
+    assert project is not None, findings
+    return project
+
+
+def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "null"):
+        (tmp_path / name).touch()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 81559\necho 40960\n")
+    tool.chmod(0o755)
+    assert find_gpus(tmp_path) == Gpus(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert find_gpus(tmp_path) == Gpus(1, 40960 * 2**20)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert find_gpus(tmp_path).count == 2
+
+
+@pytest.mark.parametrize(
+    ("launch", "gpus", "level", "where"),
+    [
+        ({"update": {"launcher": "deepspeed", "num_processes": 4}}, 2, "error", "launch.yaml: update.num_processes"),
+        ({"update": {"launcher": "deepspeed", "num_processes": 2}}, 2, None, ""),
+        ({}, 2, "note", "launch.yaml: update.launcher"),
+        ({}, 1, None, ""),
+    ],
+)
+def test_a_launch_profile_is_held_against_the_gpus(launch: dict[str, Any], gpus: int, level: str, where: str) -> None:
+    found = [each for each in machine_findings(settings(launch), Gpus(gpus)) if each.level != "ok"]
+    assert [(each.level, each.where) for each in found] == ([(level, where)] if level else [])
+
+
+def test_tensor_parallel_needs_gpus_and_a_divisor_of_the_heads() -> None:
+    def found(number: int, gpus: int) -> list[tuple[str, str]]:
+        sampling = {"generate": {"tensor_parallel_size": number}}
+        project = settings(sampling, generate={"engine": "vllm"}, evaluate={"engine": "vllm"})
+        model = Model({"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}, {})
+        findings = [*machine_findings(project, Gpus(gpus)), *model_findings(project, model, gpus)]
+        return [(each.level, each.where.split(".")[-1]) for each in serious(findings)]
+
+    assert found(2, 2) == []
+    assert found(4, 8) == [("error", "tensor_parallel_size")]  # 14 heads
+    assert found(14, 8) == [("error", "tensor_parallel_size")]  # 8 GPUs
+    assert found(2, 0) == [("warning", "tensor_parallel_size")]  # perhaps on another machine
+
+
+def test_a_missing_package_is_an_error_where_the_project_asks_for_it() -> None:
+    lock = Path("requirements/cpu.txt")
+    lock.write_text(f"click=={version('click')}\nno-such-thing==1.0\nvllm-cpu-none==1.0\n")
+    assert [each.level for each in package_findings({"transformers"})] == ["note"]
+    project = Path("pyproject.toml")
+    project.write_text('[project]\ndependencies = ["no_such.thing==1.0", "click==0.1"]\n')
+    (finding,) = package_findings({"transformers"})
+    assert (finding.level, finding.where) == ("error", str(lock))
+    assert "no-such-thing" in finding.text
+    lock.write_text("click==0.1\n")
+    assert [each.level for each in package_findings({"transformers"})] == ["warning"]
+
+
+def test_memory_is_counted_by_hand() -> None:
+    """A model of 1000 parameters on 2 ranks: bytes of weights, gradients and state a rank."""
+    model = Model({}, {"layer.weight": (20, 50)})
+    deepspeed = {"launcher": "deepspeed", "num_processes": 2}
+    bytes_of = {
+        stage: training_bytes(
+            settings({"update": {**deepspeed, "zero_stage": stage}}, update={"dtype": "bfloat16"}), model, 2
+        )
+        for stage in (1, 2, 3)
+    }
+    assert bytes_of == {1: 2000 + 4000 + 6000, 2: 2000 + 2000 + 6000, 3: 1000 + 2000 + 6000}
+    assert training_bytes(settings({"update": {"zero_stage": 0}}, update={"dtype": "float32"}), model, 1) == 16_000
+    lora = settings({"update": {"zero_stage": 0}}, update={"lora": {"r": 2, "lora_alpha": 4}})
+    assert model.num_trained(lora) == 2 * (20 + 50)
+    small, large = (memory_findings(lora, model, Gpus(1, memory)) for memory in (5000, 10**9))
+    assert [each.where for each in serious(small)] == ["launch.yaml: update.zero_stage"]
+    assert serious(large) == []
+
+
+def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
+    project = settings()
+    model = embedded(project.params.base.arithmetic)
+    policy, tables = round_bytes(project, model)
+    assert policy == model.num_parameters * (4 + STATE_BYTES)
+    assert tables == 20 * (16 * 4 * 24 + 16 * 3 * 24)
+    need = 2 * (policy + tables) * 4
+    levels = [disk_findings(project, model, free)[0].level for free in (policy - 1, need - 1, need)]
+    assert levels == ["error", "warning", "ok"]
+    Path("data/rounds/r1/policy").mkdir(parents=True)
+    assert disk_findings(project, model, need * 3 // 4)[0].level == "ok"
+
+
+def test_the_embedded_model_is_counted_as_it_will_be() -> None:
+    from gift.sft import make_model, make_tokenizer
+
+    shape = ArithmeticBase(hidden_size=64, num_layers=2, num_heads=2)
+    made = {name: tuple(each.shape) for name, each in make_model(shape, make_tokenizer(), 0).named_parameters()}
+    assert embedded(shape).shapes == made
+
+
+def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    path = Path(found.submodule_search_locations[0]) / "v1/attention/backends/cpu_attn.py"
+    function = next(
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
+    )
+    (returned,) = [node for node in function.body if isinstance(node, ast.Return)]
+    assert ast.literal_eval(returned.value or ast.Constant(None)) == list(CPU_HEAD_SIZES)
+
+
+PRESETS = [path for path in sorted((mini.ROOT / "presets").glob("*.yaml")) if not path.name.startswith("launch")]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_gives_no_warning_but_that_its_model_must_be_fetched(preset: Path) -> None:
+    shutil.copyfile(preset, "params.yaml")
+    found = [each for each in serious(quick_findings()) if "bubblewrap" not in each.text or shutil.which("bwrap")]
+    assert [(each.level, each.where) for each in found] == [
+        ("warning", "params.yaml: base.revision"),
+        ("error", "params.yaml: base.model"),  # there is no network here
+    ]
+
+
+@pytest.mark.parametrize("gold", ["12", 12, ["12", "13"], {"ground_truth": "12", "style": "rule"}])
+def test_gold_answers_are_found_in_the_forms_that_data_sets_have(gold: Any) -> None:
+    """A user's reward that compares with any of them: it is right for "12" and for nothing else."""
+    value = "float(completion == '12')"
+    rows = [{"prompt": f"{number}+{12 - number}=", "answer": gold} for number in range(1, 150)]
+    together(source(rows), own_reward(value))()
+    (found,) = [each for each in full_findings() if each.where == "params.yaml: score.rewards.own"]
+    assert (found.level, found.text) == ("ok", "tells gold answers from garbage: gold (x) 1, '' 0, 'asdf' 0")
+
+
+def test_the_functions_that_are_named_exist() -> None:
+    assert set(GRADED) <= REWARDS.keys()
+
+
+def test_a_hub_model_without_a_commit_is_a_warning_and_offline_an_error() -> None:
+    def found(**base: Any) -> list[tuple[str, str]]:
+        return [(each.level, each.where) for each in find_model(settings(base=base))[1]]
+
+    unknown = ("error", "params.yaml: base.model")
+    assert found(model="nobody/no-such-model") == [("warning", "params.yaml: base.revision"), unknown]
+    assert found(model="nobody/no-such-model", revision="0" * 40) == [unknown]
+
+
+def test_columns_of_large_sources_come_from_the_prepared_prompts() -> None:
+    """A hub's data set is not fetched by the quick check; what `prepare` made of it with these settings is read."""
+    project = settings(prepare={"source": "hub:nobody/none", "num_train": None})
+    findings = quick_findings()
+    assert serious(findings) == []
+    assert "not loaded" in " ".join(each.text for each in findings if each.theme == "rewards")
+    metadata = {"settings": project.params.prepare.model_dump(mode="json"), "seed": project.params.seed}
+    for name in ("train", "eval"):
+        path = Path(f"data/prompts/{name}.parquet")
+        rows = [{"prompt_id": f"{name}{n}", "prompt": f"{n}+1=", "level": n} for n in range(64)]
+        write_prompts(path, prompts_table(rows, path), metadata)
+    (finding,) = serious(quick_findings())
+    assert finding.where == "params.yaml: score.rewards.answer.function"
+    assert "missing a required argument: 'answer'" in finding.text
+    mini.write_params(Path(), {"seed": 1})
+    assert serious(quick_findings()) == []  # those prompts are of another seed
+
+
+def test_a_message_of_a_stage_becomes_a_finding_with_its_place() -> None:
+    found = refusal("batches", UserError("params.yaml: update.lr: -1.0: must be greater than 0"))
+    assert found == Finding("error", "batches", "-1.0: must be greater than 0", "params.yaml: update.lr")
+    assert refusal("data", UserError("sources/x.csv:3: not valid CSV")).where == ""
+
+
+# --- the command and the stage ----------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_with_the_errors_last_and_exits_with_1() -> None:
+    done = CliRunner().invoke(cli, ["doctor", "--quick"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1].endswith("0 warnings, 0 errors")
+    mini.write_params(Path(), {"generate": {"group_size": 3}, "score": {"rewards": {"answer": {"function": "none"}}}})
+    done = CliRunner().invoke(cli, ["doctor", "--quick"])
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
+    assert lines[-1].endswith("1 warning, 1 error")
+    assert lines[-2].startswith("error    rewards   params.yaml: score.rewards.answer.function: 'none': unknown reward")
+    assert lines[-3].startswith("warning  batches   params.yaml: generate.group_size: 3: ")
+    assert len({line[9:].split()[0] for line in lines[:-1]}) >= 6
+    made = json.loads(CliRunner().invoke(cli, ["doctor", "--quick", "--json"]).output)
+    assert {"level": "error", "theme": "rewards"}.items() <= made[[row["level"] for row in made].index("error")].items()
+
+
+def test_the_stage_leaves_the_same_bytes_or_nothing() -> None:
+    out = Path("data/doctor.txt")
+    mini.write_params(Path(), {"generate": {"group_size": 3}})
+    done = CliRunner().invoke(stage, [str(out)])
+    assert done.exit_code == 0, done.output
+    assert "generate.group_size" in done.output
+    assert out.read_bytes() == b"ok\n"
+    assert CliRunner().invoke(stage, [str(out)]).exit_code == 1  # it overwrites nothing
+    out.unlink()
+    mini.write_params(Path(), {"generate": {"max_model_len": 4}})
+    done = CliRunner().invoke(stage, [str(out)])
+    assert done.exit_code == 1
+    assert "error    batches  params.yaml: generate.max_tokens" in done.output
+    assert not out.exists()
+
+
+def test_the_quick_check_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from gift.doctor.quick import quick_findings; quick_findings(); "
+        "print(*sys.modules.keys() & {'torch', 'vllm', 'deepspeed', 'transformers', 'datasets', 'dvc'})"
+    )
+    assert mini.run([sys.executable, "-c", script], Path(), mini.environment()).split() == []
