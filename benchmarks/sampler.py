@@ -95,7 +95,8 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
         return engines[-1]
 
     with patch.object(vllm, "LLM", keep):
-        started = start_sampler(PolicyFiles(folder), sampling, 1024, read_launch(ROOT / "launch.yaml").generate)
+        launch = read_launch(ROOT / "launch.yaml").generate
+        started = start_sampler(PolicyFiles(folder), sampling, [tokenizer.eos_token_id], 1024, launch)
     size = rollouts.group_size
     requests = [
         Request(prompt, seed_of("benchmark", row) % 2**31, sampling.temperature)

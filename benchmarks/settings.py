@@ -82,7 +82,8 @@ def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
 def sample(model: Any, params: Params, requests: list[Request], max_tokens: int) -> list[Completion]:
     """Completions of the model in memory, by the pipeline's transformers engine."""
     sampling = params.generate.model_copy(update={"engine": "transformers", "max_tokens": max_tokens})
-    return transformers_sampler(model, sampling, max_num_seqs=256)(requests)
+    ends = [model.generation_config.eos_token_id]
+    return transformers_sampler(model, sampling, ends, max_num_seqs=256)(requests)
 
 
 def evaluate(model: Any, params: Params, tokenizer: Any, held_out: list[dict[str, str]]) -> tuple[float, float]:

@@ -1,9 +1,12 @@
-"""Held-out accuracy and its standard errors, from which answers were right."""
+"""Held-out accuracy and mean reward with their standard errors, over all prompts and by domain."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from gift.errors import UserError
+from gift.tables.prompts import safe_name
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -20,11 +23,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(error)
 
 
-def accuracies(correct: dict[str, dict[int, bool]], k: int) -> dict[str, float]:
+def accuracies(correct: dict[str, dict[int, bool]], k: int, prefix: str = "eval") -> dict[str, float]:
     """`eval/accuracy_greedy`, `eval/avg@k` and `eval/pass@k`, each with its standard error over prompts.
 
     correct: for each prompt, whether sample s is right (0 is the greedy one, 1 .. k the sampled ones). Answers whose
-    reward failed are absent; they count in no mean.
+    reward failed are absent; they count in no mean, and a mean of none is left out.
     """
     greedy = [float(samples[0]) for samples in correct.values() if 0 in samples]
     sampled = [[right for sample, right in samples.items() if sample > 0] for samples in correct.values()]
@@ -33,5 +36,74 @@ def accuracies(correct: dict[str, dict[int, bool]], k: int) -> dict[str, float]:
     passes = [pass_at_k(k, sum(rights), k) for rights in whole]
     numbers = {}
     for name, values in {"accuracy_greedy": greedy, f"avg@{k}": averages, f"pass@{k}": passes}.items():
-        numbers[f"eval/{name}"], numbers[f"eval/{name}_se"] = mean_and_error(values)
+        if values:
+            numbers[f"{prefix}/{name}"], numbers[f"{prefix}/{name}_se"] = mean_and_error(values)
     return numbers
+
+
+def mean_rewards(rewards: dict[str, dict[int, float]], prefix: str = "eval") -> dict[str, float]:
+    """`eval/reward_greedy` and `eval/reward` (over the sampled answers): means with their standard errors over prompts.
+
+    rewards: for each prompt, the reward of sample s (0 is the greedy one). Answers without one are absent.
+    """
+    greedy = [samples[0] for samples in rewards.values() if 0 in samples]
+    sampled = [[reward for sample, reward in samples.items() if sample > 0] for samples in rewards.values()]
+    averages = [sum(each) / len(each) for each in sampled if each]
+    numbers = {}
+    for name, values in {"reward_greedy": greedy, "reward": averages}.items():
+        if values:
+            numbers[f"{prefix}/{name}"], numbers[f"{prefix}/{name}_se"] = mean_and_error(values)
+    return numbers
+
+
+def by_domain(domains: dict[str, str | None]) -> dict[str, set[str]]:
+    """The prompts of each domain, by `eval/<domain>`, the beginning of its metrics; a prompt of none is in none."""
+    found: dict[str, set[str]] = {}
+    for prompt_id, domain in sorted(domains.items()):
+        if domain is not None:
+            found.setdefault(f"eval/{safe_name(domain)}", set()).add(prompt_id)
+    return found
+
+
+def evaluation(
+    prompt_ids: Sequence[str],
+    samples: Sequence[int],
+    rewards: Sequence[float | None],
+    rights: Sequence[float | None] | None,
+    correct: str | None,
+    domains: dict[str, str | None],
+    k: int,
+) -> dict[str, float]:
+    """`accuracies`, `mean_rewards` and `num_prompts` of all answers (`eval/...`) and by domain (`eval/<domain>/...`).
+
+    An answer is a row: its prompt, its sample, its reward and whether it is right (1 or 0), both null where its reward
+    failed. rights: the values of the reward `correct` (evaluate.correct), None without one. domains: of every prompt.
+    """
+    reward_of = _by_prompt(prompt_ids, samples, rewards)
+    right_of = _by_prompt(prompt_ids, samples, rights) if rights is not None else {}
+    for prompt_id, values in right_of.items():
+        wrong = next((value for value in values.values() if value not in (0.0, 1.0)), None)
+        if wrong is not None:
+            raise UserError(
+                f"params.yaml: evaluate.correct: '{correct}' gave {wrong:g} for prompt_id={prompt_id}; it must be a "
+                "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
+            )
+    numbers: dict[str, float] = {}
+    groups = {"eval": set(reward_of)} | by_domain({prompt_id: domains[prompt_id] for prompt_id in reward_of})
+    for prefix, of_it in groups.items():
+        right = {key: {s: value == 1 for s, value in right_of[key].items()} for key in right_of if key in of_it}
+        numbers |= accuracies(right, k, prefix)
+        numbers |= mean_rewards({key: values for key, values in reward_of.items() if key in of_it}, prefix)
+        numbers[f"{prefix}/num_prompts"] = len(of_it)
+    return numbers
+
+
+def _by_prompt(
+    prompt_ids: Sequence[str], samples: Sequence[int], values: Sequence[float | None]
+) -> dict[str, dict[int, float]]:
+    """For each prompt the values of its samples; null ones are left out, prompts never."""
+    found: dict[str, dict[int, float]] = {prompt_id: {} for prompt_id in prompt_ids}
+    for prompt_id, sample, value in zip(prompt_ids, samples, values, strict=True):
+        if value is not None:
+            found[prompt_id][sample] = value
+    return found

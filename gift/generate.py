@@ -36,19 +36,20 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room fo
 
 
 def start_sampler(
-    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles, sampling: Sampling, ends: Sequence[int], max_model_len: int, launch: GenerateLaunch
 ) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
+    ends: ids of the tokens that end a completion (gift/templates.py: end_token_ids), the same for both engines.
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
     check_files(policy.model)
     start = {"vllm": _start_vllm, "transformers": _start_transformers}[sampling.engine]
-    return start(policy, sampling, max_model_len, launch)
+    return start(policy, sampling, ends, max_model_len, launch)
 
 
 def _start_vllm(
-    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles, sampling: Sampling, ends: Sequence[int], max_model_len: int, launch: GenerateLaunch
 ) -> tuple[Sampler, str]:
     import torch
 
@@ -107,6 +108,7 @@ def _start_vllm(
                 top_p=sampling.top_p if request.temperature > 0 else 1.0,
                 max_tokens=sampling.max_tokens,
                 seed=request.seed % 2**31,
+                stop_token_ids=list(ends),
                 logprobs=0,
                 detokenize=False,
                 watermarking=False,
@@ -131,23 +133,22 @@ def _from_vllm(output: Any) -> Completion:
 
 
 def _start_transformers(
-    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles, sampling: Sampling, ends: Sequence[int], max_model_len: int, launch: GenerateLaunch
 ) -> tuple[Sampler, str]:
     import torch
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_policy(policy, sampling.dtype, device)
-    return transformers_sampler(model, sampling, launch.max_num_seqs), f"transformers {transformers.__version__}"
+    return transformers_sampler(model, sampling, ends, launch.max_num_seqs), f"transformers {transformers.__version__}"
 
 
-def transformers_sampler(model: Any, sampling: Sampling, max_num_seqs: int) -> Sampler:
+def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], max_num_seqs: int) -> Sampler:
     """A sampler of a loaded model: prompts of one length together, one forward a token, noise of the request's seed."""
     import torch
 
     device = model.device
-    end = model.generation_config.eos_token_id
-    ends = torch.tensor([end] if isinstance(end, int) else end or [], device=device)
+    end_ids = torch.tensor(list(ends), dtype=torch.int64, device=device)
 
     def sample_equal(requests: Sequence[Request]) -> list[Completion]:
         """Completions for prompts of one length (no padding), one forward a token with a KV cache."""
@@ -167,7 +168,7 @@ def transformers_sampler(model: Any, sampling: Sampling, max_num_seqs: int) -> S
             token = torch.where(temperature > 0, logprob + gumbel, logits).argmax(-1)
             tokens.append(torch.where(live, token, -1))
             logprobs.append(logprob.gather(-1, token.unsqueeze(-1)).squeeze(-1))
-            live = live & ~torch.isin(token, ends)
+            live = live & ~torch.isin(token, end_ids)
             if not live.any():
                 break
             input_ids = token.unsqueeze(-1)

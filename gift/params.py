@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gift.prepare_params import Prepare
 from gift.sections import Section, check, did_you_mean
 from gift.yaml import read_yaml
 
@@ -16,29 +17,6 @@ Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
 Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advantages.py)
-
-
-class ArithmeticTask(Section):
-    """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
-
-    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
-
-
-class Prepare(Section):
-    """Where prompts come from and how source columns become the prompts table."""
-
-    source: str = Field(description="'arithmetic', 'hub:<dataset id>', or a .jsonl/.json/.csv/.parquet file")
-    eval_source: str | None = None
-    hub_config: str | None = None
-    train_split: str = "train"
-    eval_split: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's column")
-    prompt_template: str | None = None
-    system_prompt: str | None = None
-    chat: bool = False
-    num_train: Count | None = None
-    num_eval: Count = 200
-    arithmetic: ArithmeticTask = Field(description="settings of the embedded task; {} where it is not used")
 
 
 class ArithmeticBase(Section):
@@ -81,6 +59,7 @@ class Sampling(Section):
     max_tokens: Count
     max_model_len: Count | None = None
     long_prompts: Literal["fail", "drop"] = "fail"
+    stop_tokens: list[str] = Field(default_factory=list, description="tokens that end a completion, beside the model's")
     groups_per_part: Count = 256
 
 
@@ -237,7 +216,9 @@ class Evaluate(Sampling):
     """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
 
     num_samples: Count = 4
-    correct: str = Field(description="the reward (a key of score.rewards) that is 1 when the answer is right")
+    correct: str | None = Field(
+        description="the reward (a key of score.rewards) that is 1 when the answer is right; null: mean rewards alone"
+    )
 
 
 class Params(Section):
@@ -254,7 +235,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def correct_is_a_reward(self) -> "Params":
-        if self.evaluate.correct not in self.score.rewards:
+        if self.evaluate.correct is not None and self.evaluate.correct not in self.score.rewards:
             raise ValueError(
                 f"evaluate.correct: '{self.evaluate.correct}' is no key of score.rewards "
                 f"({', '.join(self.score.rewards)})"

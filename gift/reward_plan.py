@@ -9,7 +9,7 @@ from gift.errors import UserError
 from gift.params import Reward, Score
 from gift.reward_rows import Prompts
 from gift.reward_worker import Loaded
-from gift.rewards.names import DEFAULTS, REWARDS, Defaults
+from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
 
 USER_FOLDER = Path("rewards")
@@ -21,6 +21,8 @@ def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
     plan = []
     for name, reward in score.rewards.items():
         file, function = _find(name, reward)
+        if file is None and function in CHECKS:
+            CHECKS[function](f"params.yaml: score.rewards.{name}")
         if reward.signature == "verl":
             _check_verl(name, reward, file, table)
         default = DEFAULTS.get(reward.function, Defaults())

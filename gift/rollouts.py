@@ -13,6 +13,7 @@ from gift.generate import Completion, Request, Sampler
 from gift.params import Sampling
 from gift.tables.parquet import part_name
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_part, write_part
+from gift.templates import render_chats
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,25 @@ class Group:
     requests: list[Request]
 
 
-def encode_prompts(tokenizer: Any, prompts: pa.Table, policy: Path) -> dict[str, list[int]]:
-    """Token ids of every prompt, as the policy's tokenizer (and its chat template, for messages) makes them."""
-    ids = prompts["prompt_id"].to_pylist()
-    if "messages" not in prompts.column_names:
-        return {
-            key: list(tokenizer(text)["input_ids"])
-            for key, text in zip(ids, prompts["prompt"].to_pylist(), strict=True)
-        }
-    if not tokenizer.chat_template:
+def encode_prompts(
+    tokenizer: Any, prompts: pa.Table, variables: dict[str, Any], policy: Path
+) -> tuple[dict[str, list[int]], str]:
+    """Token ids of every prompt as the policy's tokenizer makes them, and the text right before every completion.
+
+    That text is what the chat template adds for the policy to answer (gift/templates.py), empty for text prompts.
+    `variables` are the template's: prepare.chat_template_kwargs.
+    """
+    if "messages" in prompts.column_names:
+        texts, opening = render_chats(tokenizer, prompts["messages"].to_pylist(), variables, policy)
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    elif variables:
         raise UserError(
-            f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to "
-            "false, or use an instruct model as base.model"
+            f"params.yaml: prepare.chat_template_kwargs: {', '.join(variables)}: the prompts are texts, which pass "
+            "no chat template; set prepare.chat to true, or remove it"
         )
-    encoded = {}
-    for key, messages in zip(ids, prompts["messages"].to_pylist(), strict=True):
-        out = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-        encoded[key] = list(out["input_ids"])
-    return encoded
+    else:
+        encoded, opening = tokenizer(prompts["prompt"].to_pylist())["input_ids"], ""
+    return dict(zip(prompts["prompt_id"].to_pylist(), map(list, encoded), strict=True)), opening
 
 
 def refuse_long_prompts(

@@ -57,11 +57,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stage that scores: its work folder, the scores in it, and the metadata of the table that was scored."""
+    """A stage that scores: its work and scores folders, the metadata of the table that was scored, and its prompts."""
 
     work: Work
     folder: Path
     source: dict[str, Any]
+    prompts: pa.Table
     scored: Scored
 
 
@@ -82,7 +83,7 @@ def score_table(stage: str, rollouts: Path, prompts: Path, out: Path, score: Sco
     scored = score_parts(
         folder, rollouts, asked, score, launch.workers, metadata, label, launch.judge_endpoint, cache=ROOT
     )
-    return Opened(work, folder, source, scored)
+    return Opened(work, folder, source, asked, scored)
 
 
 def score_parts(

@@ -1,6 +1,7 @@
-"""Reading the rows of a source: a local .jsonl, .json, .csv or .parquet file, or a data set of the Hugging Face hub."""
+"""Reading the rows of a source, one by one: local files, or a data set of the Hugging Face hub."""
 
 import csv
+import io
 import json
 import os
 import urllib.error
@@ -8,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 from gift.errors import UserError
 
 REACH_SECONDS = 10
+BATCH = 1024
+COMPRESSIONS = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -26,36 +29,74 @@ class Row:
     values: dict[str, Any]
 
 
-def read_local(path: Path, key: str) -> list[Row]:
-    """The rows of a file; `key` is the params.yaml key that names it. CSV values stay texts: nothing is guessed."""
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+def local_files(source: str, key: str) -> list[Path]:
+    """The files that a source names, in the order of their names: a file, all in a folder, or those of a pattern (*).
+
+    A folder holds one kind of data file; others in it (README.md) are passed over. `key` is the source's key in
+    params.yaml.
+    """
+    path = Path(source)
+    where = f"params.yaml: {key}: '{source}'"
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.is_file() and _kind(each) in READERS)
+        kinds = sorted({_kind(each) for each in files})
+        if len(kinds) > 1:
+            pattern = path / f"*{kinds[0]}"
+            raise UserError(f"{where}: the folder holds {' and '.join(kinds)} files; name one kind: '{pattern}'")
+    elif "*" in source:
+        files = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
+    else:
+        files = [path]
+    wrong = next((each for each in files if _kind(each) not in READERS), None)
+    if wrong is not None:
         raise UserError(
-            f"params.yaml: {key}: '{path}': must be 'arithmetic', 'hub:<dataset id>', or a file that ends in "
-            f"{', '.join(readers)}"
+            f"{where}: {'' if wrong == path else f'{wrong}: '}must be 'arithmetic', 'hub:<dataset id>', or files that "
+            f"end in {', '.join(READERS)} (also with {' or '.join(COMPRESSIONS)}, Parquet aside)"
         )
-    if not path.is_file():
-        raise UserError(
-            f"params.yaml: {key}: '{path}': no such file (a data set of the hub is written hub:<dataset id>)"
-        )
-    try:
-        rows = list(readers[path.suffix](path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
-    if not rows:
-        raise UserError(f"{path}: there is no row in it")
-    return rows
+    if not files or not files[0].is_file():
+        raise UserError(f"{where}: no such file (a data set of the hub is written hub:<dataset id>)")
+    return files
+
+
+def read_local(source: str, key: str) -> Iterator[Row]:
+    """The rows of a source's files. CSV values stay texts: nothing is guessed. A file without a row is refused."""
+    for path in local_files(source, key):
+        empty = True
+        try:
+            for row in READERS[_kind(path)](path):
+                empty = False
+                yield row
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
+        if empty:
+            raise UserError(f"{path}: there is no row in it")
+
+
+def _kind(path: Path) -> str:
+    """`.jsonl` of data.jsonl and of data.jsonl.gz."""
+    if path.suffix in COMPRESSIONS and Path(path.stem).suffix != ".parquet":
+        return Path(path.stem).suffix
+    return path.suffix
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    if path.suffix not in COMPRESSIONS:
+        return path.open(encoding="utf-8-sig", newline=newline)
+    return io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8-sig", newline=newline)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield Row(f"{path}:{number}", _object(_parse(line.strip(), path, number), f"{path}:{number}"))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    content = _parse(path.read_text(encoding="utf-8-sig"), path, 1)
+    with _open(path) as file:
+        content = _parse(file.read(), path, 1)
     if not isinstance(content, list):
         raise UserError(f"{path}: must be a list of objects, not a {type(content).__name__}")
     for number, value in enumerate(content):
@@ -79,7 +120,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _open(path, newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
             names = next(lines, [])
@@ -99,15 +140,21 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
+    number = 0
     try:
-        rows = pq.read_table(path, partitioning=None).to_pylist()
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH):
+                for values in batch.to_pylist():
+                    yield Row(f"{path}: row {number}", values)
+                    number += 1
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-    for number, row in enumerate(rows):
-        yield Row(f"{path}: row {number}", row)
 
 
-def read_hub(dataset_id: str, config: str | None, split: str, key: str) -> list[Row]:
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def read_hub(dataset_id: str, config: str | None, split: str, key: str) -> Iterator[Row]:
     """The rows of a split of a hub data set; without a network, of the copy in the hub's cache."""
     where = f"params.yaml: {key}: 'hub:{dataset_id}'"
     if not _hub_is_reachable():
@@ -118,17 +165,23 @@ def read_hub(dataset_id: str, config: str | None, split: str, key: str) -> list[
     if not os.environ.get("GIFT_VERBOSE"):
         datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(dataset_id, config, split=split).to_list()
+        rows = datasets.load_dataset(dataset_id, config, split=split).with_format("arrow")
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = "the hub cannot be reached, and its cache has no copy" if offline else _first_line(error)
         remedy = (
             "use a network, set HF_HOME to a cache that has it, or name a local .jsonl/.csv/.parquet file"
             if offline
-            else "check the id, prepare.hub_config and the splits (a gated one needs HF_TOKEN), or name a local file"
+            else "check the id, the configuration and the splits (a gated one needs HF_TOKEN), or name a local file"
         )
         raise UserError(f"{where}: split '{split}' cannot be loaded: {reason}; {remedy}") from None
-    return [Row(f"hub:{dataset_id}, {split}, row {number}", row) for number, row in enumerate(rows)]
+    number = 0
+    for table in rows.iter(BATCH):
+        for values in table.to_pylist():
+            yield Row(f"hub:{dataset_id}, {split}, row {number}", values)
+            number += 1
+    if not number:
+        raise UserError(f"{where}: split '{split}' has no row")
 
 
 def _hub_is_reachable() -> bool:

@@ -8,8 +8,7 @@ import click
 import pyarrow.compute as pc
 
 from gift import console
-from gift.errors import UserError
-from gift.estimates import accuracies
+from gift.estimates import evaluation
 from gift.launch import read_launch
 from gift.params import read_params
 from gift.score import score_table
@@ -28,26 +27,24 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     refuse_existing(metrics, history)
     params, launch = read_params(), read_launch()
     opened = score_table("evaluate", answers, prompts, answers, params.score, launch.score)
-    name, work, source = answers.parent.name, opened.work, opened.source
+    name, work, source, asked = answers.parent.name, opened.work, opened.source, opened.prompts
     rows, scores = opened.scored.rows, opened.scored.scores
-    correct: dict[str, dict[int, bool]] = {}
-    columns = (rows["prompt_id"], rows["sample"], scores[params.evaluate.correct])
-    for prompt_id, sample, value in zip(*(column.to_pylist() for column in columns), strict=True):
-        rights = correct.setdefault(prompt_id, {})
-        if value is not None:
-            if value not in (0.0, 1.0):
-                raise UserError(
-                    f"params.yaml: evaluate.correct: '{params.evaluate.correct}' gave {value:g} for "
-                    f"prompt_id={prompt_id}; it must be a reward that is 1 for a right answer and 0 for a wrong one"
-                )
-            rights[sample] = value == 1
-    numbers = {
-        **accuracies(correct, source["settings"]["num_samples"]),
+    domains = asked["domain"].to_pylist() if "domain" in asked.column_names else [None] * asked.num_rows
+    correct = params.evaluate.correct
+    numbers: dict[str, float] = {
+        **evaluation(
+            rows["prompt_id"].to_pylist(),
+            rows["sample"].to_pylist(),
+            scores["reward"].to_pylist(),
+            scores[correct].to_pylist() if correct else None,
+            correct,
+            dict(zip(asked["prompt_id"].to_pylist(), domains, strict=True)),
+            source["settings"]["num_samples"],
+        ),
         "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
         "eval/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
-        "eval/num_prompts": len(correct),
         "eval/num_prompts_too_long": source["num_prompts_too_long"],
-        "eval/num_unscored": scores[params.evaluate.correct].null_count,
+        "eval/num_unscored": scores[correct or "reward"].null_count,
     }
     row: dict[str, object] = {"name": name, "round": source["round"], **numbers}
     steps: list[dict[str, object]] = []
@@ -62,7 +59,7 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     write_json(work.folder / "evaluate.json", numbers)
     write_json(work.folder / "history.json", {"round": row, "steps": steps})
     work.publish({work.folder / "evaluate.json": metrics, work.folder / "history.json": history})
-    shown = {key: numbers[key] for key in list(numbers)[:6:2]}
+    shown = {key: numbers[key] for key in list(numbers)[: 6 if correct else 4 : 2]}
     console.say(f"evaluate@{name}", **{key.removeprefix("eval/"): value for key, value in shown.items()})
 
 

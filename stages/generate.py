@@ -14,8 +14,9 @@ from gift.params import read_params
 from gift.policy import load_tokenizer, max_model_len
 from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
 from gift.stream import seed_of, take_prompts
-from gift.tables.prompts import read_prompts
+from gift.tables.prompts import prompt_column, read_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_table
+from gift.templates import chat_findings, end_token_ids
 from gift.work import Work, file_digest, refuse_existing, write_json
 
 
@@ -31,10 +32,16 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
     params, launch = read_params(), read_launch()
     settings = params.generate
     files, lineage = find_policy(policy, initial)
-    table, _ = read_prompts(prompts)
+    table, source = read_prompts(prompts)
+    variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)
     context = max_model_len(files.model, settings.max_model_len, "generate")
-    encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "generate")
+    ends = end_token_ids(files.model, tokenizer, settings.stop_tokens, "generate.stop_tokens")
+    all_encoded, opening = encode_prompts(tokenizer, table, variables, policy)
+    encoded, num_long = refuse_long_prompts(all_encoded, settings, context, "generate")
+    if prompt_column(table) == "messages":
+        for finding in chat_findings(tokenizer, ends, opening, variables, policy):
+            click.echo(f"generate: {finding}", err=True)
     taken, position = take_prompts(list(encoded), lineage.prompts_consumed, settings.prompts_per_round, params.seed)
     number = lineage.round + 1
     groups = [
@@ -54,6 +61,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         "prompts_consumed": position,
         "settings": settings.model_dump(mode="json"),
         "seed": params.seed,
+        "generation_prompt": opening,
     }
     work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
     folder = work.folder / "rollouts"
@@ -62,7 +70,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, context, launch.generate),
+        partial(start_sampler, files, settings, ends, context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         f"generate@{out.parent.name}",
     )

@@ -14,6 +14,7 @@ from gift.policy import load_tokenizer, max_model_len
 from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
 from gift.stream import seed_of
 from gift.tables.prompts import read_prompts
+from gift.templates import end_token_ids
 from gift.work import Work, file_digest, refuse_existing
 
 
@@ -28,10 +29,13 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
     params, launch = read_params(), read_launch()
     settings = params.evaluate
     files, lineage = find_policy(policy, initial)
-    table, _ = read_prompts(prompts)
+    table, source = read_prompts(prompts)
+    variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)
     context = max_model_len(files.model, settings.max_model_len, "evaluate")
-    encoded, num_long = refuse_long_prompts(encode_prompts(tokenizer, table, policy), settings, context, "evaluate")
+    ends = end_token_ids(files.model, tokenizer, settings.stop_tokens, "evaluate.stop_tokens")
+    all_encoded, opening = encode_prompts(tokenizer, table, variables, policy)
+    encoded, num_long = refuse_long_prompts(all_encoded, settings, context, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
     groups = [
         Group(
@@ -50,6 +54,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         "round": lineage.round,
         "settings": settings.model_dump(mode="json"),
         "seed": params.seed,
+        "generation_prompt": opening,
         "num_prompts_too_long": num_long,
     }
     work = Work("generate_eval", out, {**metadata, "prompts": file_digest(prompts)})
@@ -59,7 +64,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, context, launch.generate),
+        partial(start_sampler, files, settings, ends, context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         label,
     )

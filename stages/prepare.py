@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gift import console
+from gift.origins import untracked_sources
 from gift.params import read_params
 from gift.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
@@ -20,20 +21,23 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
     refuse_existing(train, evaluation, ledger)
     params = read_params()
     made = prepare_prompts(params.prepare, params.seed)
-    metadata = {"artifact": "prompts", "settings": params.prepare.model_dump(mode="json"), "seed": params.seed}
+    metadata = {
+        "artifact": "prompts",
+        "settings": params.prepare.model_dump(mode="json"),
+        "seed": params.seed,
+        "chat_template_kwargs": params.prepare.chat_template_kwargs,
+    }
     work = Work("prepare", train, metadata)
     moves = {}
     for rows, path, split in ((made.train, train, "train"), (made.eval, evaluation, "eval")):
         unfinished = work.folder / f"{split}.parquet"
         write_prompts(unfinished, prompts_table(rows, path), {**metadata, "split": split})
         moves[unfinished] = path
-    write_json(work.folder / "prepare.json", made.ledger)
+    counts = {**made.ledger, "sources": made.by_source} if made.by_source else made.ledger
+    write_json(work.folder / "prepare.json", counts)
     work.publish({**moves, work.folder / "prepare.json": ledger})
-    for source in (params.prepare.source, params.prepare.eval_source or ""):
-        if Path(source).is_file() and not Path(source).absolute().is_relative_to(Path("sources").absolute()):
-            click.echo(
-                f"prepare: {source} is not in sources/: when it changes, run `dvc repro -f -s prepare`", err=True
-            )
+    for source in untracked_sources(params.prepare):
+        click.echo(f"prepare: {source} is not in sources/: when it changes, run `dvc repro -f -s prepare`", err=True)
     console.say("prepare", **{name.removeprefix("num_"): count for name, count in made.ledger.items() if count})
 
 

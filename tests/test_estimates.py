@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from gift.estimates import accuracies, mean_and_error, pass_at_k
+from gift.errors import UserError
+from gift.estimates import accuracies, by_domain, evaluation, mean_and_error, mean_rewards, pass_at_k
 
 
 @pytest.mark.parametrize(("num", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 7)])
@@ -36,3 +37,38 @@ def test_accuracies_by_hand() -> None:
     assert numbers["eval/avg@2"] == pytest.approx((0.5 + 0 + 1) / 3)
     assert numbers["eval/pass@2"] == pytest.approx(0.5)  # only prompts with both samples
     assert numbers["eval/accuracy_greedy_se"] == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))
+
+
+def test_rewards_by_hand() -> None:
+    rewards = {"a": {0: 2.0, 1: 1.0, 2: 3.0}, "b": {0: -1.0, 2: 0.5}, "c": {}}
+    numbers = mean_rewards(rewards)
+    assert numbers["eval/reward_greedy"] == pytest.approx(0.5)
+    assert numbers["eval/reward_greedy_se"] == pytest.approx(1.5)
+    assert numbers["eval/reward"] == pytest.approx((2 + 0.5) / 2)
+    assert mean_rewards({"c": {}}) == {}
+
+
+def test_domains_share_out_the_prompts_under_safe_names() -> None:
+    domains = {"a": "Number Theory", "b": None, "c": "algebra", "d": "Number Theory", "e": "C++/C#"}
+    assert by_domain(domains) == {"eval/Number_Theory": {"a", "d"}, "eval/algebra": {"c"}, "eval/C_C_": {"e"}}
+    assert accuracies({"a": {0: True}, "d": {0: False}}, 2, "eval/x") == {
+        "eval/x/accuracy_greedy": 0.5,
+        "eval/x/accuracy_greedy_se": 0.5,
+    }
+
+
+def test_an_evaluation_is_that_of_all_and_of_each_domain() -> None:
+    prompt_ids, samples = ["a", "a", "b", "b", "c", "c"], [0, 1, 0, 1, 0, 1]
+    rewards, rights = [1.5, 0.5, 0.0, None, 2.0, 1.0], [1.0, 0.0, 0.0, None, 1.0, 1.0]
+    domains = {"a": "math", "b": "code", "c": "math", "d": "other"}
+    numbers = evaluation(prompt_ids, samples, rewards, rights, "answer", domains, 1)
+    assert (numbers["eval/accuracy_greedy"], numbers["eval/avg@1"]) == (pytest.approx(2 / 3), 0.5)
+    assert (numbers["eval/math/accuracy_greedy"], numbers["eval/math/avg@1"]) == (1.0, 0.5)
+    assert (numbers["eval/code/accuracy_greedy"], numbers["eval/code/reward_greedy"]) == (0.0, 0.0)
+    assert (numbers["eval/reward"], numbers["eval/math/reward"]) == (0.75, 0.75)
+    assert [numbers[f"eval{part}/num_prompts"] for part in ("", "/math", "/code")] == [3, 2, 1]
+    assert not [name for name in numbers if "other" in name or name.startswith("eval/code/avg")]
+    without = evaluation(prompt_ids, samples, rewards, None, None, domains, 1)
+    assert without == {name: value for name, value in numbers.items() if "reward" in name or "num_prompts" in name}
+    with pytest.raises(UserError, match="'answer' gave 0\\.5 for prompt_id=b"):
+        evaluation(prompt_ids, samples, rewards, [1, 0, 0.5, 1, 1, 1], "answer", domains, 1)

@@ -19,9 +19,22 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports from the floors below it and, on its own, from those that stand before it: so there is no circle.
 FLOORS = {
-    0: ("errors", "console", "yaml", "work", "arithmetic", "strays", "reward_limits"),
+    0: (
+        "errors",
+        "console",
+        "yaml",
+        "work",
+        "arithmetic",
+        "strays",
+        "reward_limits",
+        "seccomp",
+        "bwrap",
+        "sandbox_prelude",
+        "sandbox",
+    ),
     1: (
         "sections",
+        "prepare_params",
         "params",
         "launch",
         "groups",
@@ -37,8 +50,12 @@ FLOORS = {
         "tables.parquet",
         "tables.prompts",
         "tables.schemas",
+        "templates",
     ),
     2: (
+        "columns",
+        "decontamination",
+        "ledger",
         "advantages",
         "selection",
         "objectives.batch",
@@ -58,6 +75,9 @@ FLOORS = {
         "rewards.judge_questions",
         "rewards.judge_client",
         "rewards.judge",
+        "rewards.code_wire",
+        "rewards.code_judge",
+        "rewards.code",
         "rewards.names",
         "minibatches",
         "estimates",
@@ -65,6 +85,9 @@ FLOORS = {
     ),
     3: (
         "source_files",
+        "filters",
+        "prompt_of",
+        "origins",
         "sources",
         "sft",
         "base",

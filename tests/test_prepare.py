@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from gift.errors import UserError
-from gift.params import ArithmeticTask, Prepare
+from gift.prepare_params import ArithmeticTask, Prepare
 from gift.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
@@ -184,6 +183,7 @@ def chat(*messages: tuple[str, Any], **extra: Any) -> list[dict[str, Any]]:
         (ROWS, {"prompt_template": "Say it."}, ["prepare.prompt_template", "names no column"]),
         (ROWS, {"prompt_template": "{question.x}"}, ["data.jsonl:1", "AttributeError"]),
         (ROWS, {"system_prompt": "Be brief."}, ["prepare.system_prompt", "prepare.chat"]),
+        (ROWS, {"chat_template_kwargs": {"x": 1}}, ["prepare.chat_template_kwargs: x", "texts", "prepare.chat"]),
         (ROWS, {"eval_split": "test"}, ["prepare.eval_split", "prepare.eval_source"]),
         (ROWS, {"eval_source": "hub:a/b"}, ["prepare.eval_source", "prepare.eval_split"]),
         (ROWS, {"hub_config": "main"}, ["prepare.hub_config"]),
@@ -221,7 +221,7 @@ def test_broken_files_are_refused_by_line() -> None:
     assert "data.parquet: not a readable Parquet file" in refusal("data.parquet")
     Path("data.jsonl").write_bytes(b'{"question": "\xff"}')
     assert "data.jsonl: is not UTF-8" in refusal("data.jsonl")
-    assert "must be 'arithmetic', 'hub:<dataset id>', or a file" in refusal("aritmetic")
+    assert "must be 'arithmetic', 'hub:<dataset id>', or files" in refusal("aritmetic")
 
 
 def test_columns_of_mixed_types_are_refused_by_name(folder: Path) -> None:
@@ -233,6 +233,12 @@ def test_columns_of_mixed_types_are_refused_by_name(folder: Path) -> None:
         prompts_table(surrogate, folder / "train.parquet")
 
 
+def test_columns_that_parquet_has_no_type_for_are_refused_by_name(folder: Path) -> None:
+    rows = [{"prompt_id": "a", "prompt": "p", "extra": {}}]
+    with pytest.raises(UserError, match=r"train\.parquet: cannot be stored \(.*'extra'.*\); leave .* prepare\.drop"):
+        write_prompts(folder / "train.parquet", prompts_table(rows, folder / "train.parquet"), {})
+
+
 GOOD = {"prompt_id": ["a", "b"], "prompt": ["p", "q"], "answer": ["1", None]}
 MESSAGES = [[{"role": "user", "content": "q"}]] * 2
 
@@ -240,7 +246,7 @@ MESSAGES = [[{"role": "user", "content": "q"}]] * 2
 def test_a_prompts_table_comes_back_whole() -> None:
     chats = prompts_table([{"messages": MESSAGES[0], "extra": {"x": [1]}, "prompt_id": "a"}], Path("x"))
     assert chats.column_names == ["prompt_id", "messages", "extra"]
-    for table in (pa.table(GOOD), chats):
+    for table in (pa.table(GOOD), pa.table({**GOOD, "domain": ["math", None]}), chats):
         write_prompts(Path("p.parquet"), table, {"artifact": "prompts"})
         back, metadata = read_prompts(Path("p.parquet"))
         assert back.equals(table)
@@ -260,6 +266,14 @@ def test_a_prompts_table_comes_back_whole() -> None:
         ({"prompt_id": ["a", "b"]}, ["either a column 'prompt' or a column 'messages'"]),
         ({"prompt": ["p"]}, ["'prompt_id' is missing"]),
         ({**GOOD, "completions": ["", ""]}, ["'completions'", "prepare.columns"]),
+        ({**GOOD, "generation_prompt": ["", ""]}, ["'generation_prompt'", "prepare.columns"]),
+        ({**GOOD, "domain": [1, 2]}, ["'domain' has type int64, must be string", "prepare.columns"]),
+        ({**GOOD, "domain": ["a b", "a_b"]}, ["domains 'a b' and 'a_b' would share the metric 'a_b'"]),
+        ({**GOOD, "domain": ["a", "!?"]}, ["'domain': '!?' makes no name for a metric"]),
+        (
+            {"prompt_id": [f"{n}" for n in range(101)], "prompt": ["p"] * 101, "domain": [f"{n}" for n in range(101)]},
+            ["'domain' has 101 values, at most 100"],
+        ),
         ({"prompt_id": ["a", "b"], "messages": ["p", "q"]}, ["'messages' has type string"]),
         ({"prompt_id": ["a", "b"], "messages": [*MESSAGES[:1], []]}, ["row 1 (prompt_id=b)", "prompt is empty"]),
         ({"prompt_id": pa.array([], pa.string()), "prompt": pa.array([], pa.string())}, ["no prompt"]),
@@ -314,21 +328,22 @@ def test_a_refused_source_leaves_nothing() -> None:
     result = CliRunner().invoke(main, PATHS)
     assert (result.exit_code, result.output) == (
         1,
-        "error: data.jsonl:61: the prompt is empty; mend or remove the row\n",
+        "error: data.jsonl:61: the prompt is empty; mend or remove the row, or leave it out by filters.length\n",
     )
     assert not list(Path("data").rglob("*.*"))
 
 
 def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
     splits = {"train": ROWS[:40], "test": ROWS[30:]}
 
-    def load_dataset(dataset_id: str, config: str | None, split: str) -> SimpleNamespace:
+    def load_dataset(dataset_id: str, config: str | None, split: str) -> datasets.Dataset:
         if (dataset_id, config) != ("openai/gsm8k", "main"):
             raise FileNotFoundError(f"no {dataset_id}\nlong story")
-        return SimpleNamespace(to_list=lambda: splits[split])
+        return datasets.Dataset.from_list(splits[split])
 
-    hub = SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
-    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("gift.source_files._hub_is_reachable", lambda: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     choice = {"hub_config": "main", "eval_split": "test", "num_eval": 30}
@@ -337,7 +352,7 @@ def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pyt
     assert (len(made.train), made.ledger["num_train_in_eval"]) == (30, 10)
     message = refusal("hub:openai/gsm9k", **choice)
     assert message.startswith("params.yaml: prepare.source: 'hub:openai/gsm9k': split 'train' cannot be loaded")
-    assert "FileNotFoundError: no openai/gsm9k; check the id, prepare.hub_config" in message
+    assert "FileNotFoundError: no openai/gsm9k; check the id, the configuration and the splits" in message
     assert "\n" not in message
 
 

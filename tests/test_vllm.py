@@ -1,6 +1,7 @@
 """The real vLLM engine, with and without an adapter: seeded, and with the trainer's own log-probs.
 
-Run as a script it is that engine: requests from stdin, the completions of two runs of them to stdout, as JSON.
+Run as a script it is that engine: requests from stdin, the completions of three runs of them to stdout, as JSON; in
+the third one more token ends a completion.
 """
 
 import json
@@ -17,12 +18,14 @@ from gift.adapter import PolicyFiles
 from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
+from gift.policy import load_tokenizer
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
 PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
 TEMPERATURES = (0.0, 0.7, 1.0)
 SAMPLES = 4
 # Together more prompt tokens than vLLM takes in a step (4096 on a CPU), so that the last one would be cut in two there.
+ANOTHER_END = 5  # a character that answers often have
 LONG = ["".join(f"{(a * b) % 9 + 1}+" for b in range(1, 55)) + f"{a % 10}+{a // 10}=" for a in range(1, 49)]
 SAMPLING = Sampling(engine="vllm", dtype="float32", max_tokens=MAX_TOKENS)
 
@@ -32,10 +35,14 @@ def engine(policy: PolicyFiles) -> None:
 
     assert get_args(MaxLoRARanks) == VLLM_LORA_RANKS
     requests = [Request(**request) for request in json.load(sys.stdin)]
-    sample, _ = start_sampler(policy, SAMPLING, 128, GenerateLaunch())
+    ends = [load_tokenizer(policy.model).eos_token_id]
+    sample, _ = start_sampler(policy, SAMPLING, ends, 128, GenerateLaunch())
     # The second time in another order and other company: a request's result is its own.
     backwards = sample(requests[::-1])[::-1]
-    json.dump([[asdict(completion) for completion in run] for run in (sample(requests), backwards)], sys.stdout)
+    runs = [sample(requests), backwards]
+    ends.append(ANOTHER_END)
+    runs.append(sample(requests))
+    json.dump([[asdict(completion) for completion in run] for run in runs], sys.stdout)
 
 
 def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
@@ -59,8 +66,6 @@ def policy(world: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def requests(policy: Path) -> list[Request]:
-    from gift.policy import load_tokenizer
-
     tokenizer = load_tokenizer(policy)
     asked = [
         (text, temperature, sample) for text in PROMPTS for temperature in TEMPERATURES for sample in range(SAMPLES)
@@ -81,7 +86,7 @@ def of_temperature(runs: list[list[Completion]], requests: list[Request], temper
 
 
 def test_the_same_request_gives_the_same_tokens_and_logprobs(runs: list[list[Completion]]) -> None:
-    first, second = runs
+    first, second, _ = runs
     assert [each.completion_ids for each in first] == [each.completion_ids for each in second]
     for one, two in zip(first, second, strict=True):
         assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
@@ -110,8 +115,6 @@ def test_logprobs_are_those_of_the_trainers_forward(
 
 
 def test_a_completion_ends_with_the_end_token_or_at_the_limit(runs: list[list[Completion]], policy: Path) -> None:
-    from gift.policy import load_tokenizer
-
     end = load_tokenizer(policy).eos_token_id
     reasons = set()
     for each in runs[0]:
@@ -123,6 +126,18 @@ def test_a_completion_ends_with_the_end_token_or_at_the_limit(runs: list[list[Co
         assert end not in each.completion_ids[:-1]
         assert len(each.logprobs) == len(each.completion_ids)
     assert reasons == {"stop", "length"}
+
+
+def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completion]]) -> None:
+    cut = 0
+    for whole, each in zip(runs[0], runs[2], strict=True):
+        ids = whole.completion_ids
+        length = ids.index(ANOTHER_END) + 1 if ANOTHER_END in ids else len(ids)
+        assert each.completion_ids == ids[:length]
+        assert each.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
+        assert each.finish_reason == ("stop" if ANOTHER_END in ids else whole.finish_reason)
+        cut += length < len(ids)
+    assert cut > 5
 
 
 def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
@@ -157,7 +172,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
-    sampled, _ = run_engine(asked, policy, files.folder)
+    sampled, _, _ = run_engine(asked, policy, files.folder)
     prompts, completions = [each.prompt_ids for each in asked], [each.completion_ids for each in sampled]
     ours, without = (
         completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.choice import multiple_choice
+from gift.rewards.code import code_tests
 from gift.rewards.gsm8k import gsm8k_answer
 from gift.rewards.judge import judge
 from gift.rewards.length import cosine_length, length, overlong
@@ -15,6 +16,7 @@ from gift.rewards.ngrams import ngram_diversity, repetition
 from gift.rewards.reward_model import reward_model
 from gift.rewards.tags import tag_format
 from gift.rewards.text import text_format
+from gift.sandbox import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
 """TRL's signature: f(prompts, completions, completion_ids, **columns, **settings) -> list, an item a row.
@@ -26,9 +28,11 @@ settings are the keyword-only arguments; a call with no rows checks them and loa
 REWARDS: dict[str, RewardFunction] = {
     "arithmetic_answer": arithmetic_answer,
     "arithmetic_format": arithmetic_format,
+    "code_tests": code_tests,
     "cosine_length": cosine_length,
     "exact_match": exact_match,
     "gsm8k_answer": gsm8k_answer,
+    "judge": judge,
     "length": length,
     "math_answer": math_answer,
     "multiple_choice": multiple_choice,
@@ -37,11 +41,13 @@ REWARDS: dict[str, RewardFunction] = {
     "overlong": overlong,
     "regex_match": regex_match,
     "repetition": repetition,
-    "tag_format": tag_format,
-    "judge": judge,
     "reward_model": reward_model,
+    "tag_format": tag_format,
     "text_format": text_format,
 }
+
+CHECKS: dict[str, Callable[[str], None]] = {"code_tests": check_sandbox}
+"""What a function needs of the machine, checked once before any row: check(where) raises a UserError."""
 
 
 @dataclass(frozen=True)

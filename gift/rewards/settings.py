@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from gift.errors import UserError
-from gift.params import Section, check
+from gift.sections import Section, check
 
 Rules = TypeVar("Rules", bound=Section)
 

@@ -1,5 +1,6 @@
 """The prompts table: one Parquet file a split, key `prompt_id`; `prompt` or `messages`, then the source's columns."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.strin
 TYPES = {"prompt_id": pa.string(), "prompt": pa.string(), "messages": pa.list_(MESSAGE)}
 RESERVED = ("prompts", "completions", "completion_ids", "generation_prompt")
 """Arguments of every reward function, so no column may have these names."""
+MAX_DOMAINS = 100
 
 
 def write_prompts(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
     """Check a prompts table, then write it; nothing wrong ever reaches the disk."""
     check_prompts(table, path)
-    write_file(path, table, metadata)
+    try:
+        write_file(path, table, metadata)
+    except pa.ArrowException as error:  # an object without any field is a value that Parquet has no type for
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be stored ({problem}); leave the column out with prepare.drop") from None
 
 
 def read_prompts(path: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -64,6 +70,8 @@ def check_prompts(table: pa.Table, path: Path) -> None:
             raise UserError(
                 f"{path}: no column may be named '{name}', an argument of rewards; map it to another (prepare.columns)"
             )
+        if name == "domain":
+            _check_domains(table["domain"], path)
         if name in TYPES and not _same_type(table.schema.field(name).type, TYPES[name]):
             raise UserError(f"{path}: column '{name}' has type {table.schema.field(name).type}, must be {TYPES[name]}")
     if not table.num_rows:
@@ -98,6 +106,33 @@ def prompt_problem(prompt: Any) -> str | None:
     if prompt[-1]["role"] in ("assistant", "system"):
         return f"the last message is the {prompt[-1]['role']}'s; a prompt ends with what the policy has to answer"
     return None
+
+
+def safe_name(domain: str) -> str:
+    """A domain in the name of a metric: letters, digits, `_`, `.` and `-` stay."""
+    return re.sub(r"[^\w.-]+", "_", domain.strip())
+
+
+def _check_domains(column: pa.ChunkedArray, path: Path) -> None:
+    """`domain` groups prompts in the metrics of evaluate: texts, few of them, whose safe names differ."""
+    remedy = "map a column of another meaning to another name (prepare.columns)"
+    if not (pt.is_string(column.type) or pt.is_null(column.type)):
+        raise UserError(f"{path}: column 'domain' has type {column.type}, must be string; {remedy}")
+    domains = sorted(set(column.to_pylist()) - {None})
+    if len(domains) > MAX_DOMAINS:
+        raise UserError(
+            f"{path}: column 'domain' has {len(domains)} values, at most {MAX_DOMAINS} are domains; {remedy}"
+        )
+    names: dict[str, str] = {}
+    for domain in domains:
+        name = safe_name(domain)
+        if not name.strip("_."):
+            raise UserError(f"{path}: column 'domain': {domain!r} makes no name for a metric; {remedy}")
+        if name in names:
+            raise UserError(
+                f"{path}: the domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}"
+            )
+        names[name] = domain
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

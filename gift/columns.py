@@ -1,0 +1,84 @@
+"""Columns of a source under our names: renamed, taken from inside others, left out; a missing one is one line."""
+
+from typing import Any
+
+from gift.errors import UserError
+from gift.prepare_params import Rows
+
+MISSING = object()
+SHAPE_WIDTH = 300
+
+
+def map_rows(rows: list[dict[str, Any]], settings: Rows, key: str) -> list[dict[str, Any]]:
+    """The rows under our names, all with the same columns (null where a row has none); checked first.
+
+    A column that `columns` names keeps only its new name. One that it looks into (`answer: reward_model.ground_truth`)
+    stays, unless what was found gets its name (`prompt: prompt.0.content`).
+    `key` is where params.yaml describes these rows, such as 'prepare'.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    _check_columns(rows, names, settings, key)
+    taken = {*settings.columns.values(), *settings.drop, *settings.columns}
+    kept = [name for name in names if name not in taken]
+    inner = {ours: theirs for ours, theirs in settings.columns.items() if theirs not in names}
+    outer = {ours: theirs for ours, theirs in settings.columns.items() if theirs in names}
+    mapped = []
+    for row in rows:
+        values = {ours: row.get(theirs) for ours, theirs in outer.items()}
+        for ours, theirs in inner.items():
+            found = look_into(row, theirs)
+            values[ours] = None if found is MISSING else found
+        mapped.append({**{ours: values[ours] for ours in settings.columns}, **{name: row.get(name) for name in kept}})
+    return mapped
+
+
+def look_into(row: dict[str, Any], path: str) -> Any:
+    """The value at a path of names and list positions, such as `reward_model.ground_truth` or `prompt.0.content`."""
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def shape(value: Any) -> str:
+    """What a value looks like: `{answer: text, choices: list of 4 text}`."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {shape(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"list of {len(value)}" + (f" {shape(value[0])}" if value else "")
+    return {str: "text", type(None): "null"}.get(type(value), type(value).__name__)
+
+
+def _check_columns(rows: list[dict[str, Any]], names: list[str], settings: Rows, key: str) -> None:
+    """Every column that params.yaml names exists, and none gets the name of another."""
+    for ours, theirs in settings.columns.items():
+        if theirs not in names and all(look_into(row, theirs) is MISSING for row in rows):
+            raise _wrong(
+                f"{key}.columns.{ours}", theirs, f"the source has no such column; it has {_there(rows, names)}"
+            )
+        goes = {*settings.columns.values(), *settings.drop} | (set() if theirs in names else {theirs.split(".")[0]})
+        if ours in names and ours not in goes:
+            raise _wrong(
+                f"{key}.columns.{ours}",
+                theirs,
+                f"the source has a column '{ours}' too; map that one to another name, or add it to {key}.drop",
+            )
+    for name in settings.drop:
+        if name not in names:
+            raise _wrong(f"{key}.drop", name, f"the source has no such column; it has {_there(rows, names)}")
+        if name in settings.columns.values():
+            raise _wrong(f"{key}.drop", name, f"{key}.columns maps it; remove one of the two lines")
+
+
+def _there(rows: list[dict[str, Any]], names: list[str]) -> str:
+    first = shape(rows[0])
+    return f"{', '.join(names)}; its first row is {first[:SHAPE_WIDTH]}{'...' if len(first) > SHAPE_WIDTH else ''}"
+
+
+def _wrong(key: str, value: Any, problem: str) -> UserError:
+    return UserError(f"params.yaml: {key}: {value!r}: {problem}")

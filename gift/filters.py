@@ -1,0 +1,86 @@
+"""Which rows of a source stay: by value, by range, by length; every row that goes is counted under one filter."""
+
+from collections import Counter
+from typing import Any
+
+from gift.errors import UserError
+from gift.prepare_params import Filters
+from gift.source_files import Row
+
+
+def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], Counter[str]]:
+    """The rows that pass every filter, and for each filter (`where_level`) the number that it took.
+
+    A row is counted at the first filter that refuses it: where, then range, then length, each in the order of
+    params.yaml. `key` is where params.yaml has them, such as 'prepare.filters'.
+    """
+    tests = [(kind, name, bound) for kind in ("where", "range", "length") for name, bound in _of(filters, kind)]
+    for kind, name, _ in tests:
+        if name not in rows[0].values:
+            there = ", ".join(rows[0].values)
+            raise UserError(f"params.yaml: {key}.{kind}.{name}: there is no column '{name}'; there are {there}")
+    kept: list[Row] = []
+    taken = Counter({f"{kind}_{name}": 0 for kind, name, _ in tests})
+    for row in rows:
+        for kind, name, bound in tests:
+            if not _passes(kind, name, bound, row, key):
+                taken[f"{kind}_{name}"] += 1
+                break
+        else:
+            kept.append(row)
+    if not kept:
+        counts = ", ".join(f"{name.replace('_', '.', 1)} took {count}" for name, count in taken.items() if count)
+        raise UserError(f"params.yaml: {key}: no row of {len(rows)} is left: {counts}{_seen(rows, tests[0])}")
+    return kept, taken
+
+
+def _of(filters: Filters, kind: str) -> list[tuple[str, Any]]:
+    return list({"where": filters.where, "range": filters.range, "length": filters.length}[kind].items())
+
+
+def _passes(kind: str, name: str, bound: Any, row: Row, key: str) -> bool:
+    value = row.values[name]
+    if kind == "where":
+        return any(_same(value, wanted) for wanted in (bound if isinstance(bound, list) else [bound]))
+    number = characters(value, name, row, key) if kind == "length" else _number(value, name, row, key)
+    least, most = bound
+    return number is not None and (least is None or number >= least) and (most is None or number <= most)
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Equal, where true is not 1 and a text is not a number."""
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+
+
+def _number(value: Any, name: str, row: Row, key: str) -> float | None:
+    """A number, or the text of one as CSV has it; None for null, which no range holds."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise UserError(f"{row.where}: '{name}' is {value!r:.60}, no number; {key}.range.{name} needs one")
+
+
+def characters(value: Any, name: str, row: Row, key: str) -> int:
+    """Characters of a text, or of all messages of a chat; 0 for null."""
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("content"), str) for each in value
+    ):
+        return sum(len(each["content"]) for each in value)
+    raise UserError(f"{row.where}: '{name}' is {value!r:.60}, neither text nor chat; {key}.length.{name} needs one")
+
+
+def _seen(rows: list[Row], test: tuple[str, str, Any]) -> str:
+    """The values that the first filter met, for a person who wrote 5 where the source has 'Level 5'."""
+    kind, name, _ = test
+    if kind == "length":
+        return ""
+    values = list(dict.fromkeys(repr(row.values[name]) for row in rows))
+    return f"; the values of {name} are {', '.join(values[:5])}" + (", ..." if len(values) > 5 else "")

@@ -1,0 +1,108 @@
+"""Which sources params.yaml names for train and for eval, and the rows of one of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gift.arithmetic import Split, problems
+from gift.errors import UserError
+from gift.prepare_params import Filters, Prepare, Rows, Source
+from gift.source_files import Row, read_hub, read_local
+
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One source of one split: what it is, what becomes of its rows, and its place in params.yaml."""
+
+    source: str
+    hub_config: str | None
+    split: str
+    rows: Rows
+    num: int | None
+    key: str  # of the settings for its rows: 'prepare', 'prepare.sources.0'
+    source_key: str  # of its name: 'prepare.eval_source', 'prepare.sources.0.source'
+
+
+def origins(settings: Prepare, split: Split) -> list[Origin]:
+    """The sources of a split; none for an eval that is split off train."""
+    listed = settings.sources if split == "train" else settings.eval_sources
+    if listed:
+        key = "prepare.sources" if split == "train" else "prepare.eval_sources"
+        return [_listed(source, f"{key}.{number}") for number, source in enumerate(listed)]
+    if settings.source is None:
+        return []
+    if split == "train":
+        return [_origin(settings, settings.source, "prepare.source", settings.train_split, settings)]
+    # `filters` choose what to train on. Eval stays whole, so that accuracies are comparable; eval_sources may filter.
+    whole = settings.model_copy(update={"filters": Filters()})
+    part = settings.eval_split or settings.train_split
+    if settings.eval_source:
+        return [_origin(settings, settings.eval_source, "prepare.eval_source", part, whole)]
+    if settings.eval_split or settings.source == "arithmetic":
+        return [_origin(settings, settings.source, "prepare.source", part, whole)]
+    return []
+
+
+def _origin(settings: Prepare, source: str, source_key: str, part: str, rows: Rows) -> Origin:
+    return Origin(source, settings.hub_config, part, rows, None, "prepare", source_key)
+
+
+def _listed(source: Source, key: str) -> Origin:
+    return Origin(source.source, source.hub_config, source.split or "train", source, source.num, key, f"{key}.source")
+
+
+def check_origins(settings: Prepare) -> None:
+    """Refuse settings that would have no effect, or two meanings."""
+    eval_source = settings.eval_source or settings.source or ""
+    if settings.sources:
+        alone = {"eval_source", "eval_split", "train_split", "hub_config", *Rows.model_fields}
+        for name in sorted(settings.model_fields_set & alone):
+            raise _wrong(name, "...", "stands in each entry of prepare.sources and prepare.eval_sources; move it there")
+    if settings.eval_split and not eval_source.startswith(HUB):
+        raise _wrong(
+            "eval_split", settings.eval_split, "only a hub data set has splits; set prepare.eval_source to a file"
+        )
+    if settings.eval_source and eval_source.startswith(HUB) and not settings.eval_split:
+        raise _wrong("eval_source", settings.eval_source, "say which split: set prepare.eval_split")
+    if settings.hub_config and not f"{settings.source}".startswith(HUB) and not eval_source.startswith(HUB):
+        raise _wrong("hub_config", settings.hub_config, "only for a source hub:<dataset id>; remove it")
+    for name, sources in (("sources", settings.sources), ("eval_sources", settings.eval_sources)):
+        for number, each in enumerate(sources):
+            if each.source == "arithmetic":
+                raise _wrong(f"{name}.{number}.source", each.source, "stands alone: set prepare.source")
+            if not each.source.startswith(HUB) and (each.hub_config or each.split):
+                raise _wrong(f"{name}.{number}", each.source, "hub_config and split are only for hub:<dataset id>")
+    if settings.source == "arithmetic":
+        if settings.eval_source or settings.eval_sources or settings.columns or settings.prompt_template:
+            raise _wrong("source", "arithmetic", "makes its own prompts; remove eval_source, columns, prompt_template")
+        if settings.num_train is None:
+            raise _wrong("num_train", None, "arithmetic makes as many problems as you ask for; give a number")
+
+
+def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split) -> Iterator[Row]:
+    """The rows of a source, one by one."""
+    if origin.source == "arithmetic":
+        num = settings.num_eval if split == "eval" else settings.num_train
+        try:
+            rows = problems(num or 0, seed, settings.arithmetic.num_operands, split)
+        except ValueError as error:
+            raise UserError(f"params.yaml: prepare: {error}") from None
+        return (Row(f"arithmetic problem {number}", dict(row)) for number, row in enumerate(rows))
+    if origin.source.startswith(HUB):
+        return read_hub(origin.source.removeprefix(HUB), origin.hub_config, origin.split, origin.source_key)
+    return read_local(origin.source, origin.source_key)
+
+
+def untracked_sources(settings: Prepare) -> list[str]:
+    """Local sources outside the folder sources/, which is the one that DVC watches for changes."""
+    named = [origin.source for split in ("train", "eval") for origin in origins(settings, split)]
+    local = [source for source in dict.fromkeys(named) if source != "arithmetic" and not source.startswith(HUB)]
+    watched = Path("sources").absolute()
+    return [source for source in local if not Path(source).absolute().is_relative_to(watched)]
+
+
+def _wrong(key: str, value: Any, problem: str) -> UserError:
+    return UserError(f"params.yaml: prepare.{key}: {value!r}: {problem}")

@@ -1,0 +1,203 @@
+"""Every preset, with rows in the shape of its data set, becomes the prompts and columns that its rewards read."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gift.params import Params, read_params
+from gift.prepare_params import Prepare
+from gift.sources import Prompts, prepare_prompts
+from gift.tables.prompts import prompts_table, write_prompts
+
+PRESETS = Path(__file__).parents[1] / "presets"
+Make = Callable[[int], dict[str, Any]]
+DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer on its "
+    'own line after "Answer:".'
+)
+
+
+def gsm8k(number: int) -> dict[str, Any]:
+    return {
+        "question": f"Tom has {number} apples and eats {number % 7}. Left?",
+        "answer": f"{number}-... \n#### {number}",
+    }
+
+
+def math(number: int) -> dict[str, Any]:
+    return {
+        "problem": f"Find $x$ with $x + {number} = {2 * number}$.",
+        "solution": f"So \\boxed{{{number}}}.",
+        "answer": str(number),
+        "subject": ("Algebra", "Number Theory")[number % 2],
+        "level": number % 5 + 1,
+        "unique_id": f"test/algebra/{number}.json",
+    }
+
+
+def dapo(number: int) -> dict[str, Any]:
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"content": DAPO.format(f"What is ${number}^2$?"), "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": str(number**2), "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": f"id-{number}"},
+    }
+
+
+def aime(number: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "problem": f"Let $a = {number}$. Find $a + 1$.",
+        "solution": "...",
+        "answer": f"{number + 1:03d}",
+        "url": "https://example.org",
+        "year": "2024",
+    }
+
+
+def mbpp(number: int) -> dict[str, Any]:
+    return {
+        "source_file": "some.ipynb",
+        "task_id": number,
+        "prompt": f"Write a function to add {number}.",
+        "code": f"def add(x):\n    return x + {number}",
+        "test_imports": ["import math"] if number % 2 else [],
+        "test_list": [f"assert add({each}) == {each + number}" for each in range(3)],
+    }
+
+
+def ultrafeedback(number: int) -> dict[str, Any]:
+    ask = {"content": f"Tell me about the number {number}", "role": "user"}
+    return {
+        "prompt": ask["content"] if number else "Hi",
+        "prompt_id": f"{number % 20:064x}",  # of rows that repeat a prompt
+        "chosen": [ask, {"content": "yes", "role": "assistant"}],
+        "rejected": [ask, {"content": "no", "role": "assistant"}],
+        "messages": [ask, {"content": "yes", "role": "assistant"}],
+        "score_chosen": 8.0 + number,
+        "score_rejected": 2.0,
+    }
+
+
+HUB: dict[str, Make] = {
+    "hub:openai/gsm8k": gsm8k,
+    "hub:nlile/hendrycks-MATH-benchmark": math,
+    "hub:BytedTsinghua-SIA/DAPO-Math-17k": dapo,
+    "hub:HuggingFaceH4/aime_2024": aime,
+    "hub:google-research-datasets/mbpp": mbpp,
+    "hub:HuggingFaceH4/ultrafeedback_binarized": ultrafeedback,
+}
+
+
+def written(rows: list[dict[str, Any]], folder: Path, name: str) -> str:
+    path = folder / f"{name}.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    return str(path)
+
+
+def on_disk(settings: Prepare, folder: Path) -> Prepare:
+    """The same settings on local files of 50 rows for train and 30 for eval, every fifth row of train twice."""
+    content = settings.model_dump(mode="json", exclude_unset=True)
+
+    def replaced(source: dict[str, Any], name: str, first: int, num: int) -> dict[str, Any]:
+        make = HUB[source["source"]]
+        rows = [make(number) for number in range(first, first + num)]
+        path = written(rows + (rows[::5] if first == 0 else []), folder, name)
+        return {**source, "source": path, "hub_config": None, "split": None} | ({"num": 5} if "num" in source else {})
+
+    if settings.sources:
+        content["sources"] = [replaced(each, f"train{n}", 0, 50) for n, each in enumerate(content["sources"])]
+        content["eval_sources"] = [replaced(each, f"eval{n}", 50, 30) for n, each in enumerate(content["eval_sources"])]
+    else:
+        local = replaced({"source": settings.source}, "train", 0, 50)["source"]
+        own_eval = replaced({"source": settings.source}, "eval", 50, 30)["source"]
+        content |= {"source": local, "eval_source": own_eval, "hub_config": None, "eval_split": None}
+    return Prepare.model_validate({**content, "num_eval": 20})
+
+
+def prepared(name: str, folder: Path) -> tuple[Params, Prompts]:
+    params = read_params(PRESETS / f"{name}.yaml")
+    made = prepare_prompts(on_disk(params.prepare, folder), params.seed)
+    for split, rows in (("train", made.train), ("eval", made.eval)):
+        write_prompts(folder / f"{split}.parquet", prompts_table(rows, folder / f"{split}.parquet"), {})
+        assert all(len(row["messages"]) == 1 for row in rows)
+    return params, made
+
+
+def content(row: dict[str, Any]) -> str:
+    return str(row["messages"][0]["content"])
+
+
+PARAMS = sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.stem.startswith("launch"))
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_preset_makes_prompts_and_columns(name: str, tmp_path: Path) -> None:
+    params, made = prepared(name, tmp_path)
+    assert made.ledger["num_train_duplicates"] == 10 * max(1, len(params.prepare.sources))
+    assert len(made.train) >= 45
+    assert (len(made.eval), made.ledger["num_train_in_eval"]) == (20, 0)
+    by = {"gsm8k": _gsm8k, "math-7b": _math, "dapo-32b": _dapo, "mbpp-7b": _mbpp, "ultrafeedback-7b": _ultrafeedback}
+    by[name](made)
+
+
+def _gsm8k(made: Prompts) -> None:
+    for row in made.train:
+        assert content(row).startswith(row["question"] + "\n\nThink step by step.")
+        assert row["answer"].split("#### ")[1] in row["question"]
+
+
+def _math(made: Prompts) -> None:
+    assert {row["domain"] for row in made.train} == {row["domain"] for row in made.eval} == {"math", "gsm8k"}
+    for row in made.train + made.eval:
+        assert content(row) == row["problem"] + (
+            "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+        )
+        assert "solution" not in row
+        assert row["answer"].split("#### ")[-1] in row["problem"]
+    assert {row["level"] for row in made.train if row["domain"] == "math"} == {1, 2, 3, 4, 5}
+
+
+def _dapo(made: Prompts) -> None:
+    for row in made.train:
+        root = content(row).split("What is $")[1].split("^")[0]
+        assert row["answer"] == str(int(root) ** 2)
+        assert row.keys() == {"answer", "messages", "prompt_id"}
+    # The eval prompts are asked in the words of the training prompts.
+    for row in made.eval:
+        assert content(row) == DAPO.format(row["problem"])
+        assert int(row["answer"]) == int(row["problem"].split("= ")[1].split("$")[0]) + 1
+
+
+def _mbpp(made: Prompts) -> None:
+    for row in made.train:
+        assert content(row).startswith(f"{row['task']}\n\nYour code should pass this test:\n{row['test_list'][0]}\n")
+        assert row["test_list"][1] not in content(row)
+        assert row.keys() == {"task", "test_imports", "test_list", "messages", "prompt_id"}
+
+
+def _ultrafeedback(made: Prompts) -> None:
+    assert made.ledger["num_train_filtered_length_prompt"] == 1
+    for row in made.train:
+        assert row.keys() == {"messages", "prompt_id"}
+        assert content(row).startswith("Tell me about the number ")
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_preset_fits_in_its_own_context_and_steps(name: str) -> None:
+    """Room for prompts beside the completion, whole optimizer steps, and what the comments say of the method."""
+    params = read_params(PRESETS / f"{name}.yaml")
+    for section in (params.generate, params.evaluate):
+        assert section.max_model_len is not None
+        assert section.max_model_len - section.max_tokens >= 512
+        assert section.stop_tokens == params.generate.stop_tokens
+    assert params.generate.prompts_per_round % params.update.groups_per_step == 0
+    assert params.generate.prompts_per_round // params.update.groups_per_step == 4
+    assert (params.update.gift.anchor, params.update.gift.stats, params.update.gift.beta) == ("old", "detached", 1.0)
+    assert (params.update.epochs, params.update.max_grad_norm) == (1, 1.0)
