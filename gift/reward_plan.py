@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,6 +27,12 @@ def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
         if reward.signature == "verl":
             _check_verl(name, reward, file, table)
         default = DEFAULTS.get(reward.function, Defaults())
+        batch = default.batch if reward.batch is None else reward.batch
+        if reward.function == "judge" and _compares_in_groups(reward.settings) and batch != "group":
+            raise UserError(
+                f"params.yaml: score.rewards.{name}.batch: {batch}: must be group where a judge compares the "
+                "completions of a group in pairs; or name a column to compare with (settings.against_column)"
+            )
         plan.append(
             Loaded(
                 name,
@@ -34,12 +41,16 @@ def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
                 reward.settings,
                 table.arguments(),
                 signature=reward.signature,
-                batch=default.batch if reward.batch is None else reward.batch,
+                batch=batch,
                 timeout_seconds=reward.timeout_seconds or default.timeout_seconds,
                 alone=default.alone,
             )
         )
     return plan
+
+
+def _compares_in_groups(settings: dict[str, Any]) -> bool:
+    return settings.get("mode") == "pairwise" and settings.get("against_column") is None
 
 
 def _find(name: str, reward: Reward) -> tuple[str | None, str]:

@@ -57,7 +57,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Opened:
-    """A stage that scores: its work and scores folders, the metadata of the table that was scored, and its prompts."""
+    """A stage that scores: its work folder, the scores in it, the table that was scored (metadata) and its prompts."""
 
     work: Work
     folder: Path

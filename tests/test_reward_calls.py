@@ -12,6 +12,7 @@ from test_score import METADATA, score_of, write_rollouts
 from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
+from gift.reward_plan import load_plan
 from gift.reward_pool import RewardPool
 from gift.reward_rows import PartRows
 from gift.reward_worker import Loaded, Outcome
@@ -203,8 +204,22 @@ def test_a_function_that_is_alone_has_one_process_no_memory_limit_and_its_own_de
 
 
 def test_the_judge_and_the_reward_model_have_their_defaults() -> None:
-    assert {name: each.batch for name, each in names.DEFAULTS.items()} == {"reward_model": 16, "judge": 64}
-    assert all(each.alone and each.timeout_seconds for each in names.DEFAULTS.values())
+    assert {name: each.batch for name, each in names.DEFAULTS.items() if each.alone} == {
+        "reward_model": 16,
+        "judge": 64,
+    }
+    assert all(each.timeout_seconds for each in names.DEFAULTS.values())
+
+
+def test_a_judge_of_pairs_is_asked_for_whole_groups() -> None:
+    """In calls of some rows a group would be cut, and its completions compared with too few others."""
+    prompts = pa.table({"prompt_id": ["a"], "prompt": ["p"], "answer": ["1"]})
+    pairs = {"model": "m", "mode": "pairwise"}
+    for batch in (None, 8):
+        with pytest.raises(UserError, match=r"score\.rewards\.mine\.batch: .* must be group"):
+            load_plan(score_of(mine={"function": "judge", "settings": pairs, "batch": batch}), prompts)
+    load_plan(score_of(mine={"function": "judge", "settings": pairs, "batch": "group"}), prompts)
+    load_plan(score_of(mine={"function": "judge", "settings": {**pairs, "against_column": "answer"}}), prompts)
 
 
 def test_a_reward_has_its_own_time_limit() -> None:
