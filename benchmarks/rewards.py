@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from gift.yaml import read_yaml
 
 GOAL_MS = 0.2
 GROUP, GROUPS_PER_PART = 8, 256
-SIDES = ("bare", "1 worker", "2 workers")
+SIDES = ("bare", "1 worker", "2 workers", "1 worker, nothing to verify")
 VERIFIER = '''"""Math-Verify on one completion after another, its own time limits off."""
 
 from math_verify import parse, verify
@@ -29,6 +30,10 @@ from math_verify import parse, verify
 
 def right(prompts, completions, completion_ids, answer, **columns):
     return [one(gold, said) for gold, said in zip(answer, completions, strict=True)]
+
+
+def nothing(prompts, completions, completion_ids, answer, **columns):
+    return [1.0] * len(completions)
 
 
 def one(gold, said):
@@ -43,7 +48,7 @@ def length(prompts, completions, completion_ids, **columns):
 
 
 @click.command()
-@click.option("--pairs", default=4000, show_default=True, help="Gold answers and completions to verify.")
+@click.option("--pairs", default=2000, show_default=True, help="Gold answers and completions to verify.")
 @click.option("--rows", default=100_000, show_default=True, help="Completions of the round.")
 @click.option("--tokens", default=1000, show_default=True, help="Tokens of each.")
 @click.option("--repeats", default=3, show_default=True, help="Processes of each side of the verifier, in turn.")
@@ -57,7 +62,7 @@ def main(pairs: int, rows: int, tokens: int, repeats: int, threads: int, quick: 
     with tempfile.TemporaryDirectory() as work:
         for turn in range(repeats):
             for side in SIDES:
-                folder = Path(work, f"{turn}-{side[0]}")
+                folder = Path(work, f"{turn} {side}")
                 runs[side].append(fresh(verify_pairs, folder, side, pairs))
                 say(f"{turn + 1} of {repeats}: {side}: {pairs / runs[side][-1]:,.0f} rewards/s")
         folder = Path(work, "round")
@@ -104,12 +109,16 @@ def verify_pairs(folder: Path, side: str, count: int) -> float:
     from gift.params import Score
     from gift.sections import check
 
-    reward = {"right": {"function": "rewards/verifier.py:right"}}
+    nothing = side == SIDES[-1]
+    reward = {"right": {"function": f"rewards/verifier.py:{'nothing' if nothing else 'right'}"}}
+    times = 20 if nothing else 1  # enough of them to see beside the start of a worker
+    pairs *= times
     score = check(Score, {"rewards": reward, "timeout_seconds": 60.0}, "the benchmark")
     write_rollouts(Path("few"), pairs[:GROUP], 3)
     write_rollouts(Path("all"), pairs, 3)
-    few, every = (seconds_of_parts(name, score, int(side[0]), pairs) for name in ("few", "all"))
-    return (every - few) * len(pairs) / (len(pairs) - GROUP)
+    tables = ("few", "few", "all")  # the first pays for imports
+    _, few, every = (seconds_of_parts(name, score, int(side[0]), pairs) for name in tables)
+    return (every - few) * len(pairs) / (len(pairs) - GROUP) / times
 
 
 def bare_seconds(pairs: list[tuple[str, str]]) -> float:
@@ -132,8 +141,10 @@ def seconds_of_parts(name: str, score: Any, workers: int, pairs: list[tuple[str,
     ids = [f"p{number:08d}" for number in range(len(pairs))]
     prompts = pa.table({"prompt_id": ids, "prompt": ["Find x."] * len(ids), "answer": golds})
     begin = time.perf_counter()
-    score_parts(Path(f"scores of {name}"), Path(name), prompts, score, workers, {"policy": "p"}, name)
-    return time.perf_counter() - begin
+    score_parts(Path("scores"), Path(name), prompts, score, workers, {"policy": "p"}, name)
+    seconds = time.perf_counter() - begin
+    shutil.rmtree("scores")
+    return seconds
 
 
 def write_rollouts(folder: Path, pairs: list[tuple[str, str]], tokens: int) -> None:
@@ -191,7 +202,8 @@ def write_round(folder: Path, rows: int, tokens: int) -> None:
 def run_stage(folder: Path) -> dict[str, float]:
     """`stages.score` as DVC starts it: wall seconds, and the most memory that the stage or a worker of it had, MiB."""
     out = ["data/rounds/r1/scores", "metrics.json"]
-    subprocess.run(["rm", "-rf", *out], cwd=folder, check=True)
+    shutil.rmtree(folder / "data/rounds", ignore_errors=True)
+    (folder / "metrics.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "stages.score", "rollouts", "prompts.parquet", *out]
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -205,20 +217,20 @@ def run_stage(folder: Path) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Rewards a second by side, what a row costs above the bare loop; then the stage."""
+    """Rewards a second by side, and what a row costs besides the verifier; then the stage."""
     settings, medians, stage = result["settings"], result["medians"], result["stage"]
     rows, pairs = [], settings["pairs"]
     for side, seconds in medians.items():
-        speed = f"{medians['bare'] / seconds:.2f}"
+        speed = f"{medians['bare'] / seconds:.2f}" if side != SIDES[-1] else ""
         rows.append([side, f"{seconds:.3g}", f"{pairs / seconds:,.0f}", f"{1000 * seconds / pairs:.3f}", speed])
     verifier = markdown(["math verification", "s", "rewards/s", "ms a row", "x the bare loop"], rows)
-    over = 1000 * (medians["1 worker"] - medians["bare"]) / pairs
+    over = 1000 * medians[SIDES[-1]] / pairs
     rows = [
         [name, f"{each['seconds']:.3g}", f"{1000 * each['seconds'] / settings['rows']:.3f}", f"{each['peak_mib']:,.0f}"]
         for name, each in stage.items()
     ]
     whole = markdown([f"stage, {settings['rows']:,} rows", "s", "ms a row", "peak, MiB"], rows)
-    goal = f"Goal: one worker costs at most {GOAL_MS} ms a row above the bare loop: {over:.3f} ms, "
+    goal = f"Goal: with nothing to verify a row takes one worker at most {GOAL_MS} ms: {over:.3f} ms, "
     return f"{verifier}\n\n{goal}{met(over, GOAL_MS, at_most=True)}.\n\n{whole}"
 
 
