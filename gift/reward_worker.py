@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from gift.errors import UserError
 from gift.reward_limits import limit_resources, private_bytes
 from gift.rewards.names import REWARDS
 from gift.rewards.verl import ARGUMENTS, from_verl
@@ -200,6 +201,8 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
             )
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
+    except UserError as error:
+        return f"settings: {error}"
     except Exception as error:
         return str(error) if str(error).startswith("settings") else f"settings: {_describe(error)}"
     return None

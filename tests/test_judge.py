@@ -64,7 +64,9 @@ def ask(texts: list[Any], prompt_id: list[str] | None = None, **settings: Any) -
     """The judge's values for one call whose rows are of one group, if not said otherwise."""
     columns = {"answer": ["four"] * len(texts), **settings.pop("columns", {})}
     ids = prompt_id or ["p"] * len(texts)
-    return judge([f"Prompt of {each}" for each in ids], texts, [[0]] * len(texts), ids, "m", **columns, **settings)
+    return judge(
+        [f"Prompt of {each}" for each in ids], texts, [[0]] * len(texts), ids, model="m", **columns, **settings
+    )
 
 
 def test_a_score_is_mapped_from_its_scale(serve: Serve) -> None:

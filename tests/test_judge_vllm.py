@@ -74,7 +74,7 @@ def test_a_real_server_gives_verdicts(vllm_endpoint: str, tmp_path: Path, monkey
 
     def verdicts(texts: list[str], model: str = "tiny-judge", **more: Any) -> list[float | Exception]:
         rows = len(texts)
-        return judge(["What is 2+2?"] * rows, texts, [[0]] * rows, ["p"] * rows, model, **settings, **more)
+        return judge(["What is 2+2?"] * rows, texts, [[0]] * rows, ["p"] * rows, model=model, **settings, **more)
 
     rubric = {"extra_body": {"structured_outputs": {"regex": r"Reasons\.\nScore: [37]"}}}
     values = verdicts(["4", "four", "5"], **rubric)

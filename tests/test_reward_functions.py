@@ -407,12 +407,16 @@ def test_wrong_settings_are_refused_by_a_call_without_rows(
         function(prompts=[], completions=[], completion_ids=[], answer=[], **settings)
 
 
+COLUMNS = {"answer", "generation_prompt", "prompt_id", "test_list", "challenge_test_list", "test_imports"}
+COLUMNS |= {"test_setup_code", "test", "entry_point", "inputs", "outputs"}
+
+
 def test_every_setting_is_a_keyword_of_its_own() -> None:
     """So that a column of the prompts table can be told from a setting by the signature."""
     for name, function in REWARDS.items():
         kinds = {each.name: each.kind for each in inspect.signature(function).parameters.values()}
         positional = [each for each, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
         assert positional[:3] == ["prompts", "completions", "completion_ids"], name
-        assert set(positional[3:]) <= {"answer", "generation_prompt"}, name
+        assert set(positional[3:]) <= COLUMNS, name
         assert list(kinds)[-1] == "columns", name
         assert kinds["columns"] is inspect.Parameter.VAR_KEYWORD, name

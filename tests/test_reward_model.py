@@ -76,7 +76,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def scores(model: Any, prompts: list[Any], completions: list[Any], **settings: Any) -> list[float]:
     values = reward_model(
-        prompts, completions, [[0]] * len(prompts), str(model), answer=["?"] * len(prompts), **settings
+        prompts, completions, [[0]] * len(prompts), model=str(model), answer=["?"] * len(prompts), **settings
     )
     assert all(isinstance(value, float) and math.isfinite(value) for value in values), values
     return [float(value) for value in values if isinstance(value, float)]
@@ -84,7 +84,7 @@ def scores(model: Any, prompts: list[Any], completions: list[Any], **settings: A
 
 def problem(model: Any, prompts: Any = ("?",), completions: Any = ("!",), **settings: Any) -> str:
     """What all rows say is wrong: one and the same mistake of the user, on one line."""
-    values = reward_model(list(prompts), list(completions), [[0]] * len(prompts), str(model), **settings)
+    values = reward_model(list(prompts), list(completions), [[0]] * len(prompts), model=str(model), **settings)
     assert len(values) == len(prompts)
     assert all(isinstance(value, UserError) for value in values), values
     assert len({str(value) for value in values}) == 1
@@ -164,11 +164,11 @@ def test_which_label_is_never_guessed(chat: str, folders: dict[str, Path]) -> No
 
 def test_a_row_that_is_too_long_is_an_error_of_its_own(folders: dict[str, Path]) -> None:
     model = folders["qwen3 without"]
-    short, long = reward_model(["?"] * 2, ["!", "!" * CONTEXT], IDS[:2], str(model))
+    short, long = reward_model(["?"] * 2, ["!", "!" * CONTEXT], IDS[:2], model=str(model))
     assert short == pytest.approx(scores(model, ["?"], ["!"])[0], abs=1e-5)
     assert isinstance(long, ValueError)
     assert str(long).startswith(f"{CONTEXT + 1} tokens; the reward model takes {CONTEXT}")
-    assert isinstance(reward_model(["?"], ["1234"], IDS[:1], str(model), max_length=4)[0], ValueError)
+    assert isinstance(reward_model(["?"], ["1234"], IDS[:1], model=str(model), max_length=4)[0], ValueError)
     assert "lower it" in problem(model, max_length=CONTEXT + 1)
 
 
@@ -182,7 +182,7 @@ def test_truncate_left_keeps_the_end(folders: dict[str, Path]) -> None:
 
 
 def test_a_row_without_tokens_has_no_score(folders: dict[str, Path]) -> None:
-    (value,) = reward_model([""], [""], IDS[:1], str(folders["qwen3 without"]))
+    (value,) = reward_model([""], [""], IDS[:1], model=str(folders["qwen3 without"]))
     assert isinstance(value, ValueError)
 
 

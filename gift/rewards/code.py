@@ -50,6 +50,7 @@ def code_tests(
     entry_point: Sequence[Any] | None = None,
     inputs: Sequence[Any] | None = None,
     outputs: Sequence[Any] | None = None,
+    *,
     signature_column: str | None = None,
     whole_completion: bool = False,
     partial: bool = False,

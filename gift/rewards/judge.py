@@ -55,6 +55,7 @@ def judge(
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
     prompt_id: Sequence[str],
+    *,
     model: str,
     mode: str = "rubric",
     rubric: str | None = None,
@@ -107,6 +108,8 @@ def judge(
             return _against(settings, asked, texts, _column(columns, "against_column", settings.against_column))
         return _in_groups(settings, asked, texts, prompt_id)
     except UserError as problem:
+        if not prompts:  # the call before any row, which checks the settings
+            raise
         return [problem] * len(prompts)
 
 

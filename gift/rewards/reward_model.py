@@ -44,6 +44,7 @@ def reward_model(
     prompts: Sequence[str | list[dict[str, str]]],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
+    *,
     model: str,
     revision: str | None = None,
     dtype: str = "float32",
@@ -84,6 +85,8 @@ def reward_model(
         label, limit = _label(classifier, settings), _limit(classifier, settings)
         template = _uses_template(classifier, settings.form, prompts)
     except UserError as problem:
+        if not prompts:  # the call before any row, which checks the settings
+            raise
         return [problem] * len(prompts)
     values: list[float | Exception] = []
     rows: dict[int, list[int]] = {}

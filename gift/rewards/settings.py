@@ -19,4 +19,4 @@ def check_settings(rules: type[Rules], function: str, values: dict[str, Any], li
                 f"{function}: the prompts table has a column '{key}', which hides the setting of that name; rename it "
                 "in prepare.columns"
             )
-    return check(rules, values, f"params.yaml: settings of {function}")
+    return check(rules, values, function)
