@@ -135,7 +135,7 @@ def bare_seconds(pairs: list[tuple[str, str]]) -> float:
 def seconds_of_parts(name: str, score: Any, workers: int, pairs: list[tuple[str, str]]) -> float:
     import pyarrow as pa
 
-    from gift.score import score_parts
+    from gift.scoring.score import score_parts
 
     golds = [gold for gold, _ in pairs]
     ids = [f"p{number:08d}" for number in range(len(pairs))]

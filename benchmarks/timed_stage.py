@@ -24,7 +24,7 @@ from typing import Any  # noqa: E402
 NAMED = {
     "log-probs": ("gift.logprobs:completion_logprobs",),
     "optimizer steps": ("gift.trainer:Trainer.train_step",),
-    "rewards and their workers": ("gift.score:score_parts",),
+    "rewards and their workers": ("gift.scoring.score:score_parts",),
     "engine start": ("gift.engine:Engine.__init__",),
     "models and tokenizers": ("gift.policy:load_model", "gift.policy:load_tokenizer"),
     "hashing": ("gift.work:tree_digest", "gift.work:file_digest"),

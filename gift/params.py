@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.prepare_params import Prepare
+from gift.data.params import Prepare
 from gift.sections import Section, check, did_you_mean
 from gift.yaml import read_yaml
 

@@ -11,7 +11,7 @@ from gift import console
 from gift.estimates import evaluation
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.score import score_table
+from gift.scoring.score import score_table
 from gift.work import refuse_existing, write_json
 
 

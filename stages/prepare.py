@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from gift import console
-from gift.origins import untracked_sources
+from gift.data.origins import untracked_sources
+from gift.data.sources import prepare_prompts
 from gift.params import read_params
-from gift.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
 from gift.work import Work, refuse_existing, write_json
 

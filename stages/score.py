@@ -7,8 +7,8 @@ import click
 from gift import console
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.score import score_table
-from gift.score_metrics import score_metrics
+from gift.scoring.metrics import score_metrics
+from gift.scoring.score import score_table
 from gift.work import refuse_existing, write_json
 
 

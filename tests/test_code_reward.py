@@ -13,7 +13,7 @@ from gift.errors import UserError
 from gift.params import Reward, Score
 from gift.rewards.code import BrokenTest, Verdict, code_tests, judge_row, program_of
 from gift.sandbox import SandboxError
-from gift.score import load_plan
+from gift.scoring.score import load_plan
 
 needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from gift.data.files import Row
+from gift.data.filters import keep_rows
+from gift.data.params import Filters, Prepare
 from gift.errors import UserError
-from gift.filters import keep_rows
-from gift.prepare_params import Filters, Prepare
 from gift.sections import Section, check
-from gift.source_files import Row
 
 VALUES = [
     {"q": "short", "level": "Level 5", "rate": 0.5, "ok": True, "n": 1},

@@ -11,12 +11,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from gift.data.sources import prepare_prompts
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.params import read_params
 from gift.policy import load_model, policy_digest
 from gift.rewards.gsm8k import gsm8k_answer
 from gift.rewards.text import text_format
-from gift.sources import prepare_prompts
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"
 PRESET = mini.ROOT / "presets" / "gsm8k.yaml"

@@ -25,8 +25,8 @@ FLOORS = {
         "yaml",
         "work",
         "arithmetic",
-        "strays",
-        "reward_limits",
+        "scoring.strays",
+        "scoring.limits",
         "seccomp",
         "bwrap",
         "sandbox_prelude",
@@ -34,7 +34,7 @@ FLOORS = {
     ),
     1: (
         "sections",
-        "prepare_params",
+        "data.params",
         "params",
         "launch",
         "groups",
@@ -53,9 +53,9 @@ FLOORS = {
         "templates",
     ),
     2: (
-        "columns",
-        "decontamination",
-        "ledger",
+        "data.columns",
+        "data.decontamination",
+        "data.ledger",
         "advantages",
         "selection",
         "objectives.batch",
@@ -84,25 +84,25 @@ FLOORS = {
         "schedule",
     ),
     3: (
-        "source_files",
-        "filters",
-        "prompt_of",
-        "origins",
-        "sources",
+        "data.files",
+        "data.filters",
+        "data.prompt",
+        "data.origins",
+        "data.sources",
         "sft",
         "base",
         "generate",
         "rollouts",
-        "reward_worker",
-        "reward_process",
-        "reward_pool",
-        "reward_rows",
-        "reward_plan",
-        "reward_code",
-        "reward_cache",
-        "reward_failures",
-        "score",
-        "score_metrics",
+        "scoring.worker",
+        "scoring.process",
+        "scoring.pool",
+        "scoring.rows",
+        "scoring.plan",
+        "scoring.code",
+        "scoring.cache",
+        "scoring.failures",
+        "scoring.score",
+        "scoring.metrics",
         "reference",
         "rows",
         "deepspeed_config",
@@ -201,7 +201,7 @@ def test_the_code_of_a_stage_is_listed_once_and_sorted() -> None:
 
 def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
     for name, stage in stages().items():
-        assert ("gift/reward_pool.py" in stage["deps"]) == ("rewards" in stage["deps"]), name
+        assert ("gift/scoring/pool.py" in stage["deps"]) == ("rewards" in stage["deps"]), name
 
 
 def test_every_import_points_down() -> None:
@@ -232,7 +232,7 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gift.params", "gift.launch", "gift.tables.schemas", "gift.score", "gift.cli", "stages.doctor"]
+    "module", ["gift.params", "gift.launch", "gift.tables.schemas", "gift.scoring.score", "gift.cli", "stages.doctor"]
 )
 def test_heavy_libraries_are_imported_only_where_they_work(module: str) -> None:
     if module not in MODULES:

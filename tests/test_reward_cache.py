@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from test_score import METADATA, score_of, write_project, write_rollouts
 
-from gift import reward_code
 from gift.params import Score
-from gift.reward_cache import ROOT, row_keys
-from gift.reward_code import function_digest, imported_files, versions
-from gift.reward_worker import Loaded
-from gift.score import score_parts
+from gift.scoring import code as reward_code
+from gift.scoring.cache import ROOT, row_keys
+from gift.scoring.code import function_digest, imported_files, versions
+from gift.scoring.score import score_parts
+from gift.scoring.worker import Loaded
 from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
 from stages import score as stage
@@ -218,7 +218,7 @@ def test_our_own_functions_count_their_files_and_nothing_of_the_users() -> None:
     Path("rewards/words.txt").write_text("x")
     assert digest(ours) == before
     assert digest(loaded("text_format", None)) != before
-    files, _ = imported_files([Path(reward_code.__file__).parent / "rewards/gsm8k.py"])
+    files, _ = imported_files([Path(reward_code.__file__).parents[1] / "rewards/gsm8k.py"])
     assert {path.name for path in files} >= {"gsm8k.py", "text.py"}
     assert digest(loaded(signature="verl")) != digest(loaded())
 

@@ -12,13 +12,13 @@ from test_score import METADATA, score_of, write_rollouts
 from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
-from gift.reward_plan import load_plan
-from gift.reward_pool import RewardPool
-from gift.reward_rows import PartRows
-from gift.reward_worker import Loaded, Outcome
 from gift.rewards import names
-from gift.score import score_parts, total_reward
-from gift.score_metrics import score_metrics
+from gift.scoring.metrics import score_metrics
+from gift.scoring.plan import load_plan
+from gift.scoring.pool import RewardPool
+from gift.scoring.rows import PartRows
+from gift.scoring.score import score_parts, total_reward
+from gift.scoring.worker import Loaded, Outcome
 from gift.sections import check
 from gift.tables.parquet import part_paths, read_file
 from gift.tables.schemas import (
@@ -408,10 +408,10 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return reading
 
-    monkeypatch.setattr("gift.score.read_part", watched(read_part))
-    monkeypatch.setattr("gift.score.read_file", watched(read_file))
+    monkeypatch.setattr("gift.scoring.score.read_part", watched(read_part))
+    monkeypatch.setattr("gift.scoring.score.read_file", watched(read_file))
     monkeypatch.setattr(
-        "gift.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
+        "gift.scoring.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
     )
     scored(score_of(mine=reward("several"), other=reward("several", batch=3)), rollouts, prompts)
     assert [len(each) for each in alive] == [0, 1, 2, 3, 4, 6, 8, 10]  # checked; then read to be scored, with its rows

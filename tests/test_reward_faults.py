@@ -7,7 +7,7 @@ import psutil
 import pytest
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.score import score_parts
+from gift.scoring.score import score_parts
 from gift.tables.schemas import check_scores, read_table, scores_schema
 
 # What a row's column `mode` makes the function do.

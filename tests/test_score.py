@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from gift.errors import UserError
 from gift.params import Reward, Score
-from gift.reward_worker import Outcome, one_line
-from gift.score import score_parts, total_reward
-from gift.score_metrics import score_metrics
+from gift.scoring.metrics import score_metrics
+from gift.scoring.score import score_parts, total_reward
+from gift.scoring.worker import Outcome, one_line
 from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part

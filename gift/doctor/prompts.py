@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gift.data.sources import prepare_prompts
 from gift.doctor.findings import Finding, Level, refusal
 from gift.errors import UserError
 from gift.params import Params
-from gift.sources import prepare_prompts
 from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
 
 THEME = "data"

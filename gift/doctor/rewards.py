@@ -12,11 +12,11 @@ from gift.doctor.model import read_model
 from gift.doctor.settings import Project
 from gift.errors import UserError
 from gift.params import Reward
-from gift.reward_plan import load_plan
-from gift.reward_pool import RewardPool
-from gift.reward_worker import Loaded
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
+from gift.scoring.plan import load_plan
+from gift.scoring.pool import RewardPool
+from gift.scoring.worker import Loaded
 from gift.tables.prompts import prompt_column
 
 THEME = "rewards"

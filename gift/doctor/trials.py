@@ -9,11 +9,11 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.rewards import THEME, arguments, is_alone
 from gift.doctor.settings import Project
 from gift.errors import UserError
-from gift.reward_failures import FAILED
-from gift.reward_plan import load_plan
-from gift.reward_pool import RewardPool
-from gift.reward_worker import Loaded, Outcome
-from gift.score import total_reward
+from gift.scoring.failures import FAILED
+from gift.scoring.plan import load_plan
+from gift.scoring.pool import RewardPool
+from gift.scoring.score import total_reward
+from gift.scoring.worker import Loaded, Outcome
 
 NUM_ROWS = 8
 GOLD_COLUMNS = ("answer", "ground_truth", "reward_model", "solution", "code", "target")

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from gift.errors import UserError
 from gift.params import Reward, Score
-from gift.reward_rows import Prompts
-from gift.reward_worker import Loaded
 from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
+from gift.scoring.rows import Prompts
+from gift.scoring.worker import Loaded
 
 USER_FOLDER = Path("rewards")
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gift.arithmetic import Split
-from gift.columns import map_rows
-from gift.decontamination import normalized, shared_runs
+from gift.data.columns import map_rows
+from gift.data.decontamination import normalized, shared_runs
+from gift.data.files import Row
+from gift.data.filters import keep_rows
+from gift.data.ledger import Ledger
+from gift.data.origins import Origin, check_origins, origins, read_rows
+from gift.data.params import Prepare, Rows
+from gift.data.prompt import check_prompt_columns, prompt_of, prompt_template
 from gift.errors import UserError
-from gift.filters import keep_rows
-from gift.ledger import Ledger
-from gift.origins import Origin, check_origins, origins, read_rows
-from gift.prepare_params import Prepare, Rows
-from gift.prompt_of import check_prompt_columns, prompt_of, prompt_template
-from gift.source_files import Row
 
 
 @dataclass(frozen=True)

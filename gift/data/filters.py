@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import Any
 
+from gift.data.files import Row
+from gift.data.params import Filters
 from gift.errors import UserError
-from gift.prepare_params import Filters
-from gift.source_files import Row
 
 
 def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], Counter[str]]:

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gift.reward_worker import Loaded
 from gift.rewards.names import REWARDS
+from gift.scoring.worker import Loaded
 from gift.work import file_digest, tree_digest
 
 OURS = ("gift", "rewards")
@@ -87,7 +87,7 @@ def _package(path: Path, level: int) -> str:
 
 
 def _roots() -> list[Path]:
-    return list(dict.fromkeys([Path.cwd().resolve(), Path(__file__).resolve().parents[1]]))
+    return list(dict.fromkeys([Path.cwd().resolve(), Path(__file__).resolve().parents[2]]))
 
 
 def _project_files(name: str) -> list[Path]:

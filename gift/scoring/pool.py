@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from gift.errors import UserError
-from gift.reward_process import GARBAGE, Broken, Line, WorkerProcess
-from gift.reward_worker import Loaded, Outcome
-from gift.strays import adopt_orphans, children, kill_children
+from gift.scoring.process import GARBAGE, Broken, Line, WorkerProcess
+from gift.scoring.strays import adopt_orphans, children, kill_children
+from gift.scoring.worker import Loaded, Outcome
 
 START_SECONDS = 120.0
 START_ALONE_SECONDS = 1800.0

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gift.arithmetic import Split, problems
+from gift.data.files import Row, read_hub, read_local
+from gift.data.params import Filters, Prepare, Rows, Source
 from gift.errors import UserError
-from gift.prepare_params import Filters, Prepare, Rows, Source
-from gift.source_files import Row, read_hub, read_local
 
 HUB = "hub:"
 

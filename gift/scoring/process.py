@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gift.errors import UserError
-from gift.reward_worker import CONNECTION_LOST, Entry, Loaded
+from gift.scoring.worker import CONNECTION_LOST, Entry, Loaded
 from gift.tables.schemas import STATUSES
 
 SEND_SECONDS = 60
@@ -29,7 +29,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """What became of a call; see gift/reward_worker.py."""
+    """What became of a call; see gift/scoring/worker.py."""
 
     seconds: float
     again: str | None
@@ -49,12 +49,12 @@ class WorkerProcess:
     ) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
-        root = str(Path(__file__).parents[1])
+        root = str(Path(__file__).parents[2])
         threads = {} if memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from gift.reward_worker import main; main()", str(theirs.fileno())],
+                [sys.executable, "-c", "from gift.scoring.worker import main; main()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={
                     **os.environ,

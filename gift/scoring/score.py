@@ -13,12 +13,12 @@ from gift.console import Progress
 from gift.errors import UserError
 from gift.launch import ScoreLaunch
 from gift.params import Reward, Score
-from gift.reward_cache import ROOT, RewardCache, row_keys
-from gift.reward_failures import FAILED, Failures
-from gift.reward_plan import USER_FOLDER, load_plan
-from gift.reward_pool import Call, RewardPool
-from gift.reward_rows import PartRows, Prompts
-from gift.reward_worker import Loaded, Outcome
+from gift.scoring.cache import ROOT, RewardCache, row_keys
+from gift.scoring.failures import FAILED, Failures
+from gift.scoring.plan import USER_FOLDER, load_plan
+from gift.scoring.pool import Call, RewardPool
+from gift.scoring.rows import PartRows, Prompts
+from gift.scoring.worker import Loaded, Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.prompts import read_prompts
 from gift.tables.schemas import (

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from gift.errors import UserError
 from gift.params import Reward
-from gift.reward_failures import FAILED
+from gift.scoring.failures import FAILED
 from gift.tables.schemas import STATUSES
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.errors import UserError
-from gift.reward_code import function_digest
-from gift.reward_worker import Loaded, Outcome
+from gift.scoring.code import function_digest
+from gift.scoring.worker import Loaded, Outcome
 from gift.tables.parquet import read_file, write_file
 
 ROOT = Path("data/.cache/scores")

@@ -1,4 +1,4 @@
-"""The process that calls reward functions, started by gift/reward_pool.py with the number of a socket.
+"""The process that calls reward functions, started by gift/scoring/pool.py with the number of a socket.
 
 It reads what to load, answers null or what is wrong, then gets messages of calls and sends one line (JSON) a call. The
 pool believes no other form: a function may write anything to any file that is open here, the socket included.
@@ -24,10 +24,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from gift.errors import UserError
-from gift.reward_limits import limit_resources, private_bytes
 from gift.rewards.names import REWARDS
 from gift.rewards.verl import ARGUMENTS, from_verl
-from gift.strays import adopt_orphans, children, has_children, kill_children
+from gift.scoring.limits import limit_resources, private_bytes
+from gift.scoring.strays import adopt_orphans, children, has_children, kill_children
 
 MAX_MESSAGE = 300
 ORPHAN_SECONDS = 60
@@ -201,10 +201,9 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
             )
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
-    except UserError as error:
-        return f"settings: {error}"
     except Exception as error:
-        return str(error) if str(error).startswith("settings") else f"settings: {_describe(error)}"
+        text = str(error) if isinstance(error, UserError) else _describe(error)
+        return str(error) if str(error).startswith("settings") else f"settings: {text}"
     return None
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from gift.data.params import Rows
 from gift.errors import UserError
-from gift.prepare_params import Rows
 
 MISSING = object()
 SHAPE_WIDTH = 300

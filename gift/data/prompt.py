@@ -5,9 +5,9 @@ import string
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gift.data.files import Row
+from gift.data.params import Prepare, Rows
 from gift.errors import UserError
-from gift.prepare_params import Prepare, Rows
-from gift.source_files import Row
 from gift.tables.prompts import prompt_problem
 
 Template = Callable[[Row], tuple[str, str]]
