@@ -61,7 +61,7 @@ def say():
             stream.write("x" * 2**20)
 
 def everywhere(content):
-    for number in range(64):
+    for number in map(int, os.listdir("/proc/self/fd")):
         try:
             os.write(number, content)
         except OSError:
@@ -94,7 +94,7 @@ ACTS = {
     "apart and hang": leave_and_hang, "alarm": lambda: signal.alarm(1), "elsewhere": elsewhere,
     "eat": eat, "eat and hide": eat_and_hide, "eat at once": lambda: bytearray(2**40), "recurse": recurse,
     "write": write, "say": say, "garbage": lambda: everywhere(b"x" * 99), "line": lambda: everywhere(b"[0, 1]\\n"),
-    "much garbage": lambda: everywhere(b"x" * 2**26), "close": lambda: os.closerange(0, 64),
+    "much garbage": lambda: everywhere(b"x" * 2**26), "close": lambda: os.closerange(0, 2**16),
     "quit": lambda: sys.exit(0), "exit": lambda: os._exit(0), "segfault": lambda: ctypes.string_at(0),
     "abort": os.abort, "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "raise": lambda: 1 / 0,
     "exec": lambda: os.execv("/bin/sleep", ["sleep", "600"]),
