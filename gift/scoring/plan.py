@@ -1,6 +1,5 @@
 """What params.yaml says of the rewards as what a worker loads: which function, how it is called, and with what."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
 from gift.scoring.rows import Prompts
 from gift.scoring.worker import Loaded
+from gift.sections import did_you_mean
 
 USER_FOLDER = Path("rewards")
 
@@ -59,8 +59,7 @@ def _find(name: str, reward: Reward) -> tuple[str | None, str]:
     file, colon, function = reward.function.rpartition(":")
     if not colon:
         if reward.function not in REWARDS:
-            close = difflib.get_close_matches(reward.function, REWARDS, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(REWARDS)}"
+            hint = did_you_mean(reward.function, list(REWARDS))
             raise UserError(f"{key}: unknown reward; {hint} One of your own is named rewards/<file>.py:<function>")
         return None, reward.function
     path = Path(file)
