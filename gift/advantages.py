@@ -27,6 +27,10 @@ class Rewards:
     known: Tensor
     weights: Tensor
 
+    def decoupled(self, kind: Advantages) -> bool:
+        """Whether each component is standardised by itself; of a single one that is the total's own."""
+        return kind == "gdpo" and self.components.shape[-1] > 1
+
     def take(self, chosen: list[int]) -> "Rewards":
         """Some of the groups."""
         return Rewards(self.total[chosen], self.mask[chosen], self.components[chosen], self.known[chosen], self.weights)
@@ -55,7 +59,7 @@ def group_advantages(rewards: Rewards, kind: Advantages) -> Tensor:
     group: the standardised total. gdpo (arXiv 2601.05242): sum_k weight_k x the standardised component k, so that a
     component with a small spread is not drowned by one with a large spread. With one component the two are one.
     """
-    if kind == "group" or rewards.components.shape[-1] == 1:
+    if not rewards.decoupled(kind):
         return standardise(rewards.total, rewards.mask)
     each = standardise(rewards.components.movedim(-1, 0), rewards.known.movedim(-1, 0))
     return torch.einsum("k,kpg->pg", rewards.weights, each)
@@ -68,7 +72,7 @@ def step_advantages(rewards: Rewards, kind: Advantages) -> Tensor:
     away: with several components their size would else depend on how many agree.
     """
     advantages = group_advantages(rewards, kind)
-    if kind == "group" or rewards.components.shape[-1] == 1:
+    if not rewards.decoupled(kind):
         return advantages
     flat, mask = advantages.reshape(1, -1), rewards.mask.reshape(1, -1)
     centred = groups.centre(flat, mask)
