@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ class Prompts:
         prompt = prompt_column(table)
         self.is_chat = prompt == "messages"
         self.table = table.rename_columns(["prompts" if name == prompt else name for name in table.column_names])
-        self.row_of = {prompt_id: row for row, prompt_id in enumerate(table["prompt_id"].to_pylist())}
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of each prompt; made only where rows are asked for."""
+        return {prompt_id: row for row, prompt_id in enumerate(self.table["prompt_id"].to_pylist())}
 
     def arguments(self) -> list[str]:
         """The names of what every function is called with, besides its settings."""
