@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from gift.errors import UserError
-from gift.params import Count, Packing, Positive
-from gift.sections import Section, check
+from gift.params import Packing, Positive
+from gift.sections import Count, Section, check
 from gift.yaml import read_yaml
 
 

@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gift.data.params import Prepare
-from gift.sections import Section, check, did_you_mean
+from gift.sections import Count, Section, check, did_you_mean
 from gift.yaml import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)

@@ -2,12 +2,14 @@
 
 import difflib
 from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from gift.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):

@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.sections import Section
-
-Count = Annotated[int, Field(ge=1)]
+from gift.sections import Count, Section
 
 Bounds = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[least, most], either null")]
 LengthBounds = Annotated[list[int | None], Field(min_length=2, max_length=2, description="[least, most] characters")]
