@@ -69,19 +69,22 @@ class Progress:
 def run(stage: click.Command) -> None:
     """Run a stage as this process, which ends with it: after torch or vLLM Python takes seconds to clear up its memory.
 
-    What was registered for the end still happens. A failed stage, or one that leaves threads or processes to be waited
-    for, ends in Python's own way.
+    So does a failed one: where ranks lost each other, clearing up can abort the process, whose exit code is then
+    another's. What was registered for the end still happens. A stage that leaves threads or processes to be waited for
+    ends in Python's own way.
     """
+    code = 0
     try:
         stage()
     except SystemExit as end:
         threads = [thread for thread in threading.enumerate() if not thread.daemon]
-        if end.code or len(threads) > 1 or multiprocessing.active_children():
+        if not isinstance(end.code, int | None) or len(threads) > 1 or multiprocessing.active_children():
             raise
+        code = end.code or 0
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def say(stage: str, **numbers: object) -> None:

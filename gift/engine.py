@@ -13,6 +13,7 @@ Rules for the caller, the same at every ZeRO stage and world size:
 import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -30,6 +31,8 @@ from gift.head import LogprobHead
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")
+# A launcher reports the first rank that it finds ended, and looks once a second: the rank at fault is to be that one.
+_GRACE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,7 @@ def _why_alone(error: str, timeout_minutes: float) -> str:
             f"{first}waited {timeout_minutes:g} minutes for another rank, which may hang or be busy; look at what it "
             "said, or raise launch.yaml: update.timeout_minutes"
         )
+    time.sleep(_GRACE_SECONDS)
     return f"{first}another rank ended; its own message says why"
 
 

@@ -96,8 +96,9 @@ def test_rounds_go_on_when_processes_stage_and_offload_change(copied: Path, tmp_
 
 
 MISFORTUNE = """
-import os, sys, time
+import os, time
 from pathlib import Path
+import click
 import torch
 from gift import console
 from gift.deepspeed_config import EngineSettings
@@ -106,23 +107,25 @@ from gift.errors import UserError
 from gift.launch import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
-console.quiet()
-launch = read_launch().update
-try:
+
+@click.command()
+@click.argument("fate")
+def main(fate):
+    console.quiet()
+    launch = read_launch().update
     with distributed(launch.timeout_minutes):
         engine = Engine(torch.nn.Linear(4, 4), EngineSettings(zero_stage=launch.zero_stage))
         engine.backward(engine.forward(torch.ones(2, 4)).sum())
         if engine.rank == 1:
-            if sys.argv[1] == "raises":
+            if fate == "raises":
                 raise UserError("the trouble of rank 1")
-            if sys.argv[1] == "is killed":
+            if fate == "is killed":
                 os.kill(os.getpid(), 9)
             time.sleep(600)
         engine.step(0.1)
         engine.weights()
-except UserError as error:
-    error.show()
-    sys.exit(1)
+
+console.run(main)
 """
 
 
