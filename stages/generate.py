@@ -8,15 +8,16 @@ import pyarrow.compute as pc
 
 from gift import console
 from gift.adapter import find_policy
+from gift.encoding import encode_split, refuse_long_prompts
 from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import load_tokenizer, max_model_len
-from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
+from gift.policy import load_tokenizer
+from gift.rollouts import Group, write_rollouts
 from gift.stream import seed_of, take_prompts
 from gift.tables.prompts import prompt_column, read_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_table
-from gift.templates import chat_findings, end_token_ids
+from gift.templates import chat_findings
 from gift.work import Work, file_digest, refuse_existing, write_json
 
 
@@ -35,20 +36,22 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)
-    context = max_model_len(files.model, settings.max_model_len, "generate")
-    ends = end_token_ids(files.model, tokenizer, settings.stop_tokens, "generate.stop_tokens")
-    all_encoded, opening = encode_prompts(tokenizer, table, variables, policy)
-    encoded, num_long = refuse_long_prompts(all_encoded, settings, context, "generate")
+    every = encode_split(tokenizer, files.model, table, variables, settings, "generate", policy)
+    encoded, num_long = refuse_long_prompts(every, settings, "generate")
     if prompt_column(table) == "messages":
-        for finding in chat_findings(tokenizer, ends, opening, variables, policy):
+        for finding in chat_findings(tokenizer, encoded.ends, encoded.opening, variables, policy):
             click.echo(f"generate: {finding}", err=True)
-    taken, position = take_prompts(list(encoded), lineage.prompts_consumed, settings.prompts_per_round, params.seed)
+    taken, position = take_prompts(
+        list(encoded.prompt_ids), lineage.prompts_consumed, settings.prompts_per_round, params.seed
+    )
     number = lineage.round + 1
     groups = [
         Group(
             key,
             [
-                Request(encoded[key], seed_of("generate", params.seed, number, key, sample), settings.temperature)
+                Request(
+                    encoded.prompt_ids[key], seed_of("generate", params.seed, number, key, sample), settings.temperature
+                )
                 for sample in range(settings.group_size)
             ],
         )
@@ -61,7 +64,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         "prompts_consumed": position,
         "settings": settings.model_dump(mode="json"),
         "seed": params.seed,
-        "generation_prompt": opening,
+        "generation_prompt": encoded.opening,
     }
     work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
     folder = work.folder / "rollouts"
@@ -70,7 +73,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, ends, context, launch.generate),
+        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         f"generate@{out.parent.name}",
     )

@@ -7,14 +7,14 @@ import click
 
 from gift import console
 from gift.adapter import find_policy
+from gift.encoding import encode_split, refuse_long_prompts
 from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import load_tokenizer, max_model_len
-from gift.rollouts import Group, encode_prompts, refuse_long_prompts, write_rollouts
+from gift.policy import load_tokenizer
+from gift.rollouts import Group, write_rollouts
 from gift.stream import seed_of
 from gift.tables.prompts import read_prompts
-from gift.templates import end_token_ids
 from gift.work import Work, file_digest, refuse_existing
 
 
@@ -32,21 +32,19 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)
-    context = max_model_len(files.model, settings.max_model_len, "evaluate")
-    ends = end_token_ids(files.model, tokenizer, settings.stop_tokens, "evaluate.stop_tokens")
-    all_encoded, opening = encode_prompts(tokenizer, table, variables, policy)
-    encoded, num_long = refuse_long_prompts(all_encoded, settings, context, "evaluate")
+    every = encode_split(tokenizer, files.model, table, variables, settings, "evaluate", policy)
+    encoded, num_long = refuse_long_prompts(every, settings, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
     groups = [
         Group(
             key,
             # The same seeds in every round, so that rounds are compared on common random numbers.
             [
-                Request(encoded[key], seed_of("evaluate", params.seed, key, sample), temperature)
+                Request(encoded.prompt_ids[key], seed_of("evaluate", params.seed, key, sample), temperature)
                 for sample, temperature in enumerate(temperatures)
             ],
         )
-        for key in sorted(encoded)
+        for key in sorted(encoded.prompt_ids)
     ]
     metadata = {
         "artifact": "rollouts",
@@ -54,7 +52,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         "round": lineage.round,
         "settings": settings.model_dump(mode="json"),
         "seed": params.seed,
-        "generation_prompt": opening,
+        "generation_prompt": encoded.opening,
         "num_prompts_too_long": num_long,
     }
     work = Work("generate_eval", out, {**metadata, "prompts": file_digest(prompts)})
@@ -64,7 +62,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, ends, context, launch.generate),
+        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch.generate),
         partial(tokenizer.decode, skip_special_tokens=True),
         label,
     )

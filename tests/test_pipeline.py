@@ -51,6 +51,7 @@ FLOORS = {
         "tables.prompts",
         "tables.schemas",
         "templates",
+        "encoding",
     ),
     2: (
         "data.columns",

@@ -8,12 +8,12 @@ import pyarrow as pa
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
+from gift.encoding import EncodedPrompts, encode_prompts, encode_split
 from gift.errors import UserError
 from gift.params import Sampling
-from gift.policy import load_tokenizer, max_model_len
-from gift.rollouts import encode_prompts
+from gift.policy import load_tokenizer
 from gift.tables.prompts import prompt_column
-from gift.templates import chat_findings, end_token_ids
+from gift.templates import chat_findings
 
 THEME = "tokens"
 WHERE = "params.yaml: base.model"
@@ -24,27 +24,26 @@ MOST_PROMPTS = 20_000
 def token_findings(project: Project, folder: Path | None, prompts: Prompts) -> list[Finding]:
     """Everything below; `folder` None: the embedded model, whose tokenizer is known before it is trained."""
     params = project.params
-    if folder is None:
-        from gift.sft import CONTEXT, make_tokenizer
-
-        tokenizer, context = make_tokenizer(), CONTEXT
-    else:
-        try:
-            tokenizer, context = load_tokenizer(folder), 0
-        except (UserError, OSError, ValueError) as error:
-            return [Finding("error", THEME, f"the tokenizer does not load ({str(error).splitlines()[0]})", WHERE)]
     try:
-        train, ends, opening = _split_findings(project, tokenizer, folder, context, prompts.train, "generate")
-        findings = [*train, *_split_findings(project, tokenizer, folder, context, prompts.eval, "evaluate")[0]]
+        tokenizer = _tokenizer(folder)
+    except (UserError, OSError, ValueError) as error:
+        return [Finding("error", THEME, f"the tokenizer does not load ({str(error).splitlines()[0]})", WHERE)]
+    try:
+        train = _encode(project, tokenizer, folder, prompts.train, "generate")
+        evaluated = _encode(project, tokenizer, folder, prompts.eval, "evaluate")
     except UserError as error:
         return [refusal(THEME, error)]
+    findings = []
+    for encoded, sampling, section in ((train, params.generate, "generate"), (evaluated, params.evaluate, "evaluate")):
+        if folder is None or sampling.max_tokens < encoded.context:  # else model_findings has said it
+            findings += _length_findings(encoded, sampling, section)
+        findings += _unknown_findings(encoded, tokenizer, section)
     if prompt_column(prompts.train) == "messages":
-        odd = chat_findings(
-            tokenizer, ends, opening, params.prepare.chat_template_kwargs, folder or Path(params.base.model)
-        )
+        variables, model = params.prepare.chat_template_kwargs, folder or Path(params.base.model)
+        odd = chat_findings(tokenizer, train.ends, train.opening, variables, model)
         findings += [Finding("warning", THEME, line) for line in odd]
-        return [*findings, *_think_findings(project, opening)]
-    if not ends:
+        return [*findings, *_think_findings(project, train.opening)]
+    if not train.ends:
         text = "the model names no end token: every completion runs to max_tokens"
         findings.append(Finding("warning", THEME, text, "params.yaml: generate.stop_tokens"))
     if tokenizer.chat_template:
@@ -53,37 +52,44 @@ def token_findings(project: Project, folder: Path | None, prompts: Prompts) -> l
     return findings
 
 
-def _split_findings(
-    project: Project, tokenizer: Any, folder: Path | None, context: int, table: pa.Table, section: str
-) -> tuple[list[Finding], list[int], str]:
-    """Of the prompts of one section; and, as the stage will have them, the end tokens and what opens an answer."""
+def _tokenizer(folder: Path | None) -> Any:
+    if folder is not None:
+        return load_tokenizer(folder)
+    from gift.sft import make_tokenizer
+
+    return make_tokenizer()
+
+
+def _encode(project: Project, tokenizer: Any, folder: Path | None, table: pa.Table, section: str) -> EncodedPrompts:
+    """Some prompts of one section as its stage will have them."""
     params = project.params
     sampling = params.generate if section == "generate" else params.evaluate
-    room, ends = sampling.max_model_len or context, [tokenizer.eos_token_id]
-    if folder is not None:
-        room = max_model_len(folder, sampling.max_model_len, section)
-        ends = end_token_ids(folder, tokenizer, sampling.stop_tokens, f"{section}.stop_tokens")
     variables = params.prepare.chat_template_kwargs
-    encoded, opening = encode_prompts(tokenizer, _some(table), variables, folder or Path(params.base.model))
-    findings: list[Finding] = []
-    if folder is None or sampling.max_tokens < room:  # else model_findings has said it
-        findings += _length_findings(encoded, sampling, room, section)
-    num_unknown = sum(tokenizer.unk_token_id in ids for ids in encoded.values())
-    if num_unknown:
-        text = f"{num_unknown:,} of {len(encoded):,} {section} prompts hold characters that the tokenizer does not know"
-        findings.append(Finding("warning", THEME, text, WHERE))
-    return findings, ends, opening
+    if folder is not None:
+        return encode_split(tokenizer, folder, _some(table), variables, sampling, section, Path(params.base.model))
+    from gift.sft import CONTEXT
+
+    encoded, opening = encode_prompts(tokenizer, _some(table), variables, Path(params.base.model))
+    return EncodedPrompts(encoded, opening, [tokenizer.eos_token_id], sampling.max_model_len or CONTEXT)
 
 
-def _length_findings(encoded: dict[str, list[int]], sampling: Sampling, context: int, section: str) -> list[Finding]:
+def _unknown_findings(encoded: EncodedPrompts, tokenizer: Any, section: str) -> list[Finding]:
+    num_unknown = sum(tokenizer.unk_token_id in ids for ids in encoded.prompt_ids.values())
+    if not num_unknown:
+        return []
+    prompts = f"{num_unknown:,} of {len(encoded.prompt_ids):,} {section} prompts"
+    return [Finding("warning", THEME, f"{prompts} hold characters that the tokenizer does not know", WHERE)]
+
+
+def _length_findings(encoded: EncodedPrompts, sampling: Sampling, section: str) -> list[Finding]:
     """Whether prompts leave room for the longest completion."""
-    lengths = sorted(map(len, encoded.values()))
-    room = context - sampling.max_tokens
+    lengths = sorted(map(len, encoded.prompt_ids.values()))
+    room = encoded.context - sampling.max_tokens
     num_long = sum(length > room for length in lengths)
     if not num_long:
         text = (
             f"{section}: prompts of up to {lengths[-1]:,} tokens, 99% up to {lengths[len(lengths) * 99 // 100]:,}; "
-            f"there is room for {room:,} ({context:,} of context - {sampling.max_tokens:,} of completion)"
+            f"there is room for {room:,} ({encoded.context:,} of context - {sampling.max_tokens:,} of completion)"
         )
         return [Finding("ok", THEME, text)]
     drop = sampling.long_prompts == "drop"
