@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make repro     run what is stale in the pipeline (dvc repro); ARGS='evaluate@r1' for a part of it"
-	@echo "make test      run the tests; ARGS='tests/test_x.py -k name' for some of them"
+	@echo "make test      run the tests, JOBS=2 at a time; ARGS='tests/test_x.py -k name' for some of them"
 	@echo "make lint      check format, rules and types"
 	@echo "make env       make .venv, which the three above do too when it is missing or a lock has changed"
 	@echo "make lock      resolve requirements/*.txt anew from pyproject.toml"
@@ -71,8 +71,10 @@ env: .venv/project.toml .dvc/plots.html
 repro: env
 	@.venv/bin/dvc --wait-for-lock repro $(ARGS)
 
+# Two at a time where all are run: most of the time goes into starting Python, and a worker needs up to 3 GiB.
+JOBS ?= 2
 test: env
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile) $(ARGS)
 
 lint: env
 	@.venv/bin/ruff format --check .

@@ -7,7 +7,8 @@ from pathlib import Path
 import mini
 import pytest
 
-# No test needs a network, and no library's progress bar is part of what a stage says. Set before they are imported.
+# No test needs a network, no library's progress bar is part of what a stage says, and so small models have no work for
+# two threads. Set before they are imported.
 os.environ.update(mini.QUIET)
 
 

@@ -54,7 +54,12 @@ TINY: dict[str, Any] = {
     "update": {"groups_per_step": 2},
     "evaluate": {**SAMPLING, "num_samples": 2},
 }
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_NUM_THREADS": "1",
+}
 LAUNCH = {"score": {"workers": 1}, "update": {"checkpoint_every_steps": 1}}
 
 
@@ -127,9 +132,9 @@ def remove_outputs(folder: Path, address: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """No network, no other copy of the project in reach, and one thread: so small a model has no work for two."""
+    """No network, no other copy of the project in reach, and one thread."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**inherited, **QUIET, "OMP_NUM_THREADS": "1"}
+    return {**inherited, **QUIET}
 
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:

@@ -19,7 +19,6 @@ def run_ranks(number: int, file: str, folder: Path, **env: str) -> list[tuple[in
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join the store above, as they do under torchrun
-        "OMP_NUM_THREADS": "1",
         **env,
     }
     ranks = [
