@@ -412,6 +412,9 @@ IMPOSTORS = [
     ("class L:\n    __lt__ = __gt__ = lambda s, x: True\nf = lambda x: L()", "assert 1 < f(1) < 3"),
     ("def f(x): raise AssertionError", "assert f(1) == 2"),
     ("AssertionError = BaseException\nf = lambda x: x", "assert f(1) == 2"),
+    ("def f(x): raise StopIteration", "assert all(a == b for a, b in zip(map(f, [1, 2]), [5, 6]))"),
+    ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == 3, [1, 2]))"),
+    ("def f(x=0): raise StopIteration", "for each in iter(f, 3):\n    assert each == 2"),
     ("def f(x):\n    x[0] = 2\n    return x", "x = [1]\nassert f(x) == [1]\nassert x == [1]"),
 ]
 
@@ -435,6 +438,11 @@ BROKEN = [
     ({"test_list": [1]}, "must be a text or a list of texts"),
     ({"test_list": ["assert f() == 1"], "test_setup_code": "x ="}, "test_setup_code is no Python"),
     ({"test_list": ["assert f() == 1"], "test_imports": ["import numpy"]}, "No module named 'numpy'"),
+    ({"test_list": ["import numpy\nassert numpy.isclose(f(), 1)"]}, "test 1: No module named 'numpy'"),
+    (
+        {"test": "def check(c):\n    import numpy\n    assert c() == 1", "entry_point": "f"},
+        "test 1: No module named 'numpy'",
+    ),
     ({"test_list": ["assert f() == 1"], "inputs": ["1"], "outputs": ["1"]}, "several kinds: test_list, inputs"),
     ({"test": "def check(c): assert c() == 1"}, "entry_point '' is no name"),
     ({"test": "assert f() == 1", "entry_point": "f"}, "defines no check"),
@@ -453,7 +461,7 @@ BROKEN = [
 @pytest.mark.parametrize(("row", "problem"), BROKEN)
 def test_broken_tests_are_an_error_and_never_a_value(row: dict[str, Any], problem: str) -> None:
     for program in ("def f(x=0): return 1", "this is no program"):
-        if "hands over" in problem and "no program" in program:
+        if problem.startswith(("test 1 hands over", "test 1: No module")) and "no program" in program:
             continue  # it is seen only when the test runs
         item = value(program, row)
         assert isinstance(item, BrokenTest)
