@@ -432,6 +432,15 @@ QUICK: dict[str, Case] = {
         "params.yaml: score.rewards.judge.settings.modle",
         ("judge has no such setting",),
     ),
+    "a judge's setting of another type": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            judge={"function": "judge", "settings": {"model": "m", "concurrency": "many"}},
+        ),
+        "error",
+        "params.yaml: score.rewards.judge.settings.concurrency",
+        ("'many': must be a valid integer",),
+    ),
     "a judge that answers nowhere": (
         rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"model": "m"}}),
         "error",

@@ -14,6 +14,7 @@ from gift.errors import UserError
 from gift.params import Reward
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
+from gift.rewards.settings import wrong_settings
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.worker import Loaded
@@ -72,6 +73,9 @@ def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding
             return [Finding("error", THEME, f"{reward.function} has no such setting", f"{where}.{key}")]
     if "model" not in reward.settings:
         return [Finding("error", THEME, f"missing; {reward.function} needs the name of a model", f"{where}.model")]
+    wrong = wrong_settings(REWARDS[reward.function], reward.settings)
+    if wrong:
+        return [refusal(THEME, UserError(f"params.yaml: score.rewards.{name}.{wrong}"))]
     if reward.function == "judge" and not (project.launch.score.judge_endpoint or os.environ.get(ENDPOINT)):
         text = f"missing; score.rewards.{name} asks a judge there, such as http://127.0.0.1:8000/v1 (docs/judges.md)"
         return [Finding("error", THEME, text, "launch.yaml: score.judge_endpoint")]

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gift.bwrap import Limits
+from gift.params import Positive
 from gift.rewards import code_judge, code_wire
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox import SandboxError, run
+from gift.sections import Count
 
 _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`]*")
 _LANGUAGES = ("", "python", "python3", "py")
@@ -55,11 +57,11 @@ def code_tests(
     whole_completion: bool = False,
     partial: bool = False,
     challenge: bool = False,
-    seconds: float = 6.0,
-    memory_mib: int = 512,
-    processes: int = 8,
-    scratch_mib: int = 64,
-    output_kib: int = 64,
+    seconds: Positive = 6.0,
+    memory_mib: Count = 512,
+    processes: Count = 8,
+    scratch_mib: Count = 64,
+    output_kib: Count = 64,
     **columns: Any,
 ) -> list[float | Exception]:
     """1 where the program in the completion passes all tests of its row, else 0; with `partial` the share it passes.
