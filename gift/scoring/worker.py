@@ -34,6 +34,9 @@ ORPHAN_SECONDS = 60
 CONNECTION_LOST = 70
 """The exit code where the socket no longer takes an outcome."""
 
+NO_LISTS = (str, bytes, dict, set, frozenset)
+"""What can be gone through, but is no value a row in the order of the rows."""
+
 Entry = tuple[float | None, str, str | None]
 """Value, status and message of one row."""
 
@@ -190,9 +193,19 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
             f"function: {reward.function}: {error}; it is called with {', '.join(arguments)}{columns} and its "
             f"settings{remedy}"
         )
-    bound = partial(function, **reward.settings)
+    bound = partial(_awaited(function) if inspect.iscoroutinefunction(function) else function, **reward.settings)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
     return _try_without_rows(reward, function) if reward.file is None else None
+
+
+def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An `async def` as a function that returns its result; TRL and verl take such ones too."""
+    import asyncio
+
+    def call(**arguments: Any) -> Any:
+        return asyncio.run(function(**arguments))
+
+    return call
 
 
 def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
@@ -235,7 +248,7 @@ def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bo
         return [_failure(error, describe(error))], True, isinstance(error, MemoryError)
     rule = "must be a list of one number or None" + ("" if num_rows == 1 else " a completion")
     try:
-        shown = None if isinstance(returned, (str, bytes, dict)) else list(returned)
+        shown = None if isinstance(returned, NO_LISTS) else list(returned)
     except BaseException as error:
         invalid = one_line(f"returned {show(returned)}; {rule} ({describe(error)})")
         return [(None, "invalid", invalid)], True, isinstance(error, MemoryError)
