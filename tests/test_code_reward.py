@@ -250,6 +250,14 @@ def test_partial_values_are_shares_of_the_tests() -> None:
     assert value("x = int(input())\nprint(x if x != 2 else 0)", texts, partial=True) == 0.75
 
 
+@needs_bwrap
+def test_many_tests_and_long_reasons_are_all_told() -> None:
+    row = asserts(*(f"assert f({number}) == {number}" for number in range(300)))
+    late = "def f(x):\n    if x < 200: raise ValueError('\u00e9' * 400)\n    return x"
+    assert value(late, row, partial=True, output_kib=1, seconds=20.0) == pytest.approx(100 / 300)
+    assert value("def f(x): return x", row, output_kib=1, seconds=20.0) == 1.0
+
+
 # Programs that want 1 without adding anything.
 TRICKS = {
     "exit": "import sys; sys.exit(0)",
