@@ -21,12 +21,13 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=Section)
 
 
-def check(model: type[Model], content: dict[str, Any], file: str) -> Model:
-    """The model made of `content`, or a `UserError` with one line for each wrong key."""
+def check(model: type[Model], content: dict[str, Any], file: str, joint: str = ": ") -> Model:
+    """The model made of `content`, or a `UserError` with one line for each wrong key, behind `file` and `joint`."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n       ".join(f"{file}: {_line(model, problem)}" for problem in error.errors())) from None
+        lines = (f"{file}{joint}{_line(model, problem)}" for problem in error.errors())
+        raise UserError("\n       ".join(lines)) from None
 
 
 def _line(model: type[BaseModel], problem: Any) -> str:
@@ -41,7 +42,12 @@ def _line(model: type[BaseModel], problem: Any) -> str:
         return f"{key}: missing" + (f"; it is {description}" if description else "")
     rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
     remedy = ""
-    if isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
+    if problem["type"] == "bool_type":
+        rule = "must be true or false"
+        remedy = "; it is text (YAML 1.2 has no yes, no, on, off)" if isinstance(value, str) else ""
+    elif problem["type"] == "sequence_str" or problem.get("ctx", {}).get("class") == "Sequence":
+        rule = "must be a list"
+    elif isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
         remedy = "; it is text: take the quotes away (YAML numbers: 0.001, 1.0e-6)"
     shown = "" if isinstance(value, dict) else f"{value!r}: "
     return f"{key}{': ' if key else ''}{shown}{rule}{remedy}"

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """One answer: status, body (text of the judge, or raw bytes), headers; `cut` ends it before its end."""
+    """One answer: status, body (text of the judge, or raw bytes), headers; `cut` ends it before its end.
+
+    With `drops` it comes byte by byte, so many seconds apart.
+    """
 
     text: str = ""
     status: int = 200
@@ -20,6 +24,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     finish_reason: str = "stop"
     cut: bool = False
+    drops: float = 0.0
 
     def body(self) -> bytes:
         if self.raw is not None:
@@ -62,7 +67,11 @@ def serving(answer: Callable[[str, int], Reply]) -> Iterator[Judge]:
             for name, value in {"content-length": str(len(content)), **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if reply.cut else content)
+            for byte in content if reply.drops else b"":
+                self.wfile.write(bytes([byte]))
+                time.sleep(reply.drops)
+            if not reply.drops:
+                self.wfile.write(content[: len(content) // 2] if reply.cut else content)
             self.close_connection = reply.cut
 
         def log_message(self, *_: Any) -> None:

@@ -18,6 +18,9 @@ from gift.data.decontamination import normalized, shared_runs, units
         ("first, second; third", "first second third"),
         ("ﬁnd Ｘ", "find x"),
         ("一加一等于几？", "一加一等于几"),
+        ("What is 2 + 2 = ?", "What is 2+2=?"),
+        ("f (x) = ( 1 , 2 )", "f(x)=(1, 2)"),
+        ("\ufeffFind\u200b the so\u00adlution\u200f", "find the solution"),
     ],
 )
 def test_typography_makes_no_other_prompt(one: str, other: str) -> None:

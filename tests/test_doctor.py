@@ -432,6 +432,15 @@ QUICK: dict[str, Case] = {
         "params.yaml: score.rewards.judge.settings.modle",
         ("judge has no such setting",),
     ),
+    "a judge's setting of another type": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            judge={"function": "judge", "settings": {"model": "m", "concurrency": "many"}},
+        ),
+        "error",
+        "params.yaml: score.rewards.judge.settings.concurrency",
+        ("'many': must be a valid integer",),
+    ),
     "a judge that answers nowhere": (
         rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"model": "m"}}),
         "error",
@@ -852,6 +861,21 @@ def test_a_preset_gives_no_warning_but_that_its_model_must_be_fetched(preset: Pa
         ("warning", "params.yaml: base.revision"),
         ("error", "params.yaml: base.model"),  # there is no network here
     ]
+
+
+def test_settings_are_checked_before_the_columns_are_known() -> None:
+    """A source of the hub is not read here, and `score` comes after the dear stages."""
+    preset = (mini.ROOT / "presets" / "gsm8k.yaml").read_text(encoding="utf-8")
+    assert preset.count("function: gsm8k_answer") == 1
+    for settings, key, words in (
+        ("{last_number: no}", "last_number", "'no': must be true or false"),
+        ("{last: true}", "last", "no such setting"),
+    ):
+        wrong = preset.replace("function: gsm8k_answer", f"function: gsm8k_answer\n      settings: {settings}")
+        Path("params.yaml").write_text(wrong, encoding="utf-8")
+        (found,) = [each for each in quick_findings() if each.level == "error" and each.theme == "rewards"]
+        assert found.where == f"params.yaml: score.rewards.answer.settings.{key}"
+        assert words in found.text
 
 
 @pytest.mark.parametrize("gold", ["12", 12, ["12", "13"], {"ground_truth": "12", "style": "rule"}])

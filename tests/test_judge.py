@@ -130,7 +130,7 @@ def test_an_answer_is_asked_for_once(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [b"", b"{", b"[]", b'{"answer": 5}', b"\xff", b'{"request": {}, "answer": "Score: 9"}']
+    "broken", [b"", b"{", b"[]", b'{"answer": 5}', b"\xff", b"[" * 200_000, b'{"request": {}, "answer": "Score: 9"}']
 )
 def test_a_broken_or_deleted_answer_is_asked_again(serve: Serve, tmp_path: Path, broken: bytes) -> None:
     server = serve(scored_by_words)
@@ -316,6 +316,7 @@ FAULTS: dict[str, Faulty] = {
     ),
     "cut body": (lambda *_: Reply("Score: 5", cut=True), {}, ConnectionError, "broke off (RemoteProtocolError)", 3),
     "no JSON": (lambda *_: Reply(raw=b"<html>Score: 5"), {}, ValueError, "no JSON: b'<html>", 1),
+    "a bomb": (lambda *_: Reply(raw=b"[" * 200_000), {}, ValueError, "no JSON: b'[[[", 1),
     "no choices": (lambda *_: Reply(raw=b'{"choices": []}'), {}, ValueError, "holds no finished text", 1),
     "a list": (lambda *_: Reply(raw=b"[]"), {}, ValueError, "holds no finished text", 1),
     "no text": (lambda *_: Reply(" "), {}, ValueError, "holds no finished text", 1),
@@ -356,6 +357,40 @@ def test_the_fault_of_a_row_is_its_own(serve: Serve) -> None:
     values = ask([words(1), words(3), words(10)])
     assert (values[0], values[2]) == (0.0, 1.0)
     assert isinstance(values[1], ConnectionError)
+
+
+def test_a_reply_in_drops_has_the_time_of_a_request_and_no_more(serve: Serve) -> None:
+    serve(lambda *_: Reply("It is fine.\nScore: 5", drops=0.05))
+    start = time.monotonic()
+    (value,) = ask(["a"], request_timeout_seconds=0.3, max_retries=0)
+    assert isinstance(value, TimeoutError)
+    assert time.monotonic() - start < 2  # in drops it takes 5 s
+
+
+def test_a_judge_that_never_answers_is_asked_by_the_first_requests_alone(serve: Serve) -> None:
+    server = serve(lambda *_: (time.sleep(1.5), Reply("Score: 5"))[1])
+    values = ask([words(count) for count in range(1, 9)], request_timeout_seconds=0.4, max_retries=1, concurrency=2)
+    assert all(isinstance(value, TimeoutError) for value in values)
+    assert len(server.bodies) <= 4  # two at once, each with its retry; not sixteen
+
+
+def test_one_slow_answer_among_others_is_its_own_rows(serve: Serve) -> None:
+    def answer(question: str, number: int) -> Reply:
+        time.sleep(2.5 if response_in(question) == words(3) else 0)
+        return scored_by_words(question, number)
+
+    serve(answer)
+    values = ask([words(count) for count in range(1, 6)], request_timeout_seconds=1.5, max_retries=0, concurrency=1)
+    assert [isinstance(value, TimeoutError) for value in values] == [False, False, True, False, False]
+
+
+def test_a_redirect_is_not_followed_and_says_where_to(serve: Serve) -> None:
+    server = serve(lambda *_: Reply(status=308, headers={"location": "https://judge.example/v1/chat/completions"}))
+    values = ask(["a", "b", "c"], concurrency=1)
+    assert len(server.bodies) == 1
+    for value in values:
+        assert isinstance(value, ConnectionError)
+        assert "HTTP 308 (redirects are not followed: https://judge.example/v1/" in str(value)
 
 
 def test_waits_double(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,18 @@ def test_settings() -> None:
         math_answer([], [], [], column="label", answer=[])
 
 
+@pytest.mark.parametrize("text", [r"\infty", r"-\infty", r"(-\infty, 2]", r"\{\infty\}", r"0", r"\pi", r"x = \infty"])
+def test_an_answer_equals_itself(text: str) -> None:
+    assert one(f"\\boxed{{{text}}}", text) == 1
+
+
+def test_infinities_have_signs() -> None:
+    assert one(r"\boxed{-\infty}", r"\infty") == 0
+    assert one(r"\boxed{10^{300}}", r"\infty") == 0
+    assert one(r"\boxed{\infty}", r"5") == 0
+    assert one(r"\boxed{+\infty}", r"\infty") == 1
+
+
 def test_what_cannot_be_compared_is_not_equal_but_a_lack_of_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(*_: Any, **settings: Any) -> bool:
         raise fault

@@ -27,6 +27,7 @@ FLOORS = {
         "arithmetic",
         "scoring.strays",
         "scoring.limits",
+        "scoring.messages",
         "seccomp",
         "bwrap",
         "sandbox_prelude",

@@ -136,7 +136,10 @@ def test_ids_of_the_source_are_kept_and_a_second_one_is_refused() -> None:
     assert {row["prompt_id"] for row in made.train + made.eval} == {f"q{number}" for number in range(60)}
     assert made.ledger["num_train_duplicates"] == 1
     message = refusal(jsonl([*rows, {**rows[3], "answer": "another"}]), columns=columns)
-    assert message == "data.jsonl:61: prompt_id=q3 is also that of data.jsonl:4, a different row; ids must be unique"
+    assert message == (
+        "data.jsonl:61: prompt_id=q3 is also that of data.jsonl:4, a different row; ids must be unique: map no column "
+        "to prompt_id, and they are made of the rows"
+    )
     assert "data.jsonl:2: prompt_id is empty" in refusal(jsonl([rows[0], {**rows[1], "id": " "}]), columns=columns)
 
 
@@ -221,6 +224,11 @@ def test_broken_files_are_refused_by_line() -> None:
     assert "data.parquet: not a readable Parquet file" in refusal("data.parquet")
     Path("data.jsonl").write_bytes(b'{"question": "\xff"}')
     assert "data.jsonl: is not UTF-8" in refusal("data.jsonl")
+    pair, half = '{"question": "\\ud83d\\ude00"}\n', '{"question": "a", "notes": [{"b": "\\uD83d"}]}\n'
+    Path("data.jsonl").write_text(pair * 2 + half)
+    assert refusal("data.jsonl").startswith("data.jsonl:3: holds half of a surrogate pair")
+    Path("data.jsonl").write_text(pair + "[" * 100_000 + "]" * 100_000)
+    assert refusal("data.jsonl").startswith("data.jsonl:2: is nested too deeply")
     assert "must be 'arithmetic', 'hub:<dataset id>', or files" in refusal("aritmetic")
 
 

@@ -185,6 +185,41 @@ def test_an_exception_among_the_items_is_its_rows_own_failure() -> None:
     assert len(calls()) == 3  # none was tried again
 
 
+SYNTAX = """
+import asyncio
+
+async def later(completions, mode, **columns):
+    await asyncio.sleep(0)
+    return [float(len(each)) for each in mode]
+
+async def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    await asyncio.sleep(0)
+    return {"score": float(ground_truth)}
+
+def a_set(completions, **columns):
+    return {float(number) for number in range(len(completions))}
+"""
+
+
+def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
+    Path("rewards").mkdir(exist_ok=True)
+    Path("rewards/syntax.py").write_text(SYNTAX)
+    arguments = {
+        "prompts": ["p", "q"], "completions": ["c", "d"], "completion_ids": [[1], [2]], "prompt_id": ["a", "b"],
+        "mode": ["xy", "z"], "data_source": ["s", "s"], "ground_truth": ["3", "4"], "generation_prompt": ["", ""],
+    }  # fmt: skip
+    rewards = [
+        Loaded("later", "rewards/syntax.py", "later", {}, list(arguments), batch=2),
+        Loaded("verl", "rewards/syntax.py", "compute_score", {}, list(arguments), signature="verl", batch=2),
+        Loaded("set", "rewards/syntax.py", "a_set", {}, list(arguments), batch="group"),
+    ]
+    with RewardPool(rewards, 1, 20.0) as pool:
+        found = {(name, row): each for row, name, each in pool.run([(0, one.name, arguments) for one in rewards])}
+    assert [found["later", row].value for row in (0, 1)] == [2.0, 1.0]
+    assert [found["verl", row].value for row in (0, 1)] == [3.0, 4.0]
+    assert {found["set", row].status for row in (0, 1)} == {"invalid"}
+
+
 def test_a_function_that_is_alone_has_one_process_no_memory_limit_and_its_own_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -208,7 +243,11 @@ def test_the_judge_and_the_reward_model_have_their_defaults() -> None:
         "reward_model": 16,
         "judge": 64,
     }
-    assert all(each.timeout_seconds for each in names.DEFAULTS.values())
+    assert {name: each.timeout_seconds for name, each in names.DEFAULTS.items()} == {
+        "reward_model": 600.0,
+        "judge": 3600.0,  # four times the requests of a call one after another, each with all its retries
+        "code_tests": 60.0,
+    }
 
 
 def test_a_judge_of_pairs_is_asked_for_whole_groups() -> None:

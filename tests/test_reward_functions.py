@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from gift.errors import UserError
 from gift.rewards.choice import multiple_choice
 from gift.rewards.length import cosine_length, length, overlong
 from gift.rewards.match import exact_match, normalized_match, regex_match
 from gift.rewards.names import REWARDS
 from gift.rewards.ngrams import ngram_diversity, repetition
+from gift.rewards.settings import wrong_settings
 from gift.rewards.tags import tag_format
 from gift.rewards.text import answer_part, boxes, text_format
+from gift.scoring.pool import RewardPool
+from gift.scoring.worker import Loaded
 
 
 def one(function: Callable[..., Any], text: Any, *, ids: Any = (1,), prompt: Any = "?", **given: Any) -> Any:
@@ -88,6 +92,10 @@ def test_multiple_choice_settings() -> None:
     assert one(multiple_choice, "Answer: H", answer="H", letters="ABCDEFGHIJ") == 1
     assert one(multiple_choice, "\u7b54\u6848\uff1aC", answer="C", words=["\u7b54\u6848"]) == 1
     assert one(multiple_choice, "\u7b54\u6848\uff1aC", answer="C") == 0
+    for said in ("\u7b54\u6848\u662fC\u3002", "\u7b54\u6848\uff1a\u9009C\u9879"):  # "the answer is C", "choose item C"
+        assert one(multiple_choice, said, answer="C", words=["\u7b54\u6848"]) == 1
+        assert one(multiple_choice, said + "B", answer="C", words=["\u7b54\u6848"]) == 0
+    assert one(multiple_choice, "Antwort: ein \u00c4C", answer="C", words=["Antwort"]) == 0
     assert one(multiple_choice, "Answer: B</think>Answer: C", answer="C", after="</think>") == 1
     assert one(multiple_choice, "Answer: C", answer="C", after="</think>") == 0
     assert one(multiple_choice, "Answer: C", label="C", column="label") == 1
@@ -156,6 +164,8 @@ def test_a_gold_without_text_is_an_error_of_its_row(function: Any, gold: Any) ->
         ("\uff30\uff41\uff52\uff49\uff53", "Paris", {}, True),
         ("STRASSE", "Stra\u00dfe", {}, True),
         ("caf\u00e9", "cafe\u0301", {}, True),
+        ("\u200f\u05e9\u05dc\u05d5\u05dd\u200e", "\u05e9\u05dc\u05d5\u05dd", {}, True),
+        ("\ufeffPa\u00adris\u200b", "Paris", {"keep_case": True, "keep_punctuation": True}, True),
         ("\u5317\u4eac\u3002", "\u5317\u4eac", {}, True),
         ("\u5317\u4eac", "\u4e1c\u4eac", {}, False),
         ("\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e", "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e", {}, True),
@@ -405,6 +415,55 @@ def test_wrong_settings_are_refused_by_a_call_without_rows(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         function(prompts=[], completions=[], completion_ids=[], answer=[], **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("math_answer", {"require_boxed": "no"}, "settings.require_boxed: 'no': must be true or false; it is text"),
+        ("normalized_match", {"contains": 1}, "settings.contains: 1: must be true or false"),
+        ("exact_match", {"after": ""}, "settings.after: '': "),
+        ("multiple_choice", {"words": "answer"}, "settings.words: 'answer': must be a list"),
+        ("tag_format", {"tags": {"think": 1}}, "settings.tags: must be a list"),
+        ("regex_match", {}, "settings.pattern: missing"),
+        ("length", {"max_tokens": "9"}, "settings.max_tokens: '9': must be a valid integer; it is text"),
+        ("overlong", {"max_tokens": 9, "cache_tokens": 1.5}, "settings.cache_tokens: 1.5: must be a valid integer"),
+        ("cosine_length", {"max_tokens": 9, "start": float("nan")}, "settings.start: nan: must be a finite number"),
+        ("repetition", {"n": True}, "settings.n: True: must be a valid integer"),
+        ("code_tests", {"seconds": 0}, "settings.seconds: 0: must be greater than 0"),
+        ("code_tests", {"memory_mib": -1}, "settings.memory_mib: -1: must be greater than or equal to 1"),
+        ("code_tests", {"whole_completion": "off"}, "settings.whole_completion: 'off': must be true or false"),
+        ("judge", {"model": 7}, "settings.model: 7: must be a valid string"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_and_never_converted(
+    name: str, settings: dict[str, Any], message: str
+) -> None:
+    """YAML 1.2 reads `no` as a text, which is true to Python; and 0 seconds made every program a wrong one."""
+    problem = wrong_settings(REWARDS[name], settings)
+    assert problem is not None
+    assert problem.startswith(message)
+
+
+def test_a_worker_refuses_such_a_setting_before_any_row() -> None:
+    arguments = ["prompts", "completions", "completion_ids", "prompt_id", "test_list"]
+    for loaded, line in [
+        (Loaded("mine", None, "code_tests", {"seconds": 0}, arguments), "mine.settings.seconds: 0: must be greater"),
+        (
+            Loaded("mine", None, "gsm8k_answer", {}, arguments),
+            "'answer'.*; name the source's column in prepare.columns",
+        ),
+    ]:
+        with pytest.raises(UserError, match=line), RewardPool([loaded], 1, 60.0) as pool:
+            pool.load()
+
+
+def test_every_setting_has_a_type_that_its_default_keeps() -> None:
+    for name, function in REWARDS.items():
+        keywords = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+        given = {each.name: each.default for each in keywords if each.default is not each.empty}
+        needed = {each.name: {"model": "m", "pattern": "a"}.get(each.name, 9) for each in keywords} | given
+        assert wrong_settings(function, needed) is None, name
 
 
 COLUMNS = {"answer", "generation_prompt", "prompt_id", "test_list", "challenge_test_list", "test_imports"}

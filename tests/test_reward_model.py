@@ -250,3 +250,12 @@ def test_chats_need_a_template_and_text_forbids_them(chat: str, folders: dict[st
     assert "has no chat template" in problem(folders["bert own"], [prompt], [answer])
     assert "has no chat template" in problem(folders["bert own"], form="chat")
     assert "the prompts are chats" in problem(chat, [prompt], [answer], form="text", score_label=0)
+
+
+def test_a_template_that_leaves_the_answer_out_is_refused_and_not_one_score_for_all(tmp_path: Path) -> None:
+    tokenizer = tiny.byte_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    config = Qwen3Config(**SMALL, **HEADS, num_labels=1)
+    model = tiny.save(tmp_path, Qwen3ForSequenceClassification, config, tokenizer)
+    assert "its chat template leaves the message of the assistant out" in problem(model, form="chat")
+    assert scores(model, ["?", "?"], ["a", "b"], form="text")[0] != scores(model, ["?"], ["b"], form="text")[0]

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from gift.errors import UserError
 from gift.params import Reward, Score
+from gift.scoring.messages import one_line
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_reward
-from gift.scoring.worker import Outcome, one_line
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
@@ -283,10 +284,13 @@ def test_finished_parts_are_not_scored_again() -> None:
         ({"function": "gsm8k_anser"}, ["'gsm8k_anser'", "did you mean 'gsm8k_answer'?"]),
         ({"function": "zzz"}, ["'zzz'", "known: arithmetic_answer, arithmetic_format, ", ", text_format"]),
         ({"function": "gsm8k_answer"}, ["missing a required argument: 'answer'", "prompt_id, mode"]),
-        ({"function": "text_format"}, ["missing a required argument: 'pattern'"]),
+        ({"function": "text_format"}, ["mine.settings.pattern: missing"]),
         ({"function": "text_format", "settings": {"pattern": "("}}, ["mine.settings.pattern: '('", "no regular expr"]),
         ({"function": "exact_match"}, ["mine.settings.column: the prompts table has no column 'answer'", "mode"]),
-        ({"function": "repetition", "settings": {"n": "4"}}, ["mine.settings: TypeError", "'int' and 'str'"]),
+        (
+            {"function": "repetition", "settings": {"n": "4"}},
+            ["mine.settings.n: '4': must be a valid integer", "take the quotes away"],
+        ),
         (
             {"function": "regex_match", "settings": {"pattern": "x"}},
             ["mine.settings.mode: regex_match has a setting of that name", "prepare.columns"],

@@ -238,6 +238,18 @@ def test_a_smaller_num_of_a_source_is_part_of_a_larger() -> None:
     )
 
 
+def test_columns_of_other_types_name_a_row_of_each_source() -> None:
+    numbers = jsonl([{"prompt": f"n{n}", "answer": n, "note": None} for n in range(9)], "n.jsonl")
+    halves = jsonl([{"prompt": f"h{n}", "answer": n + 0.5, "note": "x"} for n in range(9)], "h.jsonl")
+    texts = jsonl([{"prompt": f"t{n}", "answer": str(n)} for n in range(9)], "t.jsonl")
+    flags = jsonl([{"prompt": f"f{n}", "answer": n > 4} for n in range(9)], "f.jsonl")
+    assert len(prepared(sources=[{"source": numbers}, {"source": halves}]).train) == 16
+    for other, kind in ((texts, "a text"), (flags, "true or false")):
+        message = refusal(sources=[{"source": numbers}, {"source": other}])
+        assert all(word in message for word in ("n.jsonl:", f"{other}:", "'answer' is", "a number", kind))
+    assert prepared(source=numbers, eval_source=texts).eval[0]["answer"].isdecimal()  # each table has its own types
+
+
 def test_mistakes_in_mixtures_are_one_line() -> None:
     texts = jsonl([{"prompt": f"q{n}"} for n in range(5)], "t.jsonl")
     chats = jsonl([{"prompt": [{"role": "user", "content": f"c{n}"}]} for n in range(5)], "c.jsonl")
@@ -252,6 +264,8 @@ def test_mistakes_in_mixtures_are_one_line() -> None:
     ids = jsonl([{"prompt": f"other {n}", "prompt_id": "q1"} for n in range(1)], "i.jsonl")
     own = jsonl([{"prompt": f"mine {n}", "prompt_id": f"q{n}"} for n in range(4)], "o.jsonl")
     message = refusal(sources=[{"source": own}, {"source": ids}])
-    assert message == "i.jsonl:1: prompt_id=q1 is also that of o.jsonl:2, a different row; ids must be unique"
+    assert message.startswith(
+        "i.jsonl:1: prompt_id=q1 is also that of o.jsonl:2, a different row; ids must be unique: map"
+    )
     domains = jsonl([{"prompt": f"d{n}", "domain": "x"} for n in range(4)], "d.jsonl")
     assert "prepare.domain: 'y': there is a column 'domain' too" in refusal(source=domains, domain="y")

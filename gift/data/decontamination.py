@@ -13,16 +13,19 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4
 UNITS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # Marks of sentences, not of formulas: 3.5, 1:2 and 1,000 keep theirs, and so do operators, brackets and primes.
 MARKS = '.,:;?"\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u300c\u300d'
+# Direction marks, soft hyphens, byte order marks, spaces of no width: nobody sees them.
+INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF])
+AROUND_SYMBOL = re.compile(r" ?([!-/:-@\[-^`{-~\u00b1\u00d7\u00f7\u2200-\u22ff]) ?")
 SENTENCE_MARK = re.compile(rf"(?<!\d)[{MARKS}]|[{MARKS}](?!\d)")
 
 
 def normalized(text: str) -> str:
     """The text without differences of typography: NFKC, case folded, no marks of sentences, single spaces.
 
-    Operators stay: `12/4` and `12*4` are two problems.
+    Operators stay: `12/4` and `12*4` are two problems, `12/4` and `12 / 4` are one.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
-    return " ".join(SENTENCE_MARK.sub(" ", folded).split())
+    folded = unicodedata.normalize("NFKC", text.translate(INVISIBLE)).casefold().replace("\u2019", "'")
+    return AROUND_SYMBOL.sub(r"\1", " ".join(SENTENCE_MARK.sub(" ", folded).split()))
 
 
 def units(text: str) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from gift.errors import UserError
 REACH_SECONDS = 10
 BATCH = 1024
 COMPRESSIONS = (".gz", ".zst")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON; two of them may be one character
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,16 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise UserError(f"{path}:{first_line}: is nested too deeply to be read; mend or remove it") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}:{first_line}: holds half of a surrogate pair, which is no character; mend or remove it"
+        ) from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(

@@ -22,6 +22,8 @@ from gift.data.params import Prepare, Rows
 from gift.data.prompt import check_prompt_columns, prompt_of, prompt_template
 from gift.errors import UserError
 
+KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a struct"}
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -69,6 +71,7 @@ def prepare_prompts(settings: Prepare, seed: int) -> Prompts:
     clean = _not_in_eval(train, whole_eval, settings, ledger)
     chosen = _take(clean, settings.num_train, seed, "train", ledger)
     for split, rows in (("train", chosen), ("eval", chosen_eval)):
+        _one_type(rows)
         for each in rows:
             ledger.add(split, each.origin.source_key, "written")
     by_source = ledger.by_source() if len(settings.sources) > 1 or len(settings.eval_sources) > 1 else {}
@@ -100,7 +103,7 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger) -> list[
             if same.digest != candidate.digest:
                 raise UserError(
                     f"{row.where}: prompt_id={candidate.prompt_id} is also that of {same.where}, a different row; ids "
-                    "must be unique"
+                    "must be unique: map no column to prompt_id, and they are made of the rows"
                 )
             if same is not candidate:
                 ledger.add(split, origin.source_key, "duplicates")
@@ -163,6 +166,23 @@ def _one_kind(rows: list[Candidate], settings: Prepare) -> None:
             f"params.yaml: prepare.chat_template_kwargs: {', '.join(settings.chat_template_kwargs)}: the prompts are "
             "texts, which pass no chat template; set prepare.chat to true, or remove it"
         )
+
+
+def _one_type(rows: list[Candidate]) -> None:
+    """A column of a table has one type; the first two rows that differ are named."""
+    kinds: dict[str, dict[str, Candidate]] = {}
+    for each in rows:
+        for name, value in each.row.items():
+            if value is not None:
+                kind = KINDS.get(type(value), type(value).__name__)
+                kinds.setdefault(name, {}).setdefault(kind, each)
+    for name, found in kinds.items():
+        if len(found) > 1:
+            (one, first), (other, second), *_ = found.items()
+            raise UserError(
+                f"{first.where}: '{name}' is {one}, and in {second.where} {other}; a column has one type: give it "
+                "one in the files, or another name in one source (columns)"
+            )
 
 
 def _not_in_eval(

@@ -14,6 +14,7 @@ from gift.errors import UserError
 from gift.params import Reward
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
+from gift.rewards.settings import wrong_settings
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.worker import Loaded
@@ -37,6 +38,8 @@ def reward_findings(project: Project, prompts: pa.Table | None) -> list[Finding]
     try:
         plan = load_plan(score, pa.table({"prompt_id": ["p"], "prompt": ["?"]}) if prompts is None else prompts)
         if prompts is None:
+            for name, reward in score.rewards.items():
+                findings += [] if is_alone(reward) else _setting_findings(name, reward)
             text = "not loaded: the columns that they get are not known before `prepare` has run"
             return [*findings, Finding("note", THEME, text, "params.yaml: score.rewards")]
         here = [one for one in plan if not one.alone]
@@ -66,12 +69,9 @@ def arguments(reward: Loaded, prompts: pa.Table, row: int, text: str) -> dict[st
 def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding]:
     """Of a reward that is not loaded here: its settings by name, the judge's endpoint, the reward model's folder."""
     where = f"params.yaml: score.rewards.{name}.settings"
-    parameters = inspect.signature(REWARDS[reward.function]).parameters
-    for key in reward.settings:
-        if key not in parameters:
-            return [Finding("error", THEME, f"{reward.function} has no such setting", f"{where}.{key}")]
-    if "model" not in reward.settings:
-        return [Finding("error", THEME, f"missing; {reward.function} needs the name of a model", f"{where}.model")]
+    findings = _setting_findings(name, reward)
+    if findings:
+        return findings
     if reward.function == "judge" and not (project.launch.score.judge_endpoint or os.environ.get(ENDPOINT)):
         text = f"missing; score.rewards.{name} asks a judge there, such as http://127.0.0.1:8000/v1 (docs/judges.md)"
         return [Finding("error", THEME, text, "launch.yaml: score.judge_endpoint")]
@@ -82,6 +82,19 @@ def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding
         except UserError as error:
             return [refusal(THEME, UserError(f"{where}.model: {error.message}"))]
     return []
+
+
+def _setting_findings(name: str, reward: Reward) -> list[Finding]:
+    """Of one of ours: its settings by name and type, for which no column needs to be known."""
+    where = f"params.yaml: score.rewards.{name}"
+    if reward.function not in REWARDS:
+        return []
+    parameters = inspect.signature(REWARDS[reward.function]).parameters
+    for key in reward.settings:
+        if key not in parameters:
+            return [Finding("error", THEME, f"{reward.function} has no such setting", f"{where}.settings.{key}")]
+    wrong = wrong_settings(REWARDS[reward.function], reward.settings)
+    return [refusal(THEME, UserError(f"{where}.{wrong}"))] if wrong else []
 
 
 def _weight_findings(project: Project) -> list[Finding]:

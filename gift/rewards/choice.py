@@ -5,9 +5,11 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from gift.rewards.text import Completion, Value, answer_part, boxes, completion_text, gold_answers, shown
+from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, shown
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Letters of scripts without upper and lower case are no pieces of a Latin word: the C of "答案是C" stands alone.
+_UNCASED = re.compile("[\u0590-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 _MARKUP = re.compile(r"\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)\b|[*_`$#{}\\]")
 
 
@@ -19,8 +21,8 @@ def multiple_choice(
     column: str = "answer",
     letters: str = "ABCDE",
     words: Sequence[str] = ("answer",),
-    after: str | None = None,
-    before: str | None = None,
+    after: Marker | None = None,
+    before: Marker | None = None,
     **columns: Any,
 ) -> list[Value]:
     r"""1 where the completion's letter is the gold letter, else 0; two letters are no answer.
@@ -76,7 +78,7 @@ def _only(text: str, letters: str) -> str | None:
     bare = re.sub(r"\W", "", text).upper()
     if len(bare) == 1:
         return bare if bare in letters else None
-    found = set(re.findall(rf"(?<![\w'’])[{letters}](?![\w'’])", text))
+    found = set(re.findall(rf"(?<![\w'’])[{letters}](?![\w'’])", _UNCASED.sub(" ", text)))
     return found.pop() if len(found) == 1 else None
 
 

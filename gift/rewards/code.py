@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from gift.bwrap import Limits
+from gift.params import Positive
 from gift.rewards import code_judge, code_wire
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox import SandboxError, run
+from gift.sections import Count
 
 _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`]*")
 _LANGUAGES = ("", "python", "python3", "py")
 _PYTHONS_OWN = frozenset(dir(builtins))
+VERDICT_KIB = 2  # at most, with MAX_REASON characters as JSON
 NO_PROGRAM = "no program in the completion"
 _JUDGE = Path(code_judge.__file__).read_text(encoding="utf-8")
 _FILES = {"gift/rewards/code_wire.py": Path(code_wire.__file__).read_text(encoding="utf-8")}
@@ -55,11 +58,11 @@ def code_tests(
     whole_completion: bool = False,
     partial: bool = False,
     challenge: bool = False,
-    seconds: float = 6.0,
-    memory_mib: int = 512,
-    processes: int = 8,
-    scratch_mib: int = 64,
-    output_kib: int = 64,
+    seconds: Positive = 6.0,
+    memory_mib: Count = 512,
+    processes: Count = 8,
+    scratch_mib: Count = 64,
+    output_kib: Count = 64,
     **columns: Any,
 ) -> list[float | Exception]:
     """1 where the program in the completion passes all tests of its row, else 0; with `partial` the share it passes.
@@ -221,7 +224,9 @@ def _used_names(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
 
 def _judge_calls(task: dict[str, Any], limits: Limits) -> Verdict:
     """Run the judge and the program; whatever ends them before all verdicts are told is the program's doing."""
-    result = run(_JUDGE, _FILES, json.dumps(task), limits)
+    # What the program prints goes nowhere, so the limit on output holds for the judge's verdicts alone.
+    room = replace(limits, output_kib=limits.output_kib + VERDICT_KIB * len(task["tests"]))
+    result = run(_JUDGE, _FILES, json.dumps(task), room)
     lines = [json.loads(line) for line in result.stdout.splitlines(keepends=True) if line.endswith("\n")]
     broken = [line["broken"] for line in lines if "broken" in line]
     if broken:

@@ -64,6 +64,10 @@ def judge(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]], Non
             exec(compile(text, f"<test {number}>", "exec"), space)
         except CannotPass as error:
             return tell({"broken": f"test {number} {error}"})
+        except ModuleNotFoundError as error:
+            if error.name:  # an import of the test's own: what the program raises has no such attribute here
+                return tell({"broken": f"test {number}: {error_text(error)}"})
+            tell({"passed": False, "reason": f"test {number}: ModuleNotFoundError: {error_text(error)}"})
         except BaseException as error:
             why = f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
             tell({"passed": False, "reason": f"test {number}: {why}"})

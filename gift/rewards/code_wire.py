@@ -77,7 +77,10 @@ class Remote:
         return self._gift[0].ask(what, self, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ask("call", *args, **kwargs)
+        try:
+            return self._ask("call", *args, **kwargs)
+        except StopIteration as error:  # `zip(map(f, ...), expected)` would end there, with nothing compared
+            raise ProgramError(f"StopIteration: {error}") from None
 
     def __getattr__(self, name: str) -> Any:
         return self._ask("getattr", name)

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ ENDPOINT = "GIFT_JUDGE_ENDPOINT"
 KEY = "GIFT_JUDGE_API_KEY"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a retry, doubled each time; or what the server asks for
 CONNECT_SECONDS = 10.0
+MOST_BYTES = 2**24  # of a reply
 TRY_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 USELESS = frozenset({401, 403, 404})  # wrong key, path or model: all other requests would get the same
 
 Body = dict[str, Any]
@@ -77,13 +80,17 @@ def cache_path(request: bytes) -> Path:
 
 
 class _Connection:
-    """The requests of one call; once the endpoint refuses them all (no server, wrong key or model) no more are sent."""
+    """The requests of one call; once the endpoint refuses them all, or hangs, no more are sent.
+
+    No server, a wrong key or model, a redirect; or a request that was never answered, where no other was either.
+    """
 
     def __init__(self, endpoint: str, key: str | None, line: Line) -> None:
         import httpx2
 
         self.line, self.key = line, key
         self.useless: Exception | None = None
+        self.answered = False
         self.http = httpx2.Client(
             base_url=endpoint,
             headers={"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})},
@@ -114,8 +121,9 @@ class _Connection:
             time.sleep(max(min(wait, LONGEST_WAIT), reply.wait))
             reply, left, wait = self._try(request), left - 1, wait * 2
         if isinstance(reply, bytes):
+            self.answered = True
             return reply
-        if reply.useless:
+        if reply.useless or (isinstance(reply.problem, TimeoutError) and not self.answered):
             self.useless = reply.problem
         return reply.problem
 
@@ -123,7 +131,7 @@ class _Connection:
         import httpx2
 
         try:
-            response = self.http.post("chat/completions", content=request)
+            status, headers, body = self._post(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             where = "launch.yaml: score.judge_endpoint: no server answers there"
             return _Failure(ConnectionError(f"{where} ({self._quoted(str(error))})"), useless=True)
@@ -131,17 +139,32 @@ class _Connection:
             return _Failure(TimeoutError(f"no answer of the judge within {self.line.timeout_seconds:g} s"))
         except httpx2.RequestError as error:  # its text may hold a header, and so the key
             return _Failure(ConnectionError(f"the exchange with the judge broke off ({type(error).__name__})"))
-        status = response.status_code
         if status == 200:
-            return response.content
+            return body
         hint = {404: " (see settings.model, and the /v1 of score.judge_endpoint)", 401: f" (the key is {KEY})"}
-        said = self._quoted(response.text)
+        hint |= {
+            code: f" (redirects are not followed: {self._quoted(headers.get('location', ''))})" for code in REDIRECTS
+        }
+        said = self._quoted(body.decode("utf-8", "replace"))
         return _Failure(
             ConnectionError(f"the judge answered HTTP {status}{hint.get(status, '')}: {said}"),
             retry=status >= 500 or status in TRY_AGAIN,
-            wait=_retry_after(response.headers.get("retry-after")),
-            useless=status in USELESS,
+            wait=_retry_after(headers.get("retry-after")),
+            useless=status in USELESS | REDIRECTS,
         )
+
+    def _post(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of a reply, all within the time of a request: a server may send it in drops."""
+        import httpx2
+
+        end = time.monotonic() + self.line.timeout_seconds
+        body = bytearray()
+        with self.http.stream("POST", "chat/completions", content=request) as response:
+            for piece in response.iter_bytes():
+                body += piece
+                if time.monotonic() > end or len(body) > MOST_BYTES:
+                    raise httpx2.ReadTimeout("the reply has no end")
+        return response.status_code, response.headers, bytes(body)
 
     def _quoted(self, text: str) -> str:
         """The start of what the other side said, on one line, without our key."""
@@ -155,7 +178,7 @@ def text_of(reply: bytes) -> str:
     """The text of a /chat/completions reply; a reply without one, or one that was cut, raises ValueError."""
     try:
         content = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"the judge's reply is no JSON: {reply[:60]!r}") from None
     match content:
         case {"choices": [{"finish_reason": "length"}, *_]}:  # "Score: 1" may be the start of "Score: 10"
@@ -197,7 +220,7 @@ def _is_loopback(endpoint: str) -> bool:
 
 def _kept(request: bytes) -> str | None:
     """The text kept for a request; None where there is none, or its file is broken or of another request."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         match json.loads(cache_path(request).read_bytes()):
             case {"request": body, "answer": str(text)} if body == json.loads(request):
                 return text

@@ -5,8 +5,19 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gift.rewards.text import Completion, Value, answer_part, compiled, completion_text, gold_answers, gold_texts
+from gift.rewards.text import (
+    Completion,
+    Marker,
+    Value,
+    answer_part,
+    compiled,
+    completion_text,
+    gold_answers,
+    gold_texts,
+)
 
+# Direction marks, soft hyphens, byte order marks, spaces of no width.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 # Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
 _IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")
 
@@ -17,8 +28,8 @@ def exact_match(
     completion_ids: Sequence[Any],
     *,
     column: str = "answer",
-    after: str | None = None,
-    before: str | None = None,
+    after: Marker | None = None,
+    before: Marker | None = None,
     **columns: Any,
 ) -> list[Value]:
     """1 where the answer part is the gold text (or one of several) but for white space at its ends, else 0."""
@@ -35,8 +46,8 @@ def normalized_match(
     completion_ids: Sequence[Any],
     *,
     column: str = "answer",
-    after: str | None = None,
-    before: str | None = None,
+    after: Marker | None = None,
+    before: Marker | None = None,
     keep_case: bool = False,
     keep_punctuation: bool = False,
     drop_words: Sequence[str] = (),
@@ -68,8 +79,8 @@ def normalized_match(
 
 
 def normalized(text: str, keep_case: bool, keep_punctuation: bool, dropped: frozenset[str]) -> str:
-    """Unicode NFKC, caseless, without punctuation outside numbers and without `dropped` words, single spaces."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")  # the typographic minus
+    """Unicode NFKC, caseless; no invisible marks, punctuation outside numbers or `dropped` words; single spaces."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).replace("\u2212", "-")  # the typographic minus
     if not keep_case:
         text = unicodedata.normalize("NFKC", text.casefold())
     if not keep_punctuation:

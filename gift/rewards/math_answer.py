@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from gift.rewards.text import Completion, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
+from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
 
 MAX_ANSWER = 1000
 """Characters that an answer may have: more is no answer."""
@@ -43,8 +43,8 @@ def math_answer(
     *,
     column: str = "answer",
     require_boxed: bool = False,
-    after: str | None = None,
-    before: str | None = None,
+    after: Marker | None = None,
+    before: Marker | None = None,
     **columns: Any,
 ) -> list[Value]:
     r"""1 where the completion's answer equals the gold answer as mathematics, else 0.
@@ -100,6 +100,8 @@ def _same_size(gold: Any, said: Any) -> bool:
     from sympy import Expr, UnevaluatedExpr
 
     if not all(isinstance(each, Expr) and each.is_number and not each.has(UnevaluatedExpr) for each in (gold, said)):
+        return True
+    if gold == said:  # infinity, whose difference from itself is no number
         return True
     one, other = gold.evalf(), said.evalf()
     return bool(abs(one - other) <= max(abs(one), abs(other)) / 1000)

@@ -65,6 +65,6 @@ class Defaults:
 
 DEFAULTS: dict[str, Defaults] = {
     "reward_model": Defaults(batch=16, timeout_seconds=600.0, alone=True),
-    "judge": Defaults(batch=64, timeout_seconds=600.0, alone=True),
+    "judge": Defaults(batch=64, timeout_seconds=3600.0, alone=True),  # its requests have a limit of their own
     "code_tests": Defaults(timeout_seconds=60.0),  # the sandbox has a limit of its own, below this
 }

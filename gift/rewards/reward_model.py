@@ -196,7 +196,21 @@ def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) ->
         )
     if form == "text" and any(uses):
         raise UserError("reward_model: settings.form: text: the prompts are chats; leave it out, or set chat")
+    if has_template and form != "text":
+        _check_template(classifier)
     return uses
+
+
+def _check_template(classifier: Classifier) -> None:
+    """A template that leaves a message out would score all completions alike."""
+    said = {"user": "question", "assistant": "answer"}
+    chat = [{"role": role, "content": text} for role, text in said.items()]
+    rendered = classifier.tokenizer.apply_chat_template(chat, tokenize=False)
+    for role, text in said.items():
+        if text not in rendered:
+            raise UserError(
+                f"reward_model: '{classifier.name}': its chat template leaves the message of the {role} out"
+            )
 
 
 def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, template: bool) -> list[int]:

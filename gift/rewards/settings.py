@@ -1,6 +1,10 @@
 """Settings of a reward against their rules, and a column of the prompts table that hides one."""
 
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import create_model
 
 from gift.errors import UserError
 from gift.sections import Section, check
@@ -20,3 +24,20 @@ def check_settings(rules: type[Rules], function: str, values: dict[str, Any], li
                 "in prepare.columns"
             )
     return check(rules, values, function)
+
+
+def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:
+    """What is wrong with the settings of one of our functions by the types of its keyword-only arguments, or None.
+
+    Nothing is converted: YAML 1.2 reads `no` as a text, which would count as true.
+    """
+    types = get_type_hints(function, include_extras=True)
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    fields: dict[str, Any] = {
+        each.name: (types[each.name], ... if each.default is each.empty else each.default) for each in parameters
+    }
+    try:
+        check(create_model(function.__name__, __base__=Section, **fields), values, "settings", joint=".")
+    except UserError as problem:
+        return problem.message
+    return None

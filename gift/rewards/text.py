@@ -2,10 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 Completion = str | list[dict[str, str]]
 """A text or, where the prompt is a chat, the list of messages that the policy added (always one)."""
+
+Marker = Annotated[str, Field(min_length=1)]
+"""A text that stands before or behind an answer."""
 
 # A backslash and its character first, so that the braces of a set, "\\{" and "\\}", open and close nothing.
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import pickle
-import re
 import signal
 import socket
 import sys
@@ -25,14 +24,18 @@ from typing import Any, Literal
 
 from gift.errors import UserError
 from gift.rewards.names import REWARDS
+from gift.rewards.settings import wrong_settings
 from gift.rewards.verl import ARGUMENTS, from_verl
 from gift.scoring.limits import limit_resources, private_bytes
+from gift.scoring.messages import describe, one_line, prints, show
 from gift.scoring.strays import adopt_orphans, children, has_children, kill_children
 
-MAX_MESSAGE = 300
 ORPHAN_SECONDS = 60
 CONNECTION_LOST = 70
 """The exit code where the socket no longer takes an outcome."""
+
+NO_LISTS = (str, bytes, dict, set, frozenset)
+"""What can be gone through, but is no value a row in the order of the rows."""
 
 Entry = tuple[float | None, str, str | None]
 """Value, status and message of one row."""
@@ -161,7 +164,7 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
             module = _import(Path(reward.file))
         except BaseException as error:
             hint = "; raise score.memory_gib" if isinstance(error, MemoryError) else ""
-            return f"{where}: the file cannot be imported: {_describe(error)}{_line_in(reward.file, error)}{hint}"
+            return f"{where}: the file cannot be imported: {describe(error)}{_line_in(reward.file, error)}{hint}"
         if not callable(module.__dict__.get(reward.function)):
             there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
             return f"{where}: no such function; the file has {', '.join(there) or 'none'}"
@@ -176,18 +179,33 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
                 if name not in arguments and parameter.kind != parameter.VAR_KEYWORD
             ]
             return f"settings.{key}: {reward.function} has no such setting; it has {', '.join(free) or 'none'}"
+    wrong = wrong_settings(function, reward.settings) if reward.file is None else None
+    if wrong:
+        return wrong
     try:
         inspect.signature(function).bind(**dict.fromkeys([*arguments, *reward.settings]))
     except TypeError as error:
         columns = " (with all columns of the prompts table)" if reward.signature == "trl" else ""
         remedy = "; let it take **columns for those it does not use" if reward.signature == "trl" else ""
+        if reward.file is None:
+            remedy = "; name the source's column in prepare.columns"
         return (
             f"function: {reward.function}: {error}; it is called with {', '.join(arguments)}{columns} and its "
             f"settings{remedy}"
         )
-    bound = partial(function, **reward.settings)
+    bound = partial(_awaited(function) if inspect.iscoroutinefunction(function) else function, **reward.settings)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
     return _try_without_rows(reward, function) if reward.file is None else None
+
+
+def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An `async def` as a function that returns its result; TRL and verl take such ones too."""
+    import asyncio
+
+    def call(**arguments: Any) -> Any:
+        return asyncio.run(function(**arguments))
+
+    return call
 
 
 def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
@@ -202,7 +220,7 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else _describe(error)
+        text = str(error) if isinstance(error, UserError) else describe(error)
         return str(error) if str(error).startswith("settings") else f"settings: {text}"
     return None
 
@@ -227,16 +245,16 @@ def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bo
     try:
         returned = function(**arguments)
     except BaseException as error:
-        return [_failure(error, _describe(error))], True, isinstance(error, MemoryError)
+        return [_failure(error, describe(error))], True, isinstance(error, MemoryError)
     rule = "must be a list of one number or None" + ("" if num_rows == 1 else " a completion")
     try:
-        shown = None if isinstance(returned, (str, bytes, dict)) else list(returned)
+        shown = None if isinstance(returned, NO_LISTS) else list(returned)
     except BaseException as error:
-        invalid = one_line(f"returned {_show(returned)}; {rule} ({_describe(error)})")
+        invalid = one_line(f"returned {show(returned)}; {rule} ({describe(error)})")
         return [(None, "invalid", invalid)], True, isinstance(error, MemoryError)
     if shown is None or len(shown) != num_rows:
         count = "one completion" if num_rows == 1 else f"{num_rows} completions"
-        return [(None, "invalid", one_line(f"returned {_show(returned)} for {count}; {rule}"))], True, False
+        return [(None, "invalid", one_line(f"returned {show(returned)} for {count}; {rule}"))], True, False
     no_memory = any(isinstance(item, MemoryError) for item in shown)
     return [_entry(item) for item in shown], False, no_memory
 
@@ -246,14 +264,14 @@ def _entry(item: Any) -> Entry:
     if item is None:
         return None, "abstain", None
     if isinstance(item, Exception):
-        text = one_line(str(item)) if _prints(item) else ""
+        text = one_line(str(item)) if prints(item) else ""
         return _failure(item, text or type(item).__name__)
     if isinstance(item, (str, bytes)):
-        return None, "invalid", one_line(f"returned the text {_show(item)}; must be a number or None")
+        return None, "invalid", one_line(f"returned the text {show(item)}; must be a number or None")
     try:
         number = float(item)
     except BaseException as error:
-        return None, "invalid", one_line(f"returned {_show(item)}; must be a number or None ({_describe(error)})")
+        return None, "invalid", one_line(f"returned {show(item)}; must be a number or None ({describe(error)})")
     if not math.isfinite(number):
         return None, "invalid", f"returned {number}; must be finite, or None to abstain"
     return number, "ok", None
@@ -261,34 +279,6 @@ def _entry(item: Any) -> Entry:
 
 def _failure(error: BaseException, message: str) -> Entry:
     return None, "timeout" if isinstance(error, TimeoutError) else "error", message
-
-
-def one_line(text: str) -> str:
-    """A message that is one line, short, storable, and the same in every process (no memory addresses)."""
-    text = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", " ".join(text[: 100 * MAX_MESSAGE].split()))
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
-
-
-def _describe(error: BaseException) -> str:
-    kind = type(error).__name__
-    text = str(error) if _prints(error) else ""
-    return one_line(f"{kind}: {text}" if text else kind)
-
-
-def _prints(error: BaseException) -> bool:
-    try:
-        return isinstance(str(error), str)
-    except BaseException:  # a user's exception may fail to print itself
-        return False
-
-
-def _show(value: Any) -> str:
-    try:
-        text = repr(value)
-    except BaseException:
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _line_in(file: str, error: BaseException) -> str:
