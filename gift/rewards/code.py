@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gift.bwrap import Limits
+from gift.errors import UserError
 from gift.rewards import code_judge, code_wire
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox import SandboxError, run
@@ -20,6 +21,7 @@ from gift.sandbox import SandboxError, run
 _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`]*")
 _LANGUAGES = ("", "python", "python3", "py")
 _PYTHONS_OWN = frozenset(dir(builtins))
+_KINDS = ({"test_list"}, {"test", "entry_point"}, {"inputs", "outputs"})
 NO_PROGRAM = "no program in the completion"
 _JUDGE = Path(code_judge.__file__).read_text(encoding="utf-8")
 _FILES = {"gift/rewards/code_wire.py": Path(code_wire.__file__).read_text(encoding="utf-8")}
@@ -91,6 +93,12 @@ def code_tests(
     }
     if signature_column is not None and named["signature"] is None:
         raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
+    there = {name for name, values in named.items() if values is not None}
+    if not completions and not any(kind <= there for kind in _KINDS):
+        raise UserError(
+            "function: code_tests: the prompts table has no columns with tests; it needs test_list, or test and "
+            "entry_point, or inputs and outputs: name the source's in prepare.columns"
+        )
     items: list[float | Exception] = []
     for index, completion in enumerate(completions):
         row = {name: values[index] for name, values in named.items() if values is not None}
