@@ -190,14 +190,17 @@ class _Scorer:
     def score(self, index: int, rows: PartRows) -> pa.Table:
         """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
         outcomes: dict[str, dict[int, Outcome]] = {reward.name: {} for reward in self.plan}
+        numbers = range(len(rows.prompt_ids))
         asked = {name: self.asked.rows(name, rows.prompt_ids) for name in self.settings.rewards}
+        others = {name: sorted(set(numbers).difference(own)) for name, own in asked.items()}
         spans = {reward.name: rows.spans(reward.batch, asked[reward.name]) for reward in self.plan}
         keys: dict[str, list[bytes]] = {}
         if self.cache:
             digests = rows.digests()
-            keys = {name: row_keys(digests, each) for name, each in spans.items()}
-            kept = {name: self.cache.read(name, index, each) for name, each in keys.items()}
-            outcomes = {name: {row: each[row] for row in asked[name] if row in each} for name, each in kept.items()}
+            for reward in self.plan:  # what is kept of rows that are not asked for now is kept on
+                name, unasked = reward.name, rows.spans(reward.batch, others[reward.name])
+                keys[name] = row_keys(digests, [*spans[name], *unasked])
+                outcomes[name] = self.cache.read(name, index, keys[name])
         calls, called = _missing(self.plan, spans, outcomes)
         self.num_reused += sum(len(asked[name]) - len(each) for name, each in called.items())
         try:
@@ -206,9 +209,8 @@ class _Scorer:
             for name in keys:
                 if self.cache and called[name]:
                     self.cache.write(name, index, keys[name], outcomes[name])
-        for name, own in asked.items():
-            others = set(range(len(rows.prompt_ids))).difference(own)
-            outcomes[name] = {**outcomes.get(name, {}), **dict.fromkeys(others, NOT_ASKED)}
+        for name, each in others.items():
+            outcomes[name] = {**outcomes.get(name, {}), **dict.fromkeys(each, NOT_ASKED)}
         return self._table(rows, outcomes)
 
     def _call(
