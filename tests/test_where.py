@@ -10,6 +10,7 @@ import pytest
 import torch
 from bubblewrap import WHY_NOT
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.advantages import group_advantages
@@ -273,25 +274,11 @@ def test_correct_is_a_reward_or_different_ones(correct: Any) -> None:
 
 # --- maths and code, through the stages -------------------------------------------------------------------------------
 
-MIXED: dict[str, Any] = {
-    "prepare": {
-        "source": None,
-        "sources": [
-            {"source": "sources/math.jsonl", "domain": "math", "columns": {"prompt": "question"}},
-            {"source": "sources/code.jsonl", "domain": "code", "columns": {"prompt": "text"}},
-        ],
-        "num_train": 16,
-        "num_eval": 8,
-    },
-    "score": {
-        "rewards": {
-            "math": {"function": "math_answer", "where": MATH},
-            "code": {"function": "code_tests", "where": CODE},
-            "short": {"function": "overlong", "settings": {"max_tokens": 8, "cache_tokens": 4}, "weight": 0.0},
-        }
-    },
-    "evaluate": {"correct": ["math", "code"], "num_samples": 1},
-}
+
+def documented(name: str, heading: str) -> dict[str, Any]:
+    """The settings that a section of the docs shows."""
+    section = (mini.ROOT / "docs" / name).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    return dict(YAML(typ="safe").load(section.partition("```yaml\n")[2].partition("```")[0]))
 
 
 def write_completions(folder: Path, prompts: Path, wrong: str, only: str | None = None) -> None:
@@ -322,7 +309,9 @@ def write_completions(folder: Path, prompts: Path, wrong: str, only: str | None 
 @needs_bwrap
 def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(folder: Path) -> None:
     (folder / "params.yaml").write_text((mini.ROOT / "params.yaml").read_text())
-    mini.write_params(folder, MIXED)
+    mini.write_params(folder, {"prepare": {"source": None, "num_train": 16, "num_eval": 8}})
+    mini.write_params(folder, documented("data.md", "### Maths and code"))
+    mini.write_params(folder, documented("rewards.md", "## where: a reward for each source"))
     maths = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(30)]
     code = [
         {"text": f"Return {n}.", "solution": f"def f(): return {n}", "test_list": [f"assert f() == {n}"]}
