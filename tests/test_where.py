@@ -311,7 +311,8 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
     (folder / "params.yaml").write_text((mini.ROOT / "params.yaml").read_text())
     mini.write_params(folder, {"prepare": {"source": None, "num_train": 16, "num_eval": 8}})
     mini.write_params(folder, documented("data.md", "### Maths and code"))
-    mini.write_params(folder, documented("rewards.md", "## where: a reward for each source"))
+    shown = documented("rewards.md", "## where: a reward for each source")
+    mini.write_params(folder, shown)
     maths = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(30)]
     code = [
         {"text": f"Return {n}.", "solution": f"def f(): return {n}", "test_list": [f"assert f() == {n}"]}
@@ -344,6 +345,16 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
     assert numbers["eval/accuracy_greedy"] == pytest.approx(held_out.count("math") / 8)
     assert (numbers["eval/math/accuracy_greedy"], numbers["eval/code/accuracy_greedy"]) == (1.0, 0.0)
     assert numbers["eval/num_unscored"] == 0
+
+    # Before any call: two rewards that say what is right for one prompt, and one that no training prompt asks for.
+    mini.write_params(folder, {"evaluate": {"correct": ["math", "short"]}})
+    again = [f"{home}/answers", tables[1], f"{home}/again.json", "data/history/again.json"]
+    assert "'math' and 'short' are both asked for prompt_id=" in CliRunner().invoke(evaluate, again).output
+    misspelt = {**shown["score"]["rewards"], "code": {"function": "code_tests", "where": {"domain": "coed"}}}
+    mini.write_params(folder, {"score": {"rewards": misspelt}, "evaluate": shown["evaluate"]})
+    done = CliRunner().invoke(score_stage, [f"{home}/rollouts", tables[0], f"{home}/other", f"{home}/other.json"])
+    assert "error: params.yaml: score.rewards.code.where.domain: 'coed': no training prompt has it" in done.output
+    mini.write_params(folder, shown)
 
     # A round that has no code by chance is as good as any; a reward without `where` is asked for all of its rows.
     Path("data/rounds/r2").mkdir()
