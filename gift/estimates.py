@@ -65,29 +65,40 @@ def by_domain(domains: dict[str, str | None]) -> dict[str, set[str]]:
     return found
 
 
+def rights_of(prompt_ids: Sequence[str], judges: dict[str, Sequence[float | None]]) -> list[float | None] | None:
+    """Whether each answer is right (1 or 0): the value of the one reward that has one for it, null where none has.
+
+    judges: the values of the rewards of evaluate.correct; None without any.
+    """
+    for name, values in judges.items():
+        for prompt_id, value in zip(prompt_ids, values, strict=True):
+            if value not in (0.0, 1.0, None):
+                raise UserError(
+                    f"params.yaml: evaluate.correct: '{name}' gave {value:g} for prompt_id={prompt_id}; it must be a "
+                    "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
+                )
+    if not judges:
+        return None
+    return [
+        next((value for value in values if value is not None), None) for values in zip(*judges.values(), strict=True)
+    ]
+
+
 def evaluation(
     prompt_ids: Sequence[str],
     samples: Sequence[int],
     rewards: Sequence[float | None],
     rights: Sequence[float | None] | None,
-    correct: str | None,
     domains: dict[str, str | None],
     k: int,
 ) -> dict[str, float]:
     """`accuracies`, `mean_rewards` and `num_prompts` of all answers (`eval/...`) and by domain (`eval/<domain>/...`).
 
     An answer is a row: its prompt, its sample, its reward and whether it is right (1 or 0), both null where its reward
-    failed. rights: the values of the reward `correct` (evaluate.correct), None without one. domains: of every prompt.
+    failed. rights: those of `rights_of`, None without evaluate.correct. domains: of every prompt.
     """
     reward_of = _by_prompt(prompt_ids, samples, rewards)
     right_of = _by_prompt(prompt_ids, samples, rights) if rights is not None else {}
-    for prompt_id, values in right_of.items():
-        wrong = next((value for value in values.values() if value not in (0.0, 1.0)), None)
-        if wrong is not None:
-            raise UserError(
-                f"params.yaml: evaluate.correct: '{correct}' gave {wrong:g} for prompt_id={prompt_id}; it must be a "
-                "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
-            )
     numbers: dict[str, float] = {}
     groups = {"eval": set(reward_of)} | by_domain({prompt_id: domains[prompt_id] for prompt_id in reward_of})
     for prefix, of_it in groups.items():

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.data.params import Prepare
+from gift.data.params import Prepare, Where
 from gift.sections import Count, Section, check, did_you_mean
 from gift.yaml import read_yaml
 
@@ -88,6 +88,9 @@ class Reward(Section):
     batch: int | Literal["group"] | None = Field(None, description="completions a call; null: the function's own")
     timeout_seconds: Positive | None = Field(None, description="null: the function's own, else score.timeout_seconds")
     only_if: str | None = Field(None, description="another reward: this one counts only where that one is 1")
+    where: Where = Field(
+        default_factory=dict, description="prompt column: a value, or a list of values; else not asked"
+    )
 
     @field_validator("batch", mode="plain")
     @classmethod
@@ -215,9 +218,24 @@ class Evaluate(Sampling):
     """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
 
     num_samples: Count = 4
-    correct: str | None = Field(
-        description="the reward (a key of score.rewards) that is 1 when the answer is right; null: mean rewards alone"
+    correct: str | list[str] | None = Field(
+        description="the reward (a key of score.rewards), or one for each kind of prompts, that is 1 when the answer "
+        "is right; null: mean rewards alone"
     )
+
+    @field_validator("correct", mode="plain")
+    @classmethod
+    def one_or_several_or_null(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        texts = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 0
+        if value is not None and not texts:
+            raise ValueError("must be a key of score.rewards, a list of different ones, or null")
+        return value
+
+    @property
+    def judges(self) -> list[str]:
+        """The rewards that say what is right, each for prompts of its own; none where `correct` is null."""
+        return self.correct if isinstance(self.correct, list) else [self.correct] if self.correct else []
 
 
 class Params(Section):
@@ -234,11 +252,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def correct_is_a_reward(self) -> "Params":
-        if self.evaluate.correct is not None and self.evaluate.correct not in self.score.rewards:
-            raise ValueError(
-                f"evaluate.correct: '{self.evaluate.correct}' is no key of score.rewards "
-                f"({', '.join(self.score.rewards)})"
-            )
+        for name in self.evaluate.judges:
+            if name not in self.score.rewards:
+                raise ValueError(
+                    f"evaluate.correct: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})"
+                )
         return self
 
 

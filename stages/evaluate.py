@@ -8,7 +8,7 @@ import click
 import pyarrow.compute as pc
 
 from gift import console
-from gift.estimates import evaluation
+from gift.estimates import evaluation, rights_of
 from gift.launch import read_launch
 from gift.params import read_params
 from gift.scoring.score import score_table
@@ -26,25 +26,35 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     console.quiet()
     refuse_existing(metrics, history)
     params, launch = read_params(), read_launch()
-    opened = score_table("evaluate", answers, prompts, answers, params.score, launch.score)
+    judges = params.evaluate.judges
+    opened = score_table(
+        "evaluate",
+        answers,
+        prompts,
+        answers,
+        params.score,
+        launch.score,
+        refuse=lambda asked: asked.correct(judges) if judges else None,
+    )
     name, work, source, asked = answers.parent.name, opened.work, opened.source, opened.prompts
     rows, scores = opened.scored.rows, opened.scored.scores
     domains = asked["domain"].to_pylist() if "domain" in asked.column_names else [None] * asked.num_rows
-    correct = params.evaluate.correct
+    prompt_ids = rows["prompt_id"].to_pylist()
+    rewards = scores["reward"].to_pylist()
+    rights = rights_of(prompt_ids, {judge: scores[judge].to_pylist() for judge in judges})
     numbers: dict[str, float] = {
         **evaluation(
-            rows["prompt_id"].to_pylist(),
+            prompt_ids,
             rows["sample"].to_pylist(),
-            scores["reward"].to_pylist(),
-            scores[correct].to_pylist() if correct else None,
-            correct,
+            rewards,
+            rights,
             dict(zip(asked["prompt_id"].to_pylist(), domains, strict=True)),
             source["settings"]["num_samples"],
         ),
         "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
         "eval/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
         "eval/num_prompts_too_long": source["num_prompts_too_long"],
-        "eval/num_unscored": scores[correct or "reward"].null_count,
+        "eval/num_unscored": (rewards if rights is None else rights).count(None),
     }
     row: dict[str, object] = {"name": name, "round": source["round"], **numbers}
     steps: list[dict[str, object]] = []
@@ -59,7 +69,7 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     write_json(work.folder / "evaluate.json", numbers)
     write_json(work.folder / "history.json", {"round": row, "steps": steps})
     work.publish({work.folder / "evaluate.json": metrics, work.folder / "history.json": history})
-    shown = {key: numbers[key] for key in list(numbers)[: 6 if correct else 4 : 2]}
+    shown = {key: numbers[key] for key in list(numbers)[: 6 if judges else 4 : 2]}
     console.say(f"evaluate@{name}", **{key.removeprefix("eval/"): value for key, value in shown.items()})
 
 

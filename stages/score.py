@@ -21,12 +21,17 @@ def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
     params, launch = read_params(), read_launch()
-    opened = score_table("score", rollouts, prompts, out, params.score, launch.score)
+    opened = score_table(
+        "score", rollouts, prompts, out, params.score, launch.score, refuse=lambda asked: asked.refuse_useless()
+    )
     work, scored, slowest = opened.work, opened.scored, opened.scored.slowest
     numbers = score_metrics(scored.rows, scored.scores, params.score.rewards)
+    asked = {name: scored.num_asked[name] for name, reward in params.score.rewards.items() if reward.where}
+    numbers |= {f"rewards/{name}/num_asked": count for name, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
     work.publish({opened.folder: out, work.folder / "score.json": metrics})
     shown = {name: numbers[name] for name in ("num_scored", "num_failed", "num_abstained", "reward", "reward_std")}
+    shown |= {f"{name}_asked": count for name, count in asked.items()}
     slow = f"{slowest.seconds:.2g} s ({slowest.name})" if slowest.name else "none called"
     console.say(f"score@{out.parent.name}", **shown, slowest=slow, values_reused=scored.num_reused)
 

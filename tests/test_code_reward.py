@@ -11,7 +11,8 @@ from bubblewrap import WHY_NOT
 from gift.bwrap import Limits
 from gift.errors import UserError
 from gift.params import Reward, Score
-from gift.rewards.code import BrokenTest, Verdict, code_tests, judge_row, program_of
+from gift.rewards.code import Verdict, code_tests, judge_row, program_of
+from gift.rewards.code_tasks import BrokenTest
 from gift.sandbox import SandboxError
 from gift.scoring.score import load_plan
 

@@ -14,6 +14,7 @@ from typing import Any
 import mini
 import numpy as np
 import pytest
+from bubblewrap import WHY_NOT
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
@@ -150,6 +151,28 @@ def source(rows: list[dict[str, Any]], **prepare: Any) -> Damage:
 
 def problems(num: int = 200, **changes: Any) -> list[dict[str, Any]]:
     return [{"prompt": f"{1 + n % 9}+{n}=", "answer": str(1 + n % 9 + n), **changes} for n in range(num)]
+
+
+def mixture(correct: Any = "math", changes: dict[str, Any] | None = None, **functions: dict[str, Any]) -> Damage:
+    """Maths and code in one run, each with a reward of its own; a value of `where` in place of theirs."""
+    maths = [{"prompt": f"{n}+{n}=", "answer": str(2 * n)} for n in range(120)]
+    words = [{"prompt": f"+{n}", "target": f"w{n}", "answer": None} for n in range(120)]
+    own = {
+        "math": {"function": "math_answer", "where": {"domain": "math"}},
+        "words": {"function": "exact_match", "settings": {"column": "target"}, "where": {"domain": "words"}},
+    }
+    sources = [{"source": f"sources/{name}.jsonl", "domain": name} for name in own]
+    return together(
+        *(
+            text(f"sources/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            for name, rows in (("math", maths), ("words", words))
+        ),
+        params(
+            prepare={"source": None, "sources": sources, "num_train": None, "num_eval": 60, **(changes or {})},
+            score={"rewards": {**own, **functions}},
+            evaluate={"correct": correct},
+        ),
+    )
 
 
 def cut() -> None:
@@ -465,6 +488,51 @@ QUICK: dict[str, Case] = {
         "params.yaml: evaluate.correct",
         ("reward_model is graded",),
     ),
+    "a mixture": (
+        mixture(),
+        "note",
+        "params.yaml: evaluate.correct",
+        ("of 60 eval prompts", "count in no accuracy"),
+    ),
+    "a column of where that is not there": (
+        mixture(math={"function": "math_answer", "where": {"domian": "math"}}),
+        "error",
+        "params.yaml: score.rewards.math.where.domian",
+        ("did you mean 'domain'?", "it has prompt_id, answer, domain, target"),
+    ),
+    "a column of where that eval does not have": (
+        together(
+            text("sources/eval.jsonl", json.dumps({"prompt": "1+2=", "answer": "3"}) + "\n"),
+            mixture(changes={"eval_sources": [{"source": "sources/eval.jsonl"}], "num_eval": 1}),
+        ),
+        "error",
+        "params.yaml: score.rewards.math.where.domain",
+        ("no such column; it has prompt_id, answer (eval prompts)",),
+    ),
+    "a where that no prompt has": (
+        mixture(math={"function": "math_answer", "where": {"domain": "maths"}}),
+        "error",
+        "params.yaml: score.rewards.math.where.domain",
+        ("'maths': no training prompt has it; did you mean 'math'?",),
+    ),
+    "a value of where that no prompt has": (
+        mixture(math={"function": "math_answer", "where": {"domain": ["math", "proofs"]}}),
+        "warning",
+        "params.yaml: score.rewards.math.where.domain",
+        ("'proofs': no prompt has it, in train or eval; the values of domain are 'math', 'words'",),
+    ),
+    "prompts without a reward": (
+        mixture(words={"function": "exact_match", "settings": {"column": "target"}, "weight": 0.0}),
+        "warning",
+        "params.yaml: score.rewards",
+        ("training prompts (prompt_id=", "by no reward with a weight"),
+    ),
+    "two rewards that say what is right": (
+        mixture(["math", "words"], words={"function": "exact_match", "settings": {"column": "target"}}),
+        "error",
+        "params.yaml: evaluate.correct",
+        ("'math' and 'words' are both asked for prompt_id=", "(eval prompts)"),
+    ),
     "rewards without weight": (
         rewards(answer={"function": "arithmetic_answer", "weight": 0.0}),
         "error",
@@ -554,6 +622,23 @@ def test_a_healthy_project_gives_no_warning() -> None:
     assert {finding.theme for finding in findings if finding.level == "ok"} == {
         *("settings", "batches", "data", "model", "memory", "rewards", "machine", "storage", "tokens")
     }
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_the_quick_check_sees_programs_without_columns_of_tests() -> None:
+    damage = rewards(answer={"function": "arithmetic_answer"}, tests={"function": "code_tests"})
+    words = ("the prompts table has no columns with tests", "test_list, or test and entry_point", "prepare.columns")
+    one_of(quick(damage), "error", "params.yaml: score.rewards.tests.function", words)
+
+
+def test_a_mixture_is_tried_source_by_source() -> None:
+    """Each reward sees gold answers of its own prompts, and the cells that another source lacks are no news."""
+    mixture(["math", "words"])()
+    findings = full_findings()
+    assert serious(findings) == []
+    tried = {each.where: each.text for each in findings if "tells gold answers from garbage" in each.text}
+    assert tried.keys() == {"params.yaml: score.rewards.math", "params.yaml: score.rewards.words"}
+    assert "gold (x) 1" in tried["params.yaml: score.rewards.words"]
 
 
 def test_the_shipped_settings_give_no_warning() -> None:
@@ -903,7 +988,12 @@ def test_a_hub_model_without_a_commit_is_a_warning_and_offline_an_error() -> Non
 
 def test_columns_of_large_sources_come_from_the_prepared_prompts() -> None:
     """A hub's data set is not fetched by the quick check; what `prepare` made of it with these settings is read."""
-    project = settings(prepare={"source": "hub:nobody/none", "num_train": None})
+    Path("rewards/own.py").write_text("def compute_score(data_source, solution_str, ground_truth, extra_info): ...\n")
+    verl = {"function": "rewards/own.py:compute_score", "signature": "verl", "where": {"level": 1}}
+    mini.write_params(Path(), {"score": {"rewards": {"verl": verl}}, "evaluate": {"correct": None}})
+    mini.write_params(Path(), {"prepare": {"source": "hub:nobody/none", "num_train": None}})
+    assert serious(quick_findings()) == []  # nothing is said of columns that are not known
+    project = settings(score=mini.TINY["score"], evaluate={"correct": "answer"})
     findings = quick_findings()
     assert serious(findings) == []
     assert "not loaded" in " ".join(each.text for each in findings if each.theme == "rewards")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gift.errors import UserError
-from gift.estimates import accuracies, by_domain, evaluation, mean_and_error, mean_rewards, pass_at_k
+from gift.estimates import accuracies, by_domain, evaluation, mean_and_error, mean_rewards, pass_at_k, rights_of
 
 
 @pytest.mark.parametrize(("num", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 7)])
@@ -61,14 +61,14 @@ def test_an_evaluation_is_that_of_all_and_of_each_domain() -> None:
     prompt_ids, samples = ["a", "a", "b", "b", "c", "c"], [0, 1, 0, 1, 0, 1]
     rewards, rights = [1.5, 0.5, 0.0, None, 2.0, 1.0], [1.0, 0.0, 0.0, None, 1.0, 1.0]
     domains = {"a": "math", "b": "code", "c": "math", "d": "other"}
-    numbers = evaluation(prompt_ids, samples, rewards, rights, "answer", domains, 1)
+    numbers = evaluation(prompt_ids, samples, rewards, rights, domains, 1)
     assert (numbers["eval/accuracy_greedy"], numbers["eval/avg@1"]) == (pytest.approx(2 / 3), 0.5)
     assert (numbers["eval/math/accuracy_greedy"], numbers["eval/math/avg@1"]) == (1.0, 0.5)
     assert (numbers["eval/code/accuracy_greedy"], numbers["eval/code/reward_greedy"]) == (0.0, 0.0)
     assert (numbers["eval/reward"], numbers["eval/math/reward"]) == (0.75, 0.75)
     assert [numbers[f"eval{part}/num_prompts"] for part in ("", "/math", "/code")] == [3, 2, 1]
     assert not [name for name in numbers if "other" in name or name.startswith("eval/code/avg")]
-    without = evaluation(prompt_ids, samples, rewards, None, None, domains, 1)
+    without = evaluation(prompt_ids, samples, rewards, None, domains, 1)
     assert without == {name: value for name, value in numbers.items() if "reward" in name or "num_prompts" in name}
     with pytest.raises(UserError, match="'answer' gave 0\\.5 for prompt_id=b"):
-        evaluation(prompt_ids, samples, rewards, [1, 0, 0.5, 1, 1, 1], "answer", domains, 1)
+        rights_of(prompt_ids, {"answer": [1, 0, 0.5, 1, 1, 1]})

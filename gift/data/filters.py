@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from gift.data.files import Row
-from gift.data.params import Filters
+from gift.data.params import Filters, is_one_of
 from gift.errors import UserError
 
 
@@ -41,15 +41,10 @@ def _of(filters: Filters, kind: str) -> list[tuple[str, Any]]:
 def _passes(kind: str, name: str, bound: Any, row: Row, key: str) -> bool:
     value = row.values[name]
     if kind == "where":
-        return any(_same(value, wanted) for wanted in (bound if isinstance(bound, list) else [bound]))
+        return is_one_of(value, bound)
     number = characters(value, name, row, key) if kind == "length" else _number(value, name, row, key)
     least, most = bound
     return number is not None and (least is None or number >= least) and (most is None or number <= most)
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    """Equal, where true is not 1 and a text is not a number."""
-    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
 
 
 def _number(value: Any, name: str, row: Row, key: str) -> float | None:

@@ -1,8 +1,9 @@
 """The section `prepare` of params.yaml: where prompts come from, and which rows become prompts in which words."""
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gift.sections import Count, Section
 
@@ -17,6 +18,24 @@ RENDERER_ARGUMENTS = {
 }
 
 
+def _plain(wanted: Any) -> Any:
+    values = wanted if isinstance(wanted, list) else [wanted]
+    plain = all(each is None or isinstance(each, str | int | float) for each in values)
+    if not values or not plain or any(isinstance(each, float) and not math.isfinite(each) for each in values):
+        raise ValueError("must be a text, a number, true, false, null, or a list of at least one of these")
+    return wanted
+
+
+Where = dict[str, Annotated[Any, AfterValidator(_plain)]]
+"""Columns, each with a value or a list of values: all of them must hold one of theirs."""
+
+
+def is_one_of(value: Any, wanted: Any) -> bool:
+    """Whether a cell holds what a `Where` wants of its column; true is not 1, and a text is not a number."""
+    values = wanted if isinstance(wanted, list) else [wanted]
+    return any(isinstance(value, bool) == isinstance(each, bool) and bool(value == each) for each in values)
+
+
 class ArithmeticTask(Section):
     """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
 
@@ -26,18 +45,9 @@ class ArithmeticTask(Section):
 class Filters(Section):
     """Which rows stay, by their columns under our names. All that are given must hold; each has a count."""
 
-    where: dict[str, Any] = Field(default_factory=dict, description="column: a value, or a list of values")
+    where: Where = Field(default_factory=dict, description="column: a value, or a list of values")
     range: dict[str, Bounds] = Field(default_factory=dict, description="column: [least, most]")
     length: dict[str, LengthBounds] = Field(default_factory=dict, description="column: [least, most] in characters")
-
-    @field_validator("where")
-    @classmethod
-    def values_are_plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, wanted in value.items():
-            values = wanted if isinstance(wanted, list) else [wanted]
-            if not values or not all(each is None or isinstance(each, str | int | float) for each in values):
-                raise ValueError(f"{name}: must be a text, a number, true, false, null, or a list of these")
-        return value
 
     @model_validator(mode="after")
     def bounds_leave_something(self) -> "Filters":

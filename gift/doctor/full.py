@@ -16,7 +16,7 @@ def full_findings() -> list[Finding]:
     found, model, prompts = check(project, None)
     findings += found
     if prompts:
-        findings += prompt_findings(prompts)
+        findings += prompt_findings(prompts, project.params.score)
         if model and (model.folder or project.params.base.model == "arithmetic"):
             findings += token_findings(project, model.folder, prompts)
         if not any(finding.level == "error" and finding.theme == "rewards" for finding in findings):

@@ -1,18 +1,23 @@
 """The prompts that training will see: prepared already, or made in memory as `prepare` will make them."""
 
+import inspect
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.data.sources import prepare_prompts
 from gift.doctor.findings import Finding, Level, refusal
 from gift.errors import UserError
-from gift.params import Params
+from gift.params import Params, Score
+from gift.rewards.names import REWARDS
+from gift.scoring import rows
+from gift.scoring.asked import Asked, Mask
 from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
 
 THEME = "data"
@@ -56,9 +61,9 @@ def find_prompts(params: Params, limit: int | None) -> tuple[Prompts | None, lis
     return tables, [_described(tables)]
 
 
-def prompt_findings(prompts: Prompts) -> list[Finding]:
+def prompt_findings(prompts: Prompts, score: Score) -> list[Finding]:
     """What loads, but is hardly meant: empty cells, the same prompt twice or held out, a tiny evaluation."""
-    findings = [*_empty_findings(prompts.train, "train"), *_empty_findings(prompts.eval, "eval")]
+    findings = [*_empty_findings(prompts.train, "train", score), *_empty_findings(prompts.eval, "eval", score)]
     train, held_out = [_normal(text) for text in texts(prompts.train)], [_normal(text) for text in texts(prompts.eval)]
     repeated = len(train) - len(set(train))
     if repeated:
@@ -106,10 +111,14 @@ def _prepared(params: Params) -> Prompts | None:
     return Prompts(*tables)
 
 
-def _empty_findings(table: pa.Table, split: str) -> Iterator[Finding]:
+def _empty_findings(table: pa.Table, split: str, score: Score) -> Iterator[Finding]:
     """A gold answer that is not there fails its row in every reward that reads it."""
+    try:
+        asked = Asked(score, rows.Prompts(table))
+    except UserError:
+        return  # said of the rewards
     for name in table.column_names:
-        column = table[name]
+        column = table[name].filter(pa.array(_read_in(name, asked)))
         empty = column.null_count
         if pa.types.is_string(column.type):
             empty += pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0
@@ -119,6 +128,25 @@ def _empty_findings(table: pa.Table, split: str) -> Iterator[Finding]:
             )
             level: Level = "warning" if name == "answer" else "note"
             yield Finding(level, THEME, text, str(TRAIN if split == "train" else EVAL))
+
+
+def _read_in(column: str, asked: Asked) -> Mask:
+    """The prompts for which a reward that reads the column is asked: the rows of another source may well lack it.
+
+    Ours read what their parameters and settings name; where none does, a function of the user may; else all prompts.
+    """
+    ours: list[Mask] = []
+    others: list[Mask] = []
+    for name, reward in asked.score.rewards.items():
+        if reward.function not in REWARDS or reward.function == "judge":
+            others.append(asked.masks[name])
+            continue
+        parameters = inspect.signature(REWARDS[reward.function]).parameters
+        defaults = {key: parameter.default for key, parameter in parameters.items()}
+        if column in parameters or column in [*{**defaults, **reward.settings}.values()]:
+            ours.append(asked.masks[name])
+    everything = np.ones(asked.prompts.table.num_rows, dtype=bool)
+    return np.logical_or.reduce(ours or others or [everything])
 
 
 def _sources(section: Any) -> Iterator[str]:

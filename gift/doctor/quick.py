@@ -31,7 +31,7 @@ def check(project: Project, limit: int | None) -> tuple[list[Finding], Model | N
     if model:
         findings += model_findings(project, model, gpus.count)
         findings += memory_findings(project, model, gpus)
-    findings += reward_findings(project, prompts.train if prompts else None)
+    findings += reward_findings(project, prompts)
     findings += machine_findings(project, gpus)
     findings += package_findings({params.generate.engine, params.evaluate.engine})
     findings += keeping_findings()

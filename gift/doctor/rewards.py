@@ -7,8 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from gift.doctor.asked import asked_findings
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.model import read_model
+from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.errors import UserError
 from gift.params import Reward
@@ -25,18 +27,23 @@ THEME = "rewards"
 GRADED = ("cosine_length", "judge", "length", "ngram_diversity", "overlong", "repetition", "reward_model")
 
 
-def reward_findings(project: Project, prompts: pa.Table | None) -> list[Finding]:
-    """Names and weights; and, where the columns are known, what a worker says that loads the functions."""
-    score, correct = project.params.score, project.params.evaluate.correct
+def reward_findings(project: Project, prompts: Prompts | None) -> list[Finding]:
+    """Names and weights; where columns are known, which prompts are whose, and what a worker says that loads them."""
+    score = project.params.score
     findings = _weight_findings(project)
-    if correct is not None and score.rewards[correct].function in GRADED:
-        text = f"{correct}: {score.rewards[correct].function} is graded; it must be 1 where the answer is right, else 0"
-        findings.append(Finding("error", THEME, text, "params.yaml: evaluate.correct"))
+    for name in project.params.evaluate.judges:
+        if score.rewards[name].function in GRADED:
+            text = f"{name}: {score.rewards[name].function} is graded; it must be 1 where the answer is right, else 0"
+            findings.append(Finding("error", THEME, text, "params.yaml: evaluate.correct"))
     for name, reward in score.rewards.items():
         if is_alone(reward):
             findings += _model_findings(project, name, reward)
+    asked = asked_findings(project, prompts) if prompts else []
+    findings += asked
+    if any(finding.level == "error" for finding in asked):
+        return findings
     try:
-        plan = load_plan(score, pa.table({"prompt_id": ["p"], "prompt": ["?"]}) if prompts is None else prompts)
+        plan = load_plan(score, prompts.train if prompts else None)
         if prompts is None:
             for name, reward in score.rewards.items():
                 findings += [] if is_alone(reward) else _setting_findings(name, reward)
@@ -98,11 +105,13 @@ def _setting_findings(name: str, reward: Reward) -> list[Finding]:
 
 
 def _weight_findings(project: Project) -> list[Finding]:
-    rewards, correct = project.params.score.rewards, project.params.evaluate.correct
+    rewards = project.params.score.rewards
     if not any(reward.weight for reward in rewards.values()):
         text = "every weight is 0: all rewards are equal, and no group can train; give one a weight"
         return [Finding("error", THEME, text, "params.yaml: score.rewards")]
-    if correct is not None and rewards[correct].weight < 0:
-        text = f"{rewards[correct].weight:g}: trains away from what evaluate.correct counts as right"
-        return [Finding("warning", THEME, text, f"params.yaml: score.rewards.{correct}.weight")]
-    return []
+    text = "{:g}: trains away from what evaluate.correct counts as right"
+    return [
+        Finding("warning", THEME, text.format(rewards[name].weight), f"params.yaml: score.rewards.{name}.weight")
+        for name in project.params.evaluate.judges
+        if rewards[name].weight < 0
+    ]

@@ -9,9 +9,11 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.rewards import THEME, arguments, is_alone
 from gift.doctor.settings import Project
 from gift.errors import UserError
+from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.failures import FAILED
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
+from gift.scoring.rows import Prompts
 from gift.scoring.score import total_reward
 from gift.scoring.worker import Loaded, Outcome
 
@@ -35,10 +37,14 @@ LONG_SECONDS = 1800
 
 @dataclass
 class Trial:
-    """One function's outcomes: `gold` by the form of the answer, `garbage` by its text, each for the sampled rows."""
+    """One function's outcomes: `gold` by the form of the answer, `garbage` by its text, each for the sampled rows.
+
+    `share` is the share of the prompts that it is asked for.
+    """
 
     reward: Loaded
     prompt_ids: list[str]
+    share: float = 1.0
     gold: dict[str, list[Outcome]] = field(default_factory=dict)
     garbage: dict[str, list[Outcome]] = field(default_factory=dict)
 
@@ -71,24 +77,33 @@ def trial_findings(project: Project, prompts: pa.Table) -> list[Finding]:
     plan = [one for one in load_plan(score, prompts) if not one.alone]
     if not plan:
         return findings
-    rows = sorted({index * prompts.num_rows // NUM_ROWS for index in range(NUM_ROWS)})
+    masks = Asked(score, Prompts(prompts)).masks
+    chosen = sorted({row for mask in masks.values() for row in _spaced(mask.nonzero()[0].tolist())})
+    trials = []
     try:
         with RewardPool(plan, 1, score.timeout_seconds, score.memory_gib) as pool:
-            trials = [_try(pool, one, prompts.take(rows), _gold_column(project, one, prompts)) for one in plan]
+            for one in plan:
+                rows = prompts.take([row for row in chosen if masks[one.name][row]])
+                share = float(masks[one.name].mean())
+                trials.append(_try(pool, one, rows, _gold_column(project, one, rows), share))
     except UserError as error:
         return [*findings, refusal(THEME, error)]
-    correct = project.params.evaluate.correct
     for trial in trials:
         findings += _failures(trial)
-        findings += _judgement(trial, trial.reward.name == correct)
-    if len(trials) == len(score.rewards):
+        findings += _judgement(trial, trial.reward.name in project.params.evaluate.judges)
+    if not any(is_alone(reward) for reward in score.rewards.values()):
         findings += _spread(project, trials)
     return [*findings, _time(project, trials)]
 
 
-def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, column: str | None) -> Trial:
+def _spaced(rows: list[int]) -> list[int]:
+    """A few of the rows, evenly over all of them."""
+    return sorted({rows[index * len(rows) // NUM_ROWS] for index in range(NUM_ROWS)}) if rows else []
+
+
+def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, column: str | None, share: float) -> Trial:
     """All forms and garbage first; then the gold of another row, in the form that was worth most."""
-    trial = Trial(reward, rows["prompt_id"].to_pylist())
+    trial = Trial(reward, rows["prompt_id"].to_pylist(), share)
 
     def outcomes(texts: list[str]) -> list[Outcome]:
         calls = [(index, reward.name, arguments(reward, rows, index, text)) for index, text in enumerate(texts)]
@@ -177,14 +192,19 @@ def _judgement(trial: Trial, is_correct: bool) -> list[Finding]:
 def _spread(project: Project, trials: list[Trial]) -> list[Finding]:
     """Groups train on differences: two texts must be worth different rewards in at least one row."""
     rewards = project.params.score.rewards
-    for row in range(len(trials[0].prompt_ids)):
-        kinds = [{**trial.gold, **trial.garbage} for trial in trials]
+    for prompt_id in dict.fromkeys(prompt_id for trial in trials for prompt_id in trial.prompt_ids):
+        by_kind = {
+            trial.reward.name: {
+                kind: outcomes[trial.prompt_ids.index(prompt_id)]
+                for kind, outcomes in {**trial.gold, **trial.garbage}.items()
+            }
+            for trial in trials
+            if prompt_id in trial.prompt_ids
+        }
+        common = set.intersection(*map(set, by_kind.values()))
+        others = dict.fromkeys(rewards.keys() - by_kind.keys(), NOT_ASKED)
         totals = {
-            total_reward(
-                rewards, {trial.reward.name: each[kind][row] for trial, each in zip(trials, kinds, strict=True)}
-            )
-            for kind in kinds[0]
-            if all(kind in each for each in kinds)
+            total_reward(rewards, {**others, **{name: each[kind] for name, each in by_kind.items()}}) for kind in common
         }
         if len(totals - {None}) > 1:
             return []
@@ -195,7 +215,10 @@ def _spread(project: Project, trials: list[Trial]) -> list[Finding]:
 def _time(project: Project, trials: list[Trial]) -> Finding:
     """Seconds that the calls of a round take, by the mean of those made here."""
     generate, workers = project.params.generate, project.launch.score.workers
-    each = {trial.reward.name: sum(o.seconds for o in trial.outcomes) / len(trial.outcomes) for trial in trials}
+    each = {
+        trial.reward.name: trial.share * sum(o.seconds for o in trial.outcomes) / len(trial.outcomes)
+        for trial in trials
+    }
     num = generate.prompts_per_round * generate.group_size
     total = num * sum(each.values()) / workers
     slowest = max(each, key=lambda name: each[name])
@@ -208,11 +231,14 @@ def _time(project: Project, trials: list[Trial]) -> Finding:
     return Finding("ok", THEME, text)
 
 
-def _gold_column(project: Project, reward: Loaded, prompts: pa.Table) -> str | None:
-    """The column of gold answers: what the function's setting `column` says, or the first usual name that is there."""
+def _gold_column(project: Project, reward: Loaded, rows: pa.Table) -> str | None:
+    """The column of gold answers: what the function's setting `column` says, or the first usual name that is there.
+
+    Of a mixture's columns those are left out that are another source's, and null in all of these rows.
+    """
     wanted = project.params.score.rewards[reward.name].settings.get("column")
     names = (wanted, *GOLD_COLUMNS) if isinstance(wanted, str) else GOLD_COLUMNS
-    return next((name for name in names if name in prompts.column_names), None)
+    return next((name for name in names if name in rows.column_names and rows[name].null_count < len(rows)), None)
 
 
 def _text(gold: Any) -> str:

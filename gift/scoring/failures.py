@@ -12,10 +12,10 @@ NUM_EXAMPLES = 5
 
 @dataclass
 class Failures:
-    """How many rows each function failed for, and the first of them."""
+    """How many rows each function failed for, and the first of them; `num_asked`: of how many, by function."""
 
     score: Score
-    num_rows: int
+    num_asked: dict[str, int]
     folder: Path
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -25,13 +25,15 @@ class Failures:
         self.counts[reward] = self.counts.get(reward, 0) + 1
         line = f"prompt_id={prompt_id}, sample={sample}: {status}: {message}"
         self.examples[reward] = sorted([*self.examples.get(reward, []), line])[:NUM_EXAMPLES]
-        limit = self.score.max_failed_share
-        if self.counts[reward] <= limit * self.num_rows:
+        limit, num_asked = self.score.max_failed_share, self.num_asked[reward]
+        if self.counts[reward] <= limit * num_asked:
             return
+        settings = self.score.rewards[reward]
         raise UserError(
-            f"score.rewards.{reward} ({self.score.rewards[reward].function}) failed for {self.counts[reward]} of "
-            f"{self.num_rows} completions; score.max_failed_share allows {limit:g} of them:\n       "
+            f"score.rewards.{reward} ({settings.function}) failed for {self.counts[reward]} of {num_asked} completions"
+            f"{' of its prompts' if settings.where else ''}; score.max_failed_share allows {limit:g} of them:\n       "
             + "\n       ".join(self.examples[reward])
-            + f"\n       Nothing was published. Mend the function, or raise score.max_failed_share or timeout_seconds. "
+            + "\n       Nothing was published. Mend the function, raise score.max_failed_share or timeout_seconds, or "
+            f"say which prompts are its own (score.rewards.{reward}.where). "
             f"The finished parts are in {self.folder}: remove it to try what failed in them again with nothing changed"
         )

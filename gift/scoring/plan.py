@@ -9,6 +9,7 @@ from gift.errors import UserError
 from gift.params import Reward, Score
 from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
+from gift.scoring.asked import Asked
 from gift.scoring.rows import Prompts
 from gift.scoring.worker import Loaded
 from gift.sections import did_you_mean
@@ -16,12 +17,19 @@ from gift.sections import did_you_mean
 USER_FOLDER = Path("rewards")
 
 
-def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
-    """What each worker has to load; a name that is neither one of ours nor a file in rewards/ is refused."""
-    table = Prompts(prompts)
+def load_plan(score: Score, prompts: pa.Table | None) -> list[Loaded]:
+    """What each worker has to load; a name that is neither one of ours nor a file in rewards/ is refused.
+
+    A reward that is asked for none of these prompts is left out, and so needs none of its columns, and no sandbox.
+    Where `prompts` is None the columns are not known yet: nothing is said of them.
+    """
+    table = None if prompts is None else Prompts(prompts)
+    asked = None if table is None else Asked(score, table)
     plan = []
     for name, reward in score.rewards.items():
         file, function = _find(name, reward)
+        if asked and not asked.is_asked(name):
+            continue
         if file is None and function in CHECKS:
             CHECKS[function](f"params.yaml: score.rewards.{name}")
         if reward.signature == "verl":
@@ -39,7 +47,7 @@ def load_plan(score: Score, prompts: pa.Table) -> list[Loaded]:
                 file,
                 function,
                 reward.settings,
-                table.arguments(),
+                table.arguments() if table else [],
                 signature=reward.signature,
                 batch=batch,
                 timeout_seconds=reward.timeout_seconds or default.timeout_seconds,
@@ -75,13 +83,13 @@ def _find(name: str, reward: Reward) -> tuple[str | None, str]:
     return file, function
 
 
-def _check_verl(name: str, reward: Reward, file: str | None, table: Prompts) -> None:
+def _check_verl(name: str, reward: Reward, file: str | None, table: Prompts | None) -> None:
     """verl's signature is for functions of the user, and needs verl's columns."""
     key = f"params.yaml: score.rewards.{name}.signature: verl"
     if file is None:
         raise UserError(f"{key}: {reward.function} is one of ours and has TRL's signature; remove the key")
-    columns = table.fields()
-    missing = missing_columns(columns)
+    columns = table.fields() if table else {}
+    missing = missing_columns(columns) if table else None
     if missing:
         there = ", ".join(column for column in columns if column != "prompts")
         raise UserError(

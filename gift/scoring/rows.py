@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,8 @@ class PartRows:
             found.append(digest.digest())
         return found
 
-    def spans(self, batch: Any) -> list[list[int]]:
-        """The rows of each call: so many at a time, from the part's first row on, or a prompt's group at a time."""
-        rows = range(len(self.prompt_ids))
-        if batch != "group":
-            return [list(rows[start : start + batch]) for start in range(0, len(rows), batch)]
-        starts = [row for row in rows if not row or self.prompt_ids[row] != self.prompt_ids[row - 1]]
-        return [list(rows[start:end]) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    def spans(self, batch: Any, rows: Sequence[int]) -> list[list[int]]:
+        """The rows of each call: so many of `rows` at a time, from the first on, or a prompt's group at a time."""
+        if batch == "group":
+            return [list(group) for _, group in groupby(rows, key=lambda row: self.prompt_ids[row])]
+        return [list(rows[start : start + batch]) for start in range(0, len(rows), batch)]

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gift.console import Progress
 from gift.errors import UserError
 from gift.launch import ScoreLaunch
 from gift.params import Reward, Score
+from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
 from gift.scoring.plan import USER_FOLDER, load_plan
@@ -46,13 +48,15 @@ class Slowest:
 class Scored:
     """A table of completions and its scores: two narrow tables with the same rows, and notes for people.
 
-    `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages.
+    `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages;
+    `num_asked` has the completions that each reward was asked for.
     """
 
     rows: pa.Table
     scores: pa.Table
     slowest: Slowest
     num_reused: int
+    num_asked: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,22 @@ class Opened:
     scored: Scored
 
 
-def score_table(stage: str, rollouts: Path, prompts: Path, out: Path, score: Score, launch: ScoreLaunch) -> Opened:
-    """Score a table of completions in the work folder of `stage`, whose round is that of `out`."""
+def score_table(
+    stage: str,
+    rollouts: Path,
+    prompts: Path,
+    out: Path,
+    score: Score,
+    launch: ScoreLaunch,
+    refuse: Callable[[Asked], object],
+) -> Opened:
+    """Score a table of completions in the work folder of `stage`, whose round is that of `out`.
+
+    `refuse` is the stage's own law on which rewards are asked for which prompts; it is called before any function.
+    """
     _, source = read_footer(part_paths(rollouts)[0])
     asked, _ = read_prompts(prompts)
+    refuse(Asked(score, Prompts(asked)))
     metadata = {"artifact": "scores", "policy": source["policy"], "settings": score.model_dump(mode="json")}
     inputs = {
         **metadata,
@@ -106,7 +122,9 @@ def score_parts(
     paths, known, plan = part_paths(rollouts), Prompts(prompts), load_plan(score, prompts)
     rows, source = _checked(paths, known)
     check_key(rows, rollouts)
-    failures = Failures(score, rows.num_rows, folder)
+    asked, prompt_ids = Asked(score, known), rows["prompt_id"].to_pylist()
+    num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
+    failures = Failures(score, num_asked, folder)
     schema, messages = scores_schema(score.rewards), [f"{name}_message" for name in score.rewards]
     scores: dict[int, pa.Table] = {}
     begin = 0
@@ -123,7 +141,7 @@ def score_parts(
         RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
         values = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
-        scorer = _Scorer(score, plan, pool, values, failures, progress)
+        scorer = _Scorer(score, plan, asked, pool, values, failures, progress)
         for index, path in enumerate(paths):
             if index not in scores:
                 part, _ = read_file(path, ["prompt_id", "sample", "completion", "completion_ids"])
@@ -131,9 +149,8 @@ def score_parts(
                 write_part(folder, index, table, schema, check_scores, metadata)
                 scores[index] = table.drop_columns(messages)
                 del part, table  # before the next is read
-    return Scored(
-        rows, pa.concat_tables([scores[index] for index in sorted(scores)]), scorer.slowest, scorer.num_reused
-    )
+    table = pa.concat_tables([scores[index] for index in sorted(scores)])
+    return Scored(rows, table, scorer.slowest, scorer.num_reused, num_asked)
 
 
 def _checked(paths: list[Path], known: Prompts) -> tuple[pa.Table, dict[str, Any]]:
@@ -162,6 +179,7 @@ class _Scorer:
 
     settings: Score
     plan: list[Loaded]
+    asked: Asked
     pool: RewardPool
     cache: RewardCache | None
     failures: Failures
@@ -172,19 +190,27 @@ class _Scorer:
     def score(self, index: int, rows: PartRows) -> pa.Table:
         """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
         outcomes: dict[str, dict[int, Outcome]] = {reward.name: {} for reward in self.plan}
-        spans = {reward.name: rows.spans(reward.batch) for reward in self.plan}
+        numbers = range(len(rows.prompt_ids))
+        asked = {name: self.asked.rows(name, rows.prompt_ids) for name in self.settings.rewards}
+        others = {name: sorted(set(numbers).difference(own)) for name, own in asked.items()}
+        spans = {reward.name: rows.spans(reward.batch, asked[reward.name]) for reward in self.plan}
         keys: dict[str, list[bytes]] = {}
         if self.cache:
             digests = rows.digests()
-            keys = {name: row_keys(digests, each) for name, each in spans.items()}
-            outcomes = {name: self.cache.read(name, index, each) for name, each in keys.items()}
+            for reward in self.plan:  # what is kept of rows that are not asked for now is kept on
+                name, unasked = reward.name, rows.spans(reward.batch, others[reward.name])
+                keys[name] = row_keys(digests, [*spans[name], *unasked])
+                outcomes[name] = self.cache.read(name, index, keys[name])
         calls, called = _missing(self.plan, spans, outcomes)
+        self.num_reused += sum(len(asked[name]) - len(each) for name, each in called.items())
         try:
             self._call(rows, calls, called, outcomes)
         finally:
             for name in keys:
                 if self.cache and called[name]:
                     self.cache.write(name, index, keys[name], outcomes[name])
+        for name, each in others.items():
+            outcomes[name] = {**outcomes.get(name, {}), **dict.fromkeys(each, NOT_ASKED)}
         return self._table(rows, outcomes)
 
     def _call(
@@ -197,7 +223,6 @@ class _Scorer:
         """Make the calls; add their outcomes as they come."""
         prompt_ids, samples = rows.prompt_ids, rows.samples
         num_open = Counter(row for each in called.values() for row in each)
-        self.num_reused += len(self.plan) * len(prompt_ids) - num_open.total()
         self.progress.advance(len(prompt_ids) - len(num_open))
         for number, name, outcome in self.pool.run(calls, rows.arguments):
             row = called[name][number]

@@ -221,7 +221,7 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
         function(**{name: [] for name in reward.arguments}, **reward.settings)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else describe(error)
-        return str(error) if str(error).startswith("settings") else f"settings: {text}"
+        return str(error) if str(error).startswith(("settings", "function: ")) else f"settings: {text}"
     return None
 
 
