@@ -100,6 +100,7 @@ FLOORS = {
         "scoring.process",
         "scoring.pool",
         "scoring.rows",
+        "scoring.seconds",
         "scoring.asked",
         "scoring.plan",
         "scoring.code",

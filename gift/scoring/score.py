@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.console import Progress
-from gift.errors import UserError
 from gift.launch import ScoreLaunch
 from gift.params import Reward, Score
 from gift.scoring.asked import NOT_ASKED, Asked
@@ -20,6 +19,7 @@ from gift.scoring.failures import FAILED, Failures
 from gift.scoring.plan import USER_FOLDER, load_plan
 from gift.scoring.pool import Call, RewardPool
 from gift.scoring.rows import PartRows, Prompts
+from gift.scoring.seconds import Seconds, Slowest
 from gift.scoring.worker import Loaded, Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.prompts import read_prompts
@@ -30,18 +30,11 @@ from gift.tables.schemas import (
     check_same_rows,
     check_scores,
     read_part,
+    read_parts,
     scores_schema,
     write_part,
 )
 from gift.work import Work, file_digest, tree_digest
-
-
-@dataclass(frozen=True)
-class Slowest:
-    """The call that took longest: for people, in no table."""
-
-    seconds: float = 0.0
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,53 +112,49 @@ def score_parts(
     parts are checked before a function is called; one is in memory at a time. Raises where one function fails for more
     than `max_failed_share` of all completions.
     """
-    paths, known, plan = part_paths(rollouts), Prompts(prompts), load_plan(score, prompts)
-    rows, source = _checked(paths, known)
+    known, plan = Prompts(prompts), load_plan(score, prompts)
+    paths, parts = part_paths(rollouts), _checked(rollouts, known)
+    rows = pa.concat_tables(parts)
     check_key(rows, rollouts)
     asked, prompt_ids = Asked(score, known), rows["prompt_id"].to_pylist()
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
     failures = Failures(score, num_asked, folder)
     schema, messages = scores_schema(score.rewards), [f"{name}_message" for name in score.rewards]
     scores: dict[int, pa.Table] = {}
-    begin = 0
-    for index, path in enumerate(paths):
-        num_rows, done = read_footer(path)[0], folder / part_name(index)
+    for index, part in enumerate(parts):
+        done = folder / part_name(index)
         if done.exists():
             table, _ = read_part(done, schema, check_scores)
-            check_same_rows(table, rows.slice(begin, num_rows), done)
+            check_same_rows(table, part, done)
             _count_failures(table, failures)
             scores[index] = table.drop_columns(messages)
-        begin += num_rows
     with (
         Progress(label, rows.num_rows, "completions", sum(table.num_rows for table in scores.values())) as progress,
         RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
         values = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
-        scorer = _Scorer(score, plan, asked, pool, values, failures, progress)
+        scorer = _Scorer(
+            score, plan, asked, pool, values, Seconds(cache and cache.with_name("seconds"), label), failures, progress
+        )
         for index, path in enumerate(paths):
             if index not in scores:
-                part, _ = read_file(path, ["prompt_id", "sample", "completion", "completion_ids"])
+                part, source = read_file(path, ["prompt_id", "sample", "completion", "completion_ids"])
                 table = scorer.score(index, PartRows(part, known, source.get("generation_prompt", "")))
                 write_part(folder, index, table, schema, check_scores, metadata)
                 scores[index] = table.drop_columns(messages)
                 del part, table  # before the next is read
     table = pa.concat_tables([scores[index] for index in sorted(scores)])
-    return Scored(rows, table, scorer.slowest, scorer.num_reused, num_asked)
+    return Scored(rows, table, scorer.seconds.slowest, scorer.num_reused, num_asked)
 
 
-def _checked(paths: list[Path], known: Prompts) -> tuple[pa.Table, dict[str, Any]]:
-    """The parts' narrow rows and their one metadata; what is wrong in any of them is refused before a row is scored."""
+def _checked(rollouts: Path, known: Prompts) -> list[pa.Table]:
+    """The narrow rows of every part; what is wrong in any of them is refused before a row is scored."""
     narrow: list[pa.Table] = []
-    first: dict[str, Any] = {}
-    for path in paths:
-        part, metadata = read_part(path, ROLLOUTS, check_rollouts)
-        first = first or metadata
-        if metadata != first:
-            raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
+    for path, part, _ in read_parts(rollouts, ROLLOUTS, check_rollouts):
         known.check_asked(part, path)
         narrow.append(_narrow(part))
         del part  # before the next is read
-    return pa.concat_tables(narrow), first
+    return narrow
 
 
 def _narrow(part: pa.Table) -> pa.Table:
@@ -182,9 +171,9 @@ class _Scorer:
     asked: Asked
     pool: RewardPool
     cache: RewardCache | None
+    seconds: Seconds
     failures: Failures
     progress: Progress
-    slowest: Slowest = field(default_factory=Slowest)
     num_reused: int = 0
 
     def score(self, index: int, rows: PartRows) -> pa.Table:
@@ -209,6 +198,9 @@ class _Scorer:
             for name in keys:
                 if self.cache and called[name]:
                     self.cache.write(name, index, keys[name], outcomes[name])
+            ended = {name: [row for row in each if row in outcomes[name]] for name, each in called.items()}
+            took = {name: {row: outcomes[name][row].seconds for row in each} for name, each in ended.items()}
+            self.seconds.write(index, rows, took)
         for name, each in others.items():
             outcomes[name] = {**outcomes.get(name, {}), **dict.fromkeys(each, NOT_ASKED)}
         return self._table(rows, outcomes)
@@ -229,9 +221,6 @@ class _Scorer:
             outcomes[name][row] = outcome
             if outcome.status in FAILED:
                 self.failures.add(name, prompt_ids[row], samples[row], outcome.status, outcome.message)
-            if outcome.seconds > self.slowest.seconds:
-                where = f"{name} of prompt_id={prompt_ids[row]}, sample={samples[row]}"
-                self.slowest = Slowest(outcome.seconds, where)
             num_open[row] -= 1
             if not num_open[row]:
                 self.progress.advance()

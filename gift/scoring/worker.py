@@ -43,7 +43,7 @@ Entry = tuple[float | None, str, str | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one reward function made of one row; `seconds` (of its call) is for people and goes into no table."""
+    """What one reward function made of one row; `seconds` (of its call) is for people and in no artifact."""
 
     value: float | None
     status: str

@@ -1,6 +1,6 @@
 """The columns and laws of each table; the key of a rollout is (prompt_id, sample)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,25 @@ def read_part(path: Path, schema: pa.Schema, law: Law) -> tuple[pa.Table, dict[s
     return table, metadata
 
 
+def read_parts(folder: Path, schema: pa.Schema, law: Law) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:
+    """The parts of a table one after the other, each checked; all have one metadata."""
+    first: dict[str, Any] | None = None
+    paths = part_paths(folder)
+    for path in paths:
+        table, metadata = read_part(path, schema, law)
+        first = first or metadata
+        if metadata != first:
+            raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
+        yield path, table, metadata
+        del table  # before the next is read
+
+
 def read_table(folder: Path, schema: pa.Schema, law: Law) -> tuple[pa.Table, dict[str, Any]]:
     """All parts of a table, checked each and together (one metadata, one ascending key)."""
-    parts = [(path, *read_part(path, schema, law)) for path in part_paths(folder)]
-    first, metadata = parts[0][0], parts[0][2]
-    for path, _, other in parts:
-        if other != metadata:
-            raise UserError(f"{path}: was not made in the same run as {first}; run the stage that writes it again")
-    table = pa.concat_tables([table for _, table, _ in parts])
+    _, parts, metadata = zip(*read_parts(folder, schema, law), strict=True)
+    table = pa.concat_tables(parts)
     check_key(table, folder)
-    return table, metadata
+    return table, metadata[0]
 
 
 def check_key(table: pa.Table, path: Path) -> None:
