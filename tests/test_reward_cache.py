@@ -101,7 +101,8 @@ def test_the_seconds_of_every_call_are_kept_beside_the_values() -> None:
     assert all(value is not None and 0 < value < 10 for each in first.values() for value in each)
     calls_of(score_with(one={"weight": 0.25}))
     assert seconds() == first
-    calls_of(score_with(one={"settings": {"scale": 1}}))
+    Path("rewards/helper.py").write_text("BONUS = 2\n")
+    calls_of(score_with())
     second = seconds()
     assert second["two"] == [None] * 6
     assert None not in second["one"]
