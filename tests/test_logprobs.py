@@ -93,6 +93,22 @@ def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(
         model.set_attn_implementation("sdpa")
 
 
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("name", ["Mistral", "Llama"])
+def test_all_tensors_are_made_on_the_device_of_the_model(
+    name: str, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU a tensor of the CPU's would end the pass, forward or backward; shapes without numbers stand in."""
+    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", 0)
+    model = make_model(name, tie_word_embeddings=False)
+    logprobs = TokenLogprobs(model, TEMPERATURE, layout).to("meta")
+    found = logprobs(token_batch(*rows(), layout).to(torch.device("meta")))
+    assert (found.device.type, found.dtype) == ("meta", torch.float32)
+    found.sum().backward()
+    trained = [logprobs.head.weight, *model.get_decoder().parameters()]
+    assert {parameter.grad.device.type for parameter in trained} == {"meta"}
+
+
 def test_a_shared_prompt_is_computed_once() -> None:
     prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[1, 2], [3, 4, 5], [6], [7, 1]]
     tokens = {layout: token_batch(prompts, completions, layout).input_ids for layout in ("padded", "packed", "shared")}
