@@ -37,30 +37,45 @@ def packed_attention(
     out = []
     for block, *parts in zip(blocks, *(x[0].split(lengths, 1) for x in (query, key, value)), strict=True):
         q, k, v = (_Reindex.apply(x, block.token_of_slot, block.slot_of_token) for x in parts)
+        before: list[Tensor] = []
+        if block.prompt_start is not None:
+            before = [x[0].narrow(1, block.prompt_start, block.prompt_width) for x in (key, value)]
         if share > 1:
-            k, v = k.repeat_interleave(share, 0), v.repeat_interleave(share, 0)
-        attended = _block_attention(block, q, k, v, scaling, dropout, sliding_window)
+            k, v, *before = (x.repeat_interleave(share, 0) for x in (k, v, *before))
+        attended = _block_attention(block, q, k, v, before, scaling, dropout, sliding_window)
         out.append(attended.index_select(0, block.slot_of_token))
     return torch.cat(out).unsqueeze(0), None
 
 
 def _block_attention(
-    block: Block, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+    block: Block,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    before: list[Tensor],
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
 ) -> Tensor:
-    """query, key, value: [heads, slots, D]; returns [slots, heads, D]."""
+    """query, key, value: [heads, slots, D]; returns [slots, heads, D].
+
+    before: key and value [heads, P, D] of the one prompt, where it is in a block before.
+    """
     heads, _, size = query.shape
     cut = block.num_prompts * block.prompt_width
     out = []
     if cut:
         prompt_query, prompt_key, prompt_value = (_apart(x[:, :cut], block.num_prompts) for x in (query, key, value))
-        mask = _mask(block, query.device, window, own=False)
+        mask = _bias(block, query, window, own=False)
         out.append(_attend(prompt_query, prompt_key, prompt_value, mask, scaling, dropout))
+    elif before:
+        prompt_key, prompt_value = (x.unsqueeze(0) for x in before)
     if block.row_width:
         own_query, own_key, own_value = (_apart(x[:, cut:], block.num_rows) for x in (query, key, value))
-        if cut:
+        if block.prompt_width:
             own_key = torch.cat([prompt_key.index_select(0, block.prompt_of_row), own_key], 2)
             own_value = torch.cat([prompt_value.index_select(0, block.prompt_of_row), own_value], 2)
-        mask = _mask(block, query.device, window, own=True)
+        mask = _bias(block, query, window, own=True)
         out.append(_attend(own_query, own_key, own_value, mask, scaling, dropout))
     return torch.cat([x.transpose(1, 2).reshape(-1, heads, size) for x in out])
 
@@ -76,6 +91,23 @@ def _attend(
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
     )
+
+
+def _bias(block: Block, query: Tensor, window: int | None, own: bool) -> Tensor | None:
+    """`_mask` as what is added to the scores (0 or -inf), one tensor for all layers of a forward.
+
+    The backward pass keeps what attention was given; a bool it turns into such a tensor, another one in every layer.
+    """
+    key = (own, window, query.dtype)
+    if key not in block.biases:
+        mask = _mask(block, query.device, window, own)
+        if mask is not None:
+            width = mask.shape[-1]
+            # GPU kernels copy a bias whose rows do not begin at multiples of 8 entries.
+            room = query.new_zeros(*mask.shape[:-1], -(-width // 8) * 8)
+            mask = room[..., :width].masked_fill_(~mask, -torch.inf)
+        block.biases[key] = mask
+    return block.biases[key]
 
 
 def _mask(block: Block, device: torch.device, window: int | None, own: bool) -> Tensor | None:

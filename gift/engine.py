@@ -33,6 +33,8 @@ _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")
 # A launcher reports the first rank that it finds ended, and looks once a second: the rank at fault is to be that one.
 _GRACE_SECONDS = 5
+# In errors of collectives that another rank caused. (NCCL mostly ends the process itself: see gift/launch.py.)
+_ANOTHER_RANK = ("gloo", "ncclRemoteError", "NCCL communicator was aborted")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def distributed(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
         yield _device()
         goodbye = True
     except RuntimeError as error:
-        if not launched or "gloo" not in str(error):
+        if not launched or not any(words in str(error) for words in _ANOTHER_RANK):
             raise
         raise UserError(_why_alone(str(error), timeout_minutes)) from None
     finally:  # after an error on one rank of many, a common goodbye could wait for ever on the others

@@ -53,7 +53,15 @@ def _start_vllm(
 ) -> tuple[Sampler, str]:
     import torch
 
+    # As vLLM sets it itself when it is imported: else to ask for a GPU keeps the processes that it forks for several
+    # GPUs from using theirs.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     on_gpu = torch.cuda.is_available()
+    if on_gpu and policy.adapter and sampling.dtype == "float32":
+        raise UserError(
+            f"params.yaml: generate.dtype, evaluate.dtype: float32: {policy.adapter} is an adapter, and on a GPU vLLM "
+            "has kernels for those in bfloat16 only; set both to bfloat16, or engine: transformers"
+        )
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(launch.kv_cache_gib))
     if launch.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -16,6 +16,13 @@ from gift.params import Packing, Positive
 from gift.sections import Count, Section, check
 from gift.yaml import read_yaml
 
+# What a rank's end by a signal most often means.
+SIGNALS = {
+    6: ", on GPUs most often by NCCL, which ends a rank that lost another or waited longer than update.timeout_minutes "
+    "for it: look at what the other ranks said",
+    9: ", most often for want of memory: raise update.zero_stage, or offload",
+}
+
 
 class GenerateLaunch(Section):
     """The sampler's machine: vLLM's words."""
@@ -101,7 +108,14 @@ def main(arguments: list[str]) -> None:
         devices = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]
         environment = {} if devices else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed warns that it finds no other
     else:
-        starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", *launch.launcher_args]
+        # Rank 0 saves when the others have ended: no site's default may end it for that.
+        starter = [
+            "srun",
+            f"--ntasks={launch.num_processes}",
+            "--kill-on-bad-exit=1",
+            "--wait=0",
+            *launch.launcher_args,
+        ]
         command = [*starter, sys.executable, "-m", module, *rest]
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
@@ -114,10 +128,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     if done.returncode > 128:  # -9 from DeepSpeed's launcher is 247, from srun 137
         number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
-        UserError(
-            f"{module}: a process was ended by signal {number}"
-            + (", most often for want of memory: raise update.zero_stage, or offload" if number == 9 else "")
-        ).show()
+        UserError(f"{module}: a process was ended by signal {number}{SIGNALS.get(number, '')}").show()
     sys.exit(done.returncode)
 
 

@@ -1,7 +1,8 @@
 """How completions lie in one forward: padded rows, packed rows, or packed groups that share their prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from gift.params import Layout
 BLOCK_PADDING, BLOCK_PADDING_SLOTS = 0.25, 1024
 BLOCK_MASK_ENTRIES = 2**22
 
+Piece = tuple[int, list[int]]  # tokens of a prompt, and of each completion that follows it
+
 
 @dataclass(frozen=True)
 class Block:
@@ -21,6 +24,9 @@ class Block:
     Slots are [S * P + R * C] places: prompts padded to P, then completions padded to C. token_of_slot: int64 [slots],
     index into the block's tokens (any where a slot is padding). slot_of_token: int64 [tokens], the slot of each.
     prompt_of_row: int64 [R]. prompt_lengths: int64 [S].
+
+    Further completions of a prompt that is in a block before have S = 0, prompt_lengths int64 [1], and in
+    `prompt_start` the place of the prompt's P tokens in the batch.
     """
 
     num_prompts: int
@@ -31,6 +37,8 @@ class Block:
     slot_of_token: Tensor
     prompt_of_row: Tensor
     prompt_lengths: Tensor
+    prompt_start: int | None = None
+    biases: dict[Any, Tensor | None] = field(default_factory=dict, repr=False, compare=False)  # attention's own
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class TokenBatch:
                 slot_of_token=block.slot_of_token.to(device),
                 prompt_of_row=block.prompt_of_row.to(device),
                 prompt_lengths=block.prompt_lengths.to(device),
+                biases={},
             )
             for block in self.blocks
         )
@@ -91,34 +100,37 @@ def _packed(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
 
     Without sharing a sequence is all "completion" after an empty prompt, so that attention knows one case only.
     """
-    pieces: list[tuple[Sequence[int], list[Sequence[int]]]] = []
+    groups: list[tuple[Sequence[int], list[int]]] = []  # a prompt, and the rows that follow it
+    for row, prompt in enumerate(prompts):
+        if not share:
+            groups.append(((), [row]))
+        elif groups and groups[-1][0] == prompt:
+            groups[-1][1].append(row)
+        else:
+            groups.append((prompt, [row]))
     tokens: list[int] = []
     position_ids: list[int] = []
-    positions: list[int] = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if not share:
-            body = [*prompt, *completion[:-1]]
-            positions += range(len(tokens) + len(prompt) - 1, len(tokens) + len(body))
-            pieces.append(((), [body]))
-            position_ids += range(len(body))
-            tokens += body
-            continue
-        if not pieces or pieces[-1][0] != prompt:
-            pieces.append((prompt, []))
-            position_ids += range(len(prompt))
-            tokens += prompt
-            end_of_prompt = len(tokens) - 1
-        body = list(completion[:-1])
-        pieces[-1][1].append(body)
-        positions += [end_of_prompt, *range(len(tokens), len(tokens) + len(body))]
-        position_ids += range(len(prompt), len(prompt) + len(body))
-        tokens += body
+    positions: list[Sequence[int]] = [()] * len(prompts)
+    pieces: list[Piece] = []
+    for prompt, group in groups:
+        bodies = {row: [*([] if share else prompts[row]), *completions[row][:-1]] for row in group}
+        if not _is_filled([(len(prompt), [len(body) for body in bodies.values()])]):
+            group.sort(key=lambda row: -len(bodies[row]))  # so that rows of similar length can be blocks
+        pieces.append((len(prompt), [len(bodies[row]) for row in group]))
+        tokens += prompt
+        position_ids += range(len(prompt))
+        end_of_prompt = len(tokens) - 1
+        for row in group:
+            own = range(len(tokens), len(tokens) + len(bodies[row]))
+            positions[row] = [end_of_prompt, *own] if share else own[len(prompts[row]) - 1 :]
+            position_ids += range(len(prompt), len(prompt) + len(own))
+            tokens += bodies[row]
     return TokenBatch(
         input_ids=torch.tensor([tokens]),
-        positions=torch.tensor(positions),
+        positions=torch.tensor([place for places in positions for place in places]),
         targets=_targets(completions),
         position_ids=torch.tensor([position_ids]),
-        blocks=_blocks([(len(prompt), [len(body) for body in bodies]) for prompt, bodies in pieces]),
+        blocks=_blocks(pieces),
     )
 
 
@@ -126,37 +138,62 @@ def _targets(completions: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat([torch.tensor(completion, dtype=torch.int64) for completion in completions])
 
 
-def _blocks(pieces: list[tuple[int, list[int]]]) -> tuple[Block, ...]:
-    """Cut the batch into blocks; a piece is a prompt's length and the lengths of the completions behind it."""
-    blocks, first = [], 0
-    for last in range(1, len(pieces) + 1):
-        if last == len(pieces) or not _fit(pieces[first : last + 1]):
+def _blocks(pieces: list[Piece]) -> tuple[Block, ...]:
+    """Cut the batch into blocks: neighbouring pieces together, or the completions of one piece into several."""
+    blocks, first, start = [], 0, 0  # start: where the tokens of the piece begin
+    for last, (length, lengths) in enumerate(pieces, 1):
+        if not _is_filled([(length, lengths)]):
+            parts = _cut(lengths)
+            blocks.append(_block([(length, parts[0])]))
+            blocks += [_block([(length, part)], prompt_start=start) for part in parts[1:]]
+            first = last
+        elif last == len(pieces) or not _fit(pieces[first : last + 1]):
             blocks.append(_block(pieces[first:last]))
             first = last
+        start += length + sum(lengths)
     return tuple(blocks)
 
 
-def _sizes(pieces: list[tuple[int, list[int]]]) -> tuple[int, int, int]:
+def _cut(lengths: list[int]) -> list[list[int]]:
+    """Lengths of completions, longest first, in parts that are filled; those without tokens are left out."""
+    parts: list[list[int]] = []
+    for length in lengths:
+        if parts and _is_filled([(0, [*parts[-1], length])]):
+            parts[-1].append(length)
+        elif length or not parts:
+            parts.append([length])
+    return parts
+
+
+def _sizes(pieces: list[Piece]) -> tuple[int, int, int]:
     """P, R and C of the block that some pieces would make."""
     rows = [length for _, lengths in pieces for length in lengths]
     return max(length for length, _ in pieces), len(rows), max(rows)
 
 
-def _fit(pieces: list[tuple[int, list[int]]]) -> bool:
+def _is_filled(pieces: list[Piece]) -> bool:
+    """Whether the block that some pieces would make has little padding."""
     prompt_width, num_rows, row_width = _sizes(pieces)
     slots = len(pieces) * prompt_width + num_rows * row_width
     tokens = sum(length + sum(lengths) for length, lengths in pieces)
-    mask = num_rows * row_width * (prompt_width + row_width)
-    return slots <= (1 + BLOCK_PADDING) * tokens + BLOCK_PADDING_SLOTS and mask <= BLOCK_MASK_ENTRIES
+    return slots <= (1 + BLOCK_PADDING) * tokens + BLOCK_PADDING_SLOTS
 
 
-def _block(pieces: list[tuple[int, list[int]]]) -> Block:
+def _fit(pieces: list[Piece]) -> bool:
     prompt_width, num_rows, row_width = _sizes(pieces)
-    first_row = len(pieces) * prompt_width
+    small = num_rows * row_width * (prompt_width + row_width) <= BLOCK_MASK_ENTRIES
+    return small and _is_filled([pieces[-1]]) and _is_filled(pieces)
+
+
+def _block(pieces: list[Piece], prompt_start: int | None = None) -> Block:
+    prompt_width, num_rows, row_width = _sizes(pieces)
+    num_prompts = len(pieces) if prompt_start is None else 0
+    first_row = num_prompts * prompt_width
     slots: list[int] = []  # of the block's tokens, in their order: a prompt, its completions, the next prompt, ...
     row = 0
     for index, (length, lengths) in enumerate(pieces):
-        slots += range(index * prompt_width, index * prompt_width + length)
+        if num_prompts:
+            slots += range(index * prompt_width, index * prompt_width + length)
         for body in lengths:
             slots += range(first_row + row * row_width, first_row + row * row_width + body)
             row += 1
@@ -164,7 +201,7 @@ def _block(pieces: list[tuple[int, list[int]]]) -> Block:
     token_of_slot = torch.zeros(first_row + num_rows * row_width, dtype=torch.int64)
     token_of_slot[slot_of_token] = torch.arange(len(slots))
     return Block(
-        num_prompts=len(pieces),
+        num_prompts=num_prompts,
         prompt_width=prompt_width,
         num_rows=num_rows,
         row_width=row_width,
@@ -174,4 +211,5 @@ def _block(pieces: list[tuple[int, list[int]]]) -> Block:
             torch.arange(len(pieces)), torch.tensor([len(lengths) for _, lengths in pieces])
         ),
         prompt_lengths=torch.tensor([length for length, _ in pieces]),
+        prompt_start=prompt_start,
     )

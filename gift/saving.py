@@ -19,6 +19,8 @@ from gift.logprobs import ROUNDING, TokenLogprobs, completion_logprobs
 from gift.lora import save_adapter
 from gift.policy import MODEL_CONFIGS, copy_companions, load_model
 
+_LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
+
 
 def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
     """One safetensors file with `<kind>/<parameter>` tensors and `facts` (JSON) in its header, by tmp and rename."""
@@ -75,18 +77,27 @@ def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids:
 
 def check_saved(
     files: PolicyFiles,
+    weights: Mapping[str, Tensor],
     dtype: str,
     temperature: float,
     prompt_ids: list[int],
     completion_ids: list[int],
     trained: Tensor,
 ) -> None:
-    """Open the new policy as the next stage will, and compare its log-probs with the trainer's own."""
-    saved = probe(load_policy(files, dtype), temperature, prompt_ids, completion_ids)
-    gap = float((saved - trained.cpu()).abs().max())
-    limit = ROUNDING[getattr(torch, dtype)]
+    """Open the new policy as the next stage will: it has the trained weights to the bit, and the trainer's log-probs.
+
+    `weights` are those given to `save_policy`, `trained` the log-probs [T] of the completion, which must be the same on
+    average only: the trainer's may come from another device, which rounds a single bfloat16 logit elsewhere.
+    """
+    model = load_policy(files, dtype)
+    opened, rounded = dict(model.named_parameters()), getattr(torch, dtype)
+    for name, tensor in weights.items():
+        if not torch.equal(opened[name.removeprefix("model.")].to(rounded), tensor.to(rounded)):
+            raise UserError(f"{files.folder}: the saved policy differs from the trained one in {name}; {_LOST}")
+    gap = float((probe(model, temperature, prompt_ids, completion_ids) - trained.cpu()).abs().mean())
+    limit = ROUNDING[rounded]
     if not gap <= limit:
         raise UserError(
-            f"{files.folder}: the saved policy differs from the trained one by {gap:.3g} nats on a probe (limit "
-            f"{limit:g}); nothing was published. The model's save_pretrained does not keep its weights"
+            f"{files.folder}: the saved policy differs from the trained one by {gap:.3g} nats a token on a probe "
+            f"(limit {limit:g}); {_LOST}"
         )

@@ -100,9 +100,10 @@ def main(
         state = engine.full_state()
         if state is None:
             return
-        saved = save_policy(folder / "policy", files, state.tensors["weight"], params.update.dtype, lora)
+        weights = state.tensors["weight"]
+        saved = save_policy(folder / "policy", files, weights, params.update.dtype, lora)
         sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
-        check_saved(saved, params.update.dtype, temperature, *sample, trained)
+        check_saved(saved, weights, params.update.dtype, temperature, *sample, trained)
         numbers = {**round_metrics(step_rows), **ledger}
         new = write_lineage(
             folder / "policy",

@@ -868,6 +868,17 @@ def test_tensor_parallel_needs_gpus_and_a_divisor_of_the_heads() -> None:
     assert found(2, 0) == [("warning", "tensor_parallel_size")]  # perhaps on another machine
 
 
+def test_an_adapter_is_sampled_in_bfloat16_on_a_gpu() -> None:
+    def found(gpus: int, dtype: str, lora: dict[str, Any] | None) -> list[str]:
+        sampling = {"engine": "vllm", "dtype": dtype}
+        project = settings({}, generate=sampling, evaluate=sampling, update={"lora": lora})
+        return [each.where for each in serious(machine_findings(project, Gpus(gpus)))]
+
+    adapter = {"r": 2, "lora_alpha": 4}
+    assert found(1, "float32", adapter) == ["params.yaml: generate.dtype", "params.yaml: evaluate.dtype"]
+    assert found(1, "bfloat16", adapter) == found(0, "float32", adapter) == found(1, "float32", None) == []
+
+
 def test_a_missing_package_is_an_error_where_the_project_asks_for_it() -> None:
     lock = Path("requirements/cpu.txt")
     lock.write_text(f"click=={version('click')}\nno-such-thing==1.0\nvllm-cpu-none==1.0\n")

@@ -121,6 +121,8 @@ def main(fate):
                 raise UserError("the trouble of rank 1")
             if fate == "is killed":
                 os.kill(os.getpid(), 9)
+            if fate == "loses another":
+                raise torch.distributed.DistBackendError("NCCL error in: ..., ncclRemoteError: A call failed ...")
             time.sleep(600)
         engine.step(0.1)
         engine.weights()
@@ -134,6 +136,7 @@ console.run(main)
     [
         ("raises", 3, "error: the trouble of rank 1"),
         ("is killed", 1, "error: misfortune: a process was ended by signal 9, most often for want of memory"),
+        ("loses another", 0, "error: rank 1: another rank ended; its own message says why"),
         ("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"),
     ],
 )
@@ -141,7 +144,8 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int
     """Between backward and step, so that another rank waits for it in a collective."""
     folder = mini.make_project(tmp_path)
     (folder / "misfortune.py").write_text(MISFORTUNE)
-    settings = {"launcher": "deepspeed", "num_processes": 2, "zero_stage": stage, "timeout_minutes": 0.05}
+    minutes = 0.05 if fate == "hangs" else 2.0
+    settings = {"launcher": "deepspeed", "num_processes": 2, "zero_stage": stage, "timeout_minutes": minutes}
     start = time.monotonic()
     done = launch(folder, settings, ["-m", "gift.launch", "misfortune", fate])
     assert done.returncode not in (0, None)
@@ -151,6 +155,64 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int
     for rank in range(2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((folder / f"pid{rank}").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (250, "a process was ended by signal 6, on GPUs most often by NCCL"),  # from DeepSpeed's launcher
+        (134, "a process was ended by signal 6, on GPUs most often by NCCL"),  # from srun
+        (137, "a process was ended by signal 9, most often for want of memory"),
+        (143, "a process was ended by signal 15\n"),
+    ],
+)
+def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int, message: str) -> None:
+    (tmp_path / "deepspeed").write_text(f"#!/bin/bash\nexit {status}\n")
+    (tmp_path / "deepspeed").chmod(0o755)
+    (tmp_path / "launch.yaml").write_text('{"update": {"launcher": "deepspeed"}}')
+    environment = {**mini.environment(), "PYTHONPATH": str(mini.ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "gift.launch", "stages.update"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert f"error: stages.update: {message}" in done.stderr
+
+
+SRUN = """#!/bin/bash
+echo "$@" > arguments
+shift 3
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_STEP_NUM_TASKS=2 "$@" & tasks[$rank]=$!
+done
+wait ${tasks[0]} && wait ${tasks[1]}
+"""
+GREETING = """
+from pathlib import Path
+import torch
+from gift.engine import distributed
+
+with distributed():
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    rank = torch.distributed.get_rank()
+Path(f"rank{rank}").write_text(str(int(total)))
+"""
+
+
+def test_srun_starts_ranks_that_meet_and_lets_the_last_one_finish(tmp_path: Path) -> None:
+    folder = mini.make_project(tmp_path)
+    (folder / "greeting.py").write_text(GREETING)
+    for name, script in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho 127.0.0.1\n")):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    command = [sys.executable, "-m", "gift.launch", "greeting"]
+    (folder / "launch.yaml").write_text('{"update": {"launcher": "srun", "num_processes": 2}}')
+    environment = {**mini.environment(), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": str(os.getpid())}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(folder / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    arguments = (folder / "arguments").read_text().split()
+    assert arguments[:3] == ["--ntasks=2", "--kill-on-bad-exit=1", "--wait=0"]
 
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {

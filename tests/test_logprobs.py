@@ -74,8 +74,12 @@ def gradients(model: nn.Module, logprobs: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((weights * logprobs).sum(), list(model.parameters())))
 
 
+@pytest.mark.parametrize("slots", [1024, 0], ids=["groups whole", "groups cut"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(name: str) -> None:
+def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(
+    name: str, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
     model = make_model(name)
     truth = one_by_one(model)
     expected = gradients(model, truth)
@@ -89,6 +93,22 @@ def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(name: str)
         model.set_attn_implementation("sdpa")
 
 
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("name", ["Mistral", "Llama"])
+def test_all_tensors_are_made_on_the_device_of_the_model(
+    name: str, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU a tensor of the CPU's would end the pass, forward or backward; shapes without numbers stand in."""
+    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", 0)
+    model = make_model(name, tie_word_embeddings=False)
+    logprobs = TokenLogprobs(model, TEMPERATURE, layout).to("meta")
+    found = logprobs(token_batch(*rows(), layout).to(torch.device("meta")))
+    assert (found.device.type, found.dtype) == ("meta", torch.float32)
+    found.sum().backward()
+    trained = [logprobs.head.weight, *model.get_decoder().parameters()]
+    assert {parameter.grad.device.type for parameter in trained} == {"meta"}
+
+
 def test_a_shared_prompt_is_computed_once() -> None:
     prompts, completions = [[5, 6, 7]] * 3 + [[8, 9]], [[1, 2], [3, 4, 5], [6], [7, 1]]
     tokens = {layout: token_batch(prompts, completions, layout).input_ids for layout in ("padded", "packed", "shared")}
@@ -97,7 +117,9 @@ def test_a_shared_prompt_is_computed_once() -> None:
     assert tokens["padded"].shape == (4, 5)
 
 
-def test_blocks_cover_the_tokens_of_a_batch_once() -> None:
+@pytest.mark.parametrize("slots", [1024, 0])
+def test_blocks_cover_the_tokens_of_a_batch_once(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
     for seed in range(20):
         for layout in ("packed", "shared"):
             batch = token_batch(*rows(seed), layout)
@@ -106,6 +128,33 @@ def test_blocks_cover_the_tokens_of_a_batch_once() -> None:
                 assert block.slot_of_token.unique().numel() == len(block.slot_of_token)
                 own = torch.arange(len(block.slot_of_token))
                 assert torch.equal(block.token_of_slot[block.slot_of_token], own)
+
+
+def test_short_completions_are_not_padded_to_a_long_one_of_their_group() -> None:
+    prompts, completions = [[5] * 100] * 8 + [[6] * 10] * 2, [[1] * n for n in (3, 900, 700, 1, 20, 3000, 40, 2, 9, 8)]
+    batch = token_batch(prompts, completions, "shared")
+    assert batch.input_ids.numel() == 110 + sum(map(len, completions)) - len(completions)
+    for block in batch.blocks:
+        assert len(block.token_of_slot) <= 1.25 * len(block.slot_of_token) + 1024
+
+
+def test_what_attention_adds_to_scores_is_kept_once_for_all_layers() -> None:
+    def kept(num_layers: int) -> int:
+        """Bytes of the tensors of a mask's size that the backward pass of so many layers keeps."""
+        model = TokenLogprobs(make_model("Qwen3", num_hidden_layers=num_layers), TEMPERATURE, "shared")
+        batch = token_batch([[5] * 100] * 2, [[1] * 200, [2] * 200], "shared")
+        found: dict[int, int] = {}
+
+        def look(tensor: Tensor) -> Tensor:
+            if tensor.shape[-2:] == (199, 299):
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(look, lambda tensor: tensor):
+            model(batch)
+        return sum(found.values())
+
+    assert 0 < kept(1) == kept(4)
 
 
 def test_long_and_short_rows_go_into_blocks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,12 @@ def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[
 
 
 def train(
-    budget: int, stage: int, update: Update, layout: str = "shared", checkpointing: bool = False
+    budget: int,
+    stage: int,
+    update: Update,
+    layout: str = "shared",
+    checkpointing: bool = False,
+    dtype: str = "float32",
 ) -> tuple[dict[str, Tensor] | None, list]:
     policy = model()
     logprobs = TokenLogprobs(policy, TEMPERATURE, layout)
@@ -117,7 +122,7 @@ def train(
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
-    engine = Engine(logprobs, EngineSettings(zero_stage=stage, eps=EPS))
+    engine = Engine(logprobs, EngineSettings(zero_stage=stage, eps=EPS, dtype=dtype))
     trainer = Trainer(engine, round_rows(), update, budget, layout)
     metrics = [trainer.train_step(groups, 1e-2) for groups in STEPS]
     weights = engine.weights()
@@ -130,10 +135,10 @@ def farthest(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     return max(float((tensor - truth[name.removeprefix("model.")]).abs().max()) for name, tensor in weights.items())
 
 
-# Gradient checkpointing, layouts and budgets meet every ZeRO stage at every world size.
+# Gradient checkpointing, layouts and budgets meet every ZeRO stage of each dtype at every world size.
 CASES = [
-    (stage, budget, layout, checkpointing)
-    for stage in (0, 1, 2, 3)
+    (dtype, stage, budget, layout, checkpointing)
+    for dtype, stage in [("float32", stage) for stage in (0, 1, 2, 3)] + [("bfloat16", stage) for stage in (1, 2, 3)]
     for budget, layout, checkpointing in (
         (WHOLE, "shared", False),
         (MIDDLE, "shared", True),
@@ -143,15 +148,19 @@ CASES = [
 ]
 
 
-def name_of(case: tuple[int, int, str, bool]) -> str:
+# Relative error of losses and norms that rounding explains.
+ROUNDING = {"float32": 1e-4, "bfloat16": 0.05}
+
+
+def name_of(case: tuple[str, int, int, str, bool]) -> str:
     return "-".join(map(str, case))
 
 
 def worker(folder: Path) -> None:
     with distributed():
         for case in CASES:
-            stage, budget, layout, checkpointing = case
-            weights, metrics = train(budget, stage, settings(), layout, checkpointing)
+            dtype, stage, budget, layout, checkpointing = case
+            weights, metrics = train(budget, stage, settings(), layout, checkpointing, dtype)
             if weights is not None:
                 numbers = torch.tensor([[row["loss"], row["grad_norm"]] for row in metrics], dtype=torch.float64)
                 save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
@@ -193,13 +202,17 @@ def test_gradient_checkpointing_is_plain_autograd(layout: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_more_ranks_are_plain_autograd(ranks: Path, case: tuple[int, int, str, bool]) -> None:
+def test_more_ranks_are_plain_autograd(ranks: Path, case: tuple[str, int, int, str, bool]) -> None:
     truth, losses, norms = plain_autograd(round_rows(), settings())
     weights = load_file(ranks / f"{name_of(case)}.safetensors")
     numbers = weights.pop("numbers")
-    assert numbers[:, 0].tolist() == pytest.approx(losses, rel=1e-4)
-    assert numbers[:, 1].tolist() == pytest.approx(norms, rel=1e-4)
-    assert farthest(weights, truth) < 1e-5
+    assert numbers[:, 0].tolist() == pytest.approx(losses, rel=ROUNDING[case[0]])
+    assert numbers[:, 1].tolist() == pytest.approx(norms, rel=ROUNDING[case[0]])
+    if case[0] == "float32":
+        assert farthest(weights, truth) < 1e-5
+    else:  # Adam moves a weight whose gradient is rounding as far as any other, 0.03 in three steps; few are such
+        for name, tensor in weights.items():
+            assert (tensor - truth[name.removeprefix("model.")]).abs().mean() < 3e-3, name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

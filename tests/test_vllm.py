@@ -5,6 +5,7 @@ the third one more token ends a completion.
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import mini
 import pytest
 
 from gift.adapter import PolicyFiles
+from gift.errors import UserError
 from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
@@ -43,6 +45,26 @@ def engine(policy: PolicyFiles) -> None:
     ends.append(ANOTHER_END)
     runs.append(sample(requests))
     json.dump([[asdict(completion) for completion in run] for run in runs], sys.stdout)
+
+
+def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's question initialises CUDA in this process, which no fork survives, unless it may ask NVML instead."""
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
+    monkeypatch.setattr("gift.generate.check_files", lambda folder: None)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: asked.append(os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]))
+    with pytest.raises(UserError, match="vLLM cannot be imported"):
+        start_sampler(PolicyFiles(Path("base")), SAMPLING, [1], 128, GenerateLaunch(tensor_parallel_size=2))
+    assert set(asked) == {"1"}
+
+
+def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM itself says of it is an assertion without a word."""
+    monkeypatch.setattr("gift.generate.check_files", lambda folder: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match=r"generate.dtype, evaluate.dtype: float32: .* set both to bfloat16"):
+        start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 
 def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:

@@ -55,6 +55,7 @@ def machine_findings(project: Project, gpus: Gpus) -> list[Finding]:
         Finding("ok", THEME, f"Python {'.'.join(map(str, sys.version_info[:3]))}, {os.cpu_count()} cores, {shown}")
     ]
     findings += _sampler_findings(project, gpus)
+    findings += _adapter_findings(project, gpus)
     findings += _launcher_findings(project.launch.update, gpus)
     return findings
 
@@ -70,6 +71,21 @@ def _sampler_findings(project: Project, gpus: Gpus) -> list[Finding]:
         text = f"{number}: there is no GPU here; right only where the stages will run on another machine"
         return [Finding("warning", THEME, text, TENSOR_PARALLEL)]
     return []
+
+
+def _adapter_findings(project: Project, gpus: Gpus) -> list[Finding]:
+    """Whether vLLM could sample with the adapters that `update.lora` makes; else a round is trained before it fails."""
+    params = project.params
+    if params.update.lora is None or not gpus.count:
+        return []
+    text = (
+        "float32: on a GPU vLLM samples with an adapter (update.lora) in bfloat16 only; set it, or engine: transformers"
+    )
+    return [
+        Finding("error", THEME, text, f"params.yaml: {name}.dtype")
+        for name, sampling in (("generate", params.generate), ("evaluate", params.evaluate))
+        if sampling.engine == "vllm" and sampling.dtype == "float32"
+    ]
 
 
 def _launcher_findings(launch: UpdateLaunch, gpus: Gpus) -> list[Finding]:

@@ -1,0 +1,51 @@
+"""What is saved is what was trained: a policy is opened again before it is published."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from gift.adapter import PolicyFiles, load_policy
+from gift.errors import UserError
+from gift.saving import check_saved, probe
+
+PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> PolicyFiles:
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen3Config(vocab_size=tiny.VOCABULARY, num_key_value_heads=1, head_dim=16, **size)
+    folder = tmp_path_factory.mktemp("saved")
+    return PolicyFiles(tiny.save(folder, Qwen3ForCausalLM, config, tiny.byte_tokenizer()))
+
+
+def check(files: PolicyFiles, model: Any, dtype: str, trained: Tensor) -> None:
+    weights = {f"model.{name}": parameter.detach().float() for name, parameter in model.named_parameters()}
+    check_saved(files, weights, dtype, 0.9, PROMPT, COMPLETION, trained)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_that_is_not_the_trained_one_is_refused(saved: PolicyFiles, dtype: str) -> None:
+    model = load_policy(saved, dtype)
+    trained = probe(model, 0.9, PROMPT, COMPLETION)
+    check(saved, model, dtype, trained)
+    with pytest.raises(UserError, match=r"by .* nats a token on a probe .* nothing was published"):
+        check(saved, model, dtype, trained * 1.5)
+    with pytest.raises(UserError, match="by nan"):
+        check(saved, model, dtype, trained * torch.nan)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 3] *= 1.01  # which no log-prob tells
+    with pytest.raises(UserError, match=r"trained one in model.model.layers.0.mlp.up_proj.weight; nothing"):
+        check(saved, model, dtype, trained)
+
+
+def test_one_token_that_bfloat16_rounds_otherwise_on_another_device_is_no_reason(saved: PolicyFiles) -> None:
+    """The trainer's log-probs may come from a GPU, these from a CPU: a hundred tokens' work is not refused for one."""
+    model = load_policy(saved, "bfloat16")
+    trained = probe(model, 0.9, PROMPT, COMPLETION)
+    trained[50] += 0.5
+    check(saved, model, "bfloat16", trained)
