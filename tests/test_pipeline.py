@@ -96,6 +96,7 @@ FLOORS = {
         "base",
         "generate",
         "rollouts",
+        "scoring.loading",
         "scoring.worker",
         "scoring.process",
         "scoring.pool",

@@ -13,12 +13,13 @@ from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
 from gift.rewards import names
+from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_reward
-from gift.scoring.worker import Loaded, Outcome
+from gift.scoring.worker import Outcome
 from gift.sections import check
 from gift.tables.parquet import part_paths, read_file
 from gift.tables.schemas import (

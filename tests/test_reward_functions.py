@@ -16,8 +16,8 @@ from gift.rewards.ngrams import ngram_diversity, repetition
 from gift.rewards.settings import wrong_settings
 from gift.rewards.tags import tag_format
 from gift.rewards.text import answer_part, boxes, text_format
+from gift.scoring.loading import Loaded
 from gift.scoring.pool import RewardPool
-from gift.scoring.worker import Loaded
 
 
 def one(function: Callable[..., Any], text: Any, *, ids: Any = (1,), prompt: Any = "?", **given: Any) -> Any:

@@ -17,9 +17,9 @@ from gift.params import Reward
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
 from gift.rewards.settings import wrong_settings
+from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
-from gift.scoring.worker import Loaded
 from gift.tables.prompts import prompt_column
 
 THEME = "rewards"

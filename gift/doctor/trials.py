@@ -11,11 +11,12 @@ from gift.doctor.settings import Project
 from gift.errors import UserError
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.failures import FAILED
+from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Prompts
 from gift.scoring.score import total_reward
-from gift.scoring.worker import Loaded, Outcome
+from gift.scoring.worker import Outcome
 
 NUM_ROWS = 8
 GOLD_COLUMNS = ("answer", "ground_truth", "reward_model", "solution", "code", "target")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gift.rewards.names import REWARDS
-from gift.scoring.worker import Loaded
+from gift.scoring.loading import Loaded
 from gift.work import file_digest, tree_digest
 
 OURS = ("gift", "rewards")

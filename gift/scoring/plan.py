@@ -10,8 +10,8 @@ from gift.params import Reward, Score
 from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
 from gift.scoring.asked import Asked
+from gift.scoring.loading import Loaded
 from gift.scoring.rows import Prompts
-from gift.scoring.worker import Loaded
 from gift.sections import did_you_mean
 
 USER_FOLDER = Path("rewards")

@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from gift.errors import UserError
+from gift.scoring.loading import Loaded
 from gift.scoring.process import GARBAGE, Broken, Line, WorkerProcess
 from gift.scoring.strays import adopt_orphans, children, kill_children
-from gift.scoring.worker import Loaded, Outcome
+from gift.scoring.worker import Outcome
 
 START_SECONDS = 120.0
 START_ALONE_SECONDS = 1800.0

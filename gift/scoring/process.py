@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gift.errors import UserError
-from gift.scoring.worker import CONNECTION_LOST, Entry, Loaded
+from gift.scoring.loading import Loaded
+from gift.scoring.worker import CONNECTION_LOST, Entry
 from gift.tables.schemas import STATUSES
 
 SEND_SECONDS = 60

@@ -16,11 +16,12 @@ from gift.params import Reward, Score
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
+from gift.scoring.loading import Loaded
 from gift.scoring.plan import USER_FOLDER, load_plan
 from gift.scoring.pool import Call, RewardPool
 from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.seconds import Seconds, Slowest
-from gift.scoring.worker import Loaded, Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.prompts import read_prompts
 from gift.tables.schemas import (
