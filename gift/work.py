@@ -69,9 +69,14 @@ def refuse_existing(*outputs: Path) -> None:
             )
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Sorted, indented JSON by tmp and rename; NaN is refused, for other readers do not know it."""
+def write_text(path: Path, content: str) -> None:
+    """UTF-8 by tmp and rename, so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Sorted, indented JSON by tmp and rename; NaN is refused, for other readers do not know it."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")

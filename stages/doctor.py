@@ -1,6 +1,5 @@
 """Check settings, data, rewards and machine before any other stage works; the output says nothing but ok."""
 
-import os
 from pathlib import Path
 
 import click
@@ -9,7 +8,7 @@ from gift import console
 from gift.doctor.findings import closing, counts, report
 from gift.doctor.quick import quick_findings
 from gift.errors import UserError
-from gift.work import refuse_existing
+from gift.work import refuse_existing, write_text
 
 
 @click.command()
@@ -24,10 +23,7 @@ def main(out: Path) -> None:
     click.echo(closing(findings))
     if counts(findings)["error"]:
         raise UserError("a later stage would stop: mend the errors above; `gift doctor` checks more, and tells all")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".tmp")
-    partial.write_text("ok\n", encoding="utf-8")
-    os.replace(partial, out)
+    write_text(out, "ok\n")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ FLOORS = {
         "scoring.seconds",
         "scoring.asked",
         "scoring.plan",
+        "scoring.check",
         "scoring.code",
         "scoring.cache",
         "scoring.failures",
@@ -239,7 +240,16 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gift.params", "gift.launch", "gift.tables.schemas", "gift.scoring.score", "gift.cli", "stages.doctor"]
+    "module",
+    [
+        "gift.params",
+        "gift.launch",
+        "gift.tables.schemas",
+        "gift.scoring.score",
+        "gift.cli",
+        "stages.doctor",
+        "stages.check_rewards",
+    ],
 )
 def test_heavy_libraries_are_imported_only_where_they_work(module: str) -> None:
     if module not in MODULES:

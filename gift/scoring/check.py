@@ -1,0 +1,43 @@
+"""Whether every reward loads for the prompts of training and of evaluation, which needs no completion of any."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from gift.errors import UserError
+from gift.params import Score
+from gift.rewards.names import REWARDS
+from gift.scoring.asked import Asked
+from gift.scoring.loading import Loaded, misfit
+from gift.scoring.plan import load_plan
+from gift.scoring.pool import RewardPool
+from gift.scoring.rows import Prompts
+
+
+def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out: pa.Table) -> list[Loaded]:
+    """Refuse, in their words, what `score` would refuse of `train`, and `evaluate` of `held_out` with these judges.
+
+    Functions are loaded in a worker, as there. One that is `alone` is not, for it holds a model or asks a server: only
+    its settings and columns are checked. Returns the different loads, one that both tables ask for once. UserError.
+    """
+    Asked(score, Prompts(train)).refuse_useless()
+    first = load_plan(score, train)
+    _load(first, score)
+    try:
+        asked = Asked(score, Prompts(held_out))
+        if judges:
+            asked.correct(judges)
+        second = [reward for reward in load_plan(score, held_out) if reward not in first]
+        _load(second, score)
+    except UserError as error:
+        raise UserError(f"{error.message} (eval prompts)") from None
+    return first + second
+
+
+def _load(plan: list[Loaded], score: Score) -> None:
+    for reward in plan:
+        problem = misfit(reward, REWARDS[reward.function]) if reward.alone else None
+        if problem:
+            raise UserError(f"params.yaml: score.rewards.{reward.name}.{problem}")
+    with RewardPool([each for each in plan if not each.alone], 1, score.timeout_seconds, score.memory_gib) as pool:
+        pool.load()

@@ -1,0 +1,33 @@
+"""Check that every reward loads for the prompts, before anything is sampled; the output says nothing but ok."""
+
+from pathlib import Path
+
+import click
+
+from gift import console
+from gift.params import read_params
+from gift.scoring.check import check_rewards
+from gift.tables.prompts import read_prompts
+from gift.work import refuse_existing, write_text
+
+
+@click.command()
+@click.argument("train", type=Path)
+@click.argument("evaluation", type=Path)
+@click.argument("out", type=Path)
+def main(train: Path, evaluation: Path, out: Path) -> None:
+    """OUT has the same bytes whatever the rewards, so that nothing is sampled again when they change."""
+    console.quiet()
+    refuse_existing(out)
+    params = read_params()
+    plan = check_rewards(params.score, params.evaluate.judges, read_prompts(train)[0], read_prompts(evaluation)[0])
+    write_text(out, "ok\n")
+    loaded = dict.fromkeys(reward.name for reward in plan if not reward.alone)
+    left = dict.fromkeys(reward.name for reward in plan if reward.alone)
+    console.say(
+        "check_rewards", loaded=", ".join(loaded) or "none", **({"not_loaded": ", ".join(left)} if left else {})
+    )
+
+
+if __name__ == "__main__":
+    console.run(main)
