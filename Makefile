@@ -74,7 +74,7 @@ repro: env
 # Two at a time where all are run: most of the time goes into starting Python, and a worker needs up to 3 GiB.
 JOBS ?= 2
 test: env
-	@.venv/bin/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile) $(ARGS)
+	@.venv/bin/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lint: env
 	@.venv/bin/ruff format --check .

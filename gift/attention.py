@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gift.errors import UserError
+from gift.gather import gather_rows
 from gift.layouts import Block
 
 PACKED_ATTENTION = "gift_packed"  # its name in transformers' table
@@ -73,8 +74,8 @@ def _block_attention(
     if block.row_width:
         own_query, own_key, own_value = (_apart(x[:, cut:], block.num_rows) for x in (query, key, value))
         if block.prompt_width:
-            own_key = torch.cat([prompt_key.index_select(0, block.prompt_of_row), own_key], 2)
-            own_value = torch.cat([prompt_value.index_select(0, block.prompt_of_row), own_value], 2)
+            own_key = torch.cat([gather_rows(prompt_key, block.prompt_of_row), own_key], 2)
+            own_value = torch.cat([gather_rows(prompt_value, block.prompt_of_row), own_value], 2)
         mask = _bias(block, query, window, own=True)
         out.append(_attend(own_query, own_key, own_value, mask, scaling, dropout))
     return torch.cat([x.transpose(1, 2).reshape(-1, heads, size) for x in out])

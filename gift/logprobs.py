@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gift.attention import LAYERS, PACKED_ATTENTION, packed_attention
 from gift.errors import UserError
+from gift.gather import gather_rows
 from gift.head import LogprobHead
 from gift.layouts import TokenBatch, token_batch
 from gift.params import Layout, Packing
@@ -23,7 +24,7 @@ class TokenLogprobs(nn.Module):
     """A transformers causal LM as a function from a `TokenBatch` to the log-probs of its completion tokens.
 
     `layout` is how batches for it are to be laid out: what `packing` names; `auto` is `shared` where that gives the
-    model's own log-probs, else `padded`.
+    model's own log-probs, else `padded`, and `note` says why.
     """
 
     def __init__(self, model: Any, temperature: float, packing: Packing = "padded") -> None:
@@ -39,6 +40,7 @@ class TokenLogprobs(nn.Module):
         self.tied = tie(model)
         self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)
         self.layout: Layout = "padded"
+        self.note: str | None = None
         if packing != "padded":
             self._pack("shared" if packing == "auto" else packing, must=packing != "auto")
 
@@ -46,7 +48,7 @@ class TokenLogprobs(nn.Module):
         """Log-probs in nats, float32 [N], under softmax(logits / temperature)."""
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
         out = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed)
-        hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
+        hidden = gather_rows(out.last_hidden_state.flatten(0, 1), batch.positions)
         logprobs: Tensor = self.head(hidden, batch.targets)
         return logprobs
 
@@ -78,6 +80,8 @@ class TokenLogprobs(nn.Module):
             raise UserError(
                 f"launch.yaml: packing: {layout}: not with a {type(self.model).__name__}: {trouble}; set it to padded"
             )
+        else:
+            self.note = f"rows are padded, and prompts not shared: a {type(self.model).__name__} cannot: {trouble}"
 
     @torch.no_grad()
     def _trial(self, layout: Layout) -> Tensor:

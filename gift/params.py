@@ -187,7 +187,7 @@ class Update(Section):
     betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
     eps: Positive = 1.0e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Positive | None = 1.0
     optimizer_state: Literal["carry", "reset"] = "carry"
     dtype: Dtype = Field(description="float32 or bfloat16 (with float32 masters); the reference stage uses it too")
     max_drift: Positive = Field(

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,6 +60,8 @@ def write_reference(
                 if opened not in models:
                     temperature = source["settings"]["temperature"]
                     models[opened] = TokenLogprobs(load_policy(opened, dtype, device), temperature, launch.packing)
+                    if len(models) == 1 and models[opened].note:
+                        click.echo(f"{label}: {models[opened].note}", err=True)
                 model = models[opened]
                 batches = row_batches(groups, lengths, launch.tokens_per_batch, model.layout)
                 with adapter_off(model) if is_base else nullcontext():

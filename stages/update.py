@@ -88,6 +88,8 @@ def main(
         temperature = source["settings"]["temperature"]
         lora = params.update.lora and load_trainable(files, params.update.lora, params.update.dtype, params.seed)
         model = TokenLogprobs(lora or load_masters(policy, settings), temperature, launch.packing)
+        if model.note and rank == 0:
+            click.echo(f"{label}: {model.note}", err=True)
         engine = start_engine(model, settings, launch.gradient_checkpointing)
         if params.update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed import TCPStore
@@ -42,3 +43,14 @@ def run_ranks(number: int, file: str, folder: Path, **env: str) -> list[tuple[in
 def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
     """`run_ranks` of two."""
     return run_ranks(2, file, folder, **env)
+
+
+def run_as_rank(worker: Callable[[Path], None]) -> None:
+    """What such a file does when it is started: `worker(folder)`, then the end that stages have (gift.console.run).
+
+    At the end of Python gloo's threads abort the process once in a few hundred times, though all its work is done.
+    """
+    worker(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,7 +1,6 @@
 """The step is plain torch's on four ranks, under offload and every DeepSpeed key that passes; no other key passes."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from gift.logprobs import TokenLogprobs
 from gift.policy import stored_in_bfloat16
 from gift.sft import make_tokenizer
 from stages.update import load_masters, start_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_as_rank, run_ranks
 from tests.test_engine import Logprobs, difference, load_state, one_step, plain_torch, save_state, settings
 
 OPTIMIZER, PARAMETERS = {"offload_optimizer": True}, {"offload_parameters": True}
@@ -303,4 +302,4 @@ def test_the_configuration_is_ours_whatever_passes() -> None:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    run_as_rank(worker)

@@ -1,7 +1,7 @@
 """Laws of the engine: a step is AdamW's on the plain sum of losses, at any split, world size and ZeRO stage."""
 
 import math
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.errors import UserError
-from tests.ranks import run_two_ranks
+from tests.ranks import run_as_rank, run_two_ranks
 
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -253,6 +253,21 @@ def test_only_trainable_weights_are_trained_and_kept() -> None:
         engine.close()
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_without_a_limit_nothing_is_clipped(truth: dict, stage: int) -> None:
+    """AdamW's step hides the size of a gradient, its first moment does not."""
+    states, norms = truth["float32"]
+    assert norms[0] > 2 * MAX_GRAD_NORM
+    with distributed():
+        engine = Engine(Logprobs(), replace(settings(stage), max_grad_norm=None))
+        assert one_step(engine, 0) == pytest.approx(norms[0], rel=1e-6)
+        state = engine.full_state()
+        engine.close()
+    assert state is not None
+    whole = {name: clipped * norms[0] / MAX_GRAD_NORM for name, clipped in states[0].tensors["exp_avg"].items()}
+    assert farthest(state.tensors["exp_avg"], whole) < 1e-5 * norms[0]
+
+
 def test_a_gradient_that_is_not_finite_stops() -> None:
     with distributed():
         engine = Engine(Logprobs(), settings(0))
@@ -285,4 +300,4 @@ def test_refusals_name_what_is_wrong() -> None:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    run_as_rank(worker)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gift.errors import UserError
+from gift.gather import gather_rows
 from gift.head import LogprobHead
 from gift.layouts import token_batch
 from gift.logprobs import TokenLogprobs, completion_logprobs
@@ -324,13 +325,29 @@ def test_log_probs_do_not_depend_on_the_batches() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_what_rows_send_back_to_their_prompt_is_summed_in_float32() -> None:
+    """Large numbers that nearly cancel, as a group's coefficients do; a row that nobody asked for gets 0."""
+    x = torch.randn(3, 40).bfloat16().requires_grad_()
+    index = torch.tensor([0] * 64 + [2] * 64)
+    sent = torch.randn(128, 40).bfloat16()
+    sent[:63] += 8
+    sent[63] -= 8 * 63
+    gather_rows(x, index).backward(sent)
+    exact = torch.stack([sent[:64].double().sum(0), torch.zeros(40).double(), sent[64:].double().sum(0)])
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact, atol=1e-3, rtol=2**-8)
+    assert gather_rows(x, index).equal(x[index])
+
+
 def test_a_model_that_cannot_be_packed_is_padded_or_refused() -> None:
     """Gemma 2 squashes its attention scores; layers of other kinds carry more than attention shows."""
     squashing = make_model("Gemma2", head_dim=8, final_logit_softcapping=None)
     mixing = make_model("Qwen3")
     mixing.config.layer_types = ["full_attention", "linear_attention"]
     for model, word in ((squashing, "softcap"), (mixing, "linear_attention")):
-        assert TokenLogprobs(model, TEMPERATURE, "auto").layout == "padded"
+        padded = TokenLogprobs(model, TEMPERATURE, "auto")
+        assert padded.layout == "padded"
+        assert word in str(padded.note)
         assert model.config._attn_implementation == "sdpa"
         with pytest.raises(UserError, match=rf"packing: shared: .*{word}.*; set it to padded"):
             TokenLogprobs(model, TEMPERATURE, "shared")

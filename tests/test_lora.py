@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import mini
@@ -28,7 +27,7 @@ from gift.params import Lora
 from gift.policy import Lineage, load_model
 from gift.saving import save_policy
 from stages import update
-from tests.ranks import run_two_ranks
+from tests.ranks import run_as_rank, run_two_ranks
 
 LORA = Lora(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
 ALL = Lora(r=3, lora_alpha=3)
@@ -518,4 +517,4 @@ def test_vllm_is_given_the_least_room_that_holds_the_adapter() -> None:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    run_as_rank(worker)

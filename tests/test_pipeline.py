@@ -43,6 +43,7 @@ FLOORS = {
         "batches",
         "tied",
         "head",
+        "gather",
         "attention",
         "logprobs",
         "stream",

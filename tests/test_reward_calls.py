@@ -448,11 +448,12 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return reading
 
-    monkeypatch.setattr("gift.scoring.score.read_part", watched(read_part))
+    monkeypatch.setattr("gift.tables.schemas.read_part", watched(read_part))
     monkeypatch.setattr("gift.scoring.score.read_file", watched(read_file))
     monkeypatch.setattr(
         "gift.scoring.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
     )
-    scored(score_of(mine=reward("several"), other=reward("several", batch=3)), rollouts, prompts)
+    score = score_of(mine=reward("several"), other=reward("several", batch=3))
+    score_parts(Path("scores"), rollouts, prompts, score, 2, METADATA, "score@r1")
     assert [len(each) for each in alive] == [0, 1, 2, 3, 4, 6, 8, 10]  # checked; then read to be scored, with its rows
     assert not any(any(each) for each in alive)

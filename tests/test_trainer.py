@@ -2,7 +2,6 @@
 
 import math
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from gift.objectives.gift import gift
 from gift.params import Update
 from gift.rows import Rows
 from gift.trainer import Trainer
-from tests.ranks import run_ranks
+from tests.ranks import run_as_rank, run_ranks
 
 TEMPERATURE = 0.8
 EPS = 1e-4  # large enough that AdamW does not divide rounding noise by rounding noise
@@ -276,4 +275,4 @@ def test_shares_hold_every_group_once_and_are_balanced() -> None:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    run_as_rank(worker)
