@@ -213,6 +213,11 @@ def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
         assert ("gift/scoring/pool.py" in stage["deps"]) == ("rewards" in stage["deps"]), name
 
 
+def test_stages_that_sample_wait_for_the_check_of_the_rewards() -> None:
+    for name, stage in stages().items():
+        assert ("gift/generate.py" in stage["deps"]) == ("data/check_rewards.txt" in stage["deps"]), name
+
+
 def test_every_import_points_down() -> None:
     missing = sorted(name for name in MODULES if name.startswith("gift.") and name not in PLACE)
     assert not missing, f"give these a floor in FLOORS: {', '.join(missing)}"

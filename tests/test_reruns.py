@@ -17,7 +17,7 @@ import pytest
 from gift.params import read_params
 
 # Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters;
-# but that of the doctor, which always says the same, so that it makes nothing stale.
+# but that of the checks, which always says the same, so that it makes nothing stale.
 STUB = """
 import hashlib, json, os
 from pathlib import Path
@@ -31,7 +31,7 @@ for key in stage.get("params", []):
     for part in key.split("."):
         value = value[part]
     seen.append([key, value])
-seen = seen if os.environ["DVC_STAGE"] != "doctor" else []
+seen = seen if os.environ["DVC_STAGE"] not in ("doctor", "check_rewards") else []
 digest = hashlib.sha256(json.dumps([os.environ["DVC_STAGE"], seen]).encode()).hexdigest()
 for path in mini.outputs(Path(), os.environ["DVC_STAGE"]):
     folder = not path.suffix
@@ -104,10 +104,11 @@ def nothing(folder: Path) -> None:
 
 # Runs, in a second, whenever a setting, a round or code that it checks with has changed, and makes nothing else stale.
 DOCTOR = {"doctor"}
-ALL = DOCTOR | {"prepare", "base", "generate_eval_base", "evaluate_base", "report"} | round_("r1") | round_("r2")
-SAMPLED = ALL - DOCTOR - {"prepare", "base", "generate_eval_base", "evaluate_base"}
+BEGIN = {"prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base"}
+ALL = DOCTOR | BEGIN | {"report"} | round_("r1") | round_("r2")
+SAMPLED = ALL - DOCTOR - BEGIN
 UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
-REWARDED = UPDATED | {"score@r1", "evaluate_base"}
+REWARDED = UPDATED | {"check_rewards", "score@r1", "evaluate_base"}
 # An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
 # in a second. Nothing is sampled or trained again.
 UNCACHED = {"evaluate@r1", "evaluate@r2", "report"}
@@ -141,4 +142,6 @@ def test_exactly_what_is_stale_reruns(project: Path) -> None:
         assert restored == kept, change
         if change == "the first time":
             assert ran[0] == "doctor", "a stage ran before it was checked that all can"
+            sampled = [name for name in ran if name.startswith("generate")]
+            assert ran.index("check_rewards") < ran.index(sampled[0]), "sampled before the rewards were loaded"
             assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"
