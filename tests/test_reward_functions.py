@@ -120,6 +120,11 @@ def test_boxes_are_closed_and_outermost() -> None:
     assert [content for _, _, content in boxes(r"\boxed{a \boxed{b} c}")] == [r"a \boxed{b} c"]
     assert [content for _, _, content in boxes(r"\boxed{1} \boxed{2")] == ["1"]
     assert boxes("boxed{1} } \\boxed 2 {3}") == []
+    assert [content for _, _, content in boxes(r"$\boxed5$, \boxed 6. \boxed{\boxed7} \boxed x \boxed\pi \)")] == [
+        *("5", "6", r"\boxed7", "x", r"\pi")
+    ]
+    for text in (r"\boxed72", r"\boxed7.5", r"\boxed x^2", r"\boxed5\%", r"\boxed\frac12", r"\boxed and", r"\boxedx"):
+        assert boxes(text) == [], text
     ((begin, end, _),) = boxes(r"so \boxed{1}!")
     assert (begin, end) == (3, 12)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from gift.characters import plain_digits
 from gift.rewards.text import Completion, Value, completion_text, shown
 
 MARKER = "####"
@@ -34,8 +35,8 @@ def gsm8k_answer(
     """
     values: list[Value] = []
     for completion, cell in zip(completions, answer, strict=True):
-        gold = _gold(shown(cell))
-        said = _said(completion_text(completion), last_number)
+        gold = _gold(plain_digits(shown(cell)))
+        said = _said(plain_digits(completion_text(completion)), last_number)
         values.append(gold if isinstance(gold, Exception) else float(said == gold))
     return values
 
