@@ -455,7 +455,7 @@ def test_a_worker_refuses_such_a_setting_before_any_row() -> None:
     for loaded, line in [
         (Loaded("mine", None, "code_tests", {"seconds": 0}, arguments), "mine.settings.seconds: 0: must be greater"),
         (
-            Loaded("mine", None, "gsm8k_answer", {}, arguments),
+            Loaded("mine", None, "arithmetic_answer", {}, arguments),
             "'answer'.*; name the source's column in prepare.columns",
         ),
     ]:
