@@ -195,7 +195,7 @@ def _load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | Non
         )
     bound = partial(_awaited(function) if inspect.iscoroutinefunction(function) else function, **reward.settings)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
-    return _try_without_rows(reward, function) if reward.file is None else None
+    return try_without_rows(reward, function) if reward.file is None else None
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,7 +208,7 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
+def try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
     """Call one of ours with no row: it checks its settings, and loads what it needs outside the limit of a call."""
     settings = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
     for name in settings:
@@ -220,8 +220,9 @@ def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | Non
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else describe(error)
-        return str(error) if str(error).startswith(("settings", "function: ")) else f"settings: {text}"
+        said = str(error).replace(f"{reward.function}: settings", "settings")
+        text = said if isinstance(error, UserError) else describe(error)
+        return said if said.startswith(("settings", "function: ")) else f"settings: {text}"
     return None
 
 
