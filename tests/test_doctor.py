@@ -512,6 +512,15 @@ QUICK: dict[str, Case] = {
         "params.yaml: score.rewards.taste.settings.model",
         ("no *.safetensors weights",),
     ),
+    "a reward model's setting that is none of its words": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            taste={"function": "reward_model", "settings": {"model": "m", "too_long": "cut"}},
+        ),
+        "error",
+        "params.yaml: score.rewards.taste.settings.too_long",
+        ("'cut': must be 'error' or 'truncate_left'",),
+    ),
     "a reward model that is to say what is right": (
         rewards(taste={"function": "reward_model", "settings": {"model": "nobody/taste"}}),
         "error",

@@ -16,16 +16,21 @@ ROWS_PER_FORWARD = 16  # a call may hold any number of rows; so many of them are
 NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 
 
+Form = Literal["auto", "chat", "text"]
+TooLong = Literal["error", "truncate_left"]
+Output = Literal["logit", "logprob"]
+
+
 class RewardModelSettings(Section):
     """The rules of the settings; the defaults are those of `reward_model`."""
 
     model: str
     revision: str | None
     dtype: Dtype
-    form: Literal["auto", "chat", "text"]
+    form: Form
     max_length: Count | None
-    too_long: Literal["error", "truncate_left"]
-    output: Literal["logit", "logprob"]
+    too_long: TooLong
+    output: Output
     score_label: str | int | None
 
 
@@ -51,11 +56,11 @@ def reward_model(
     *,
     model: str,
     revision: str | None = None,
-    dtype: str = "float32",
-    form: str = "auto",
-    max_length: int | None = None,
-    too_long: str = "error",
-    output: str = "logit",
+    dtype: Dtype = "float32",
+    form: Form = "auto",
+    max_length: Count | None = None,
+    too_long: TooLong = "error",
+    output: Output = "logit",
     score_label: str | int | None = None,
     **columns: Any,
 ) -> list[float | Exception]:
