@@ -3,9 +3,10 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from gift.errors import UserError
 from gift.rewards.choice import multiple_choice
@@ -434,6 +435,12 @@ def test_wrong_settings_are_refused_by_a_call_without_rows(
         ("length", {"max_tokens": "9"}, "settings.max_tokens: '9': must be a valid integer; it is text"),
         ("overlong", {"max_tokens": 9, "cache_tokens": 1.5}, "settings.cache_tokens: 1.5: must be a valid integer"),
         ("cosine_length", {"max_tokens": 9, "start": float("nan")}, "settings.start: nan: must be a finite number"),
+        (
+            "regex_match",
+            {"pattern": "a", "group": True},
+            "settings.group: True: must be a valid integer or a valid str",
+        ),
+        ("reward_model", {"model": "m", "score_label": [1]}, "settings.score_label: [1]: must be a valid string or a "),
         ("repetition", {"n": True}, "settings.n: True: must be a valid integer"),
         ("code_tests", {"seconds": 0}, "settings.seconds: 0: must be greater than 0"),
         ("code_tests", {"memory_mib": -1}, "settings.memory_mib: -1: must be greater than or equal to 1"),
@@ -448,6 +455,24 @@ def test_a_setting_of_another_type_is_refused_and_never_converted(
     problem = wrong_settings(REWARDS[name], settings)
     assert problem is not None
     assert problem.startswith(message)
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (True, "settings.one: True: must be a valid integer or a valid list"),
+        ([1, "b", 3], "settings.one.1: 'b': must be a valid integer; it is text"),  # the list is what was meant
+        (0, "settings.one: 0: must be greater than or equal to 1 or a valid list"),
+        ({"int": 1}, "settings.one: must be a valid integer or a valid list"),
+    ],
+)
+def test_a_value_that_no_alternative_takes_is_one_line(value: Any, problem: str) -> None:
+    def function(*, one: Annotated[int, Field(ge=1)] | list[int], two: int = 0) -> None: ...
+
+    assert (wrong_settings(function, {"one": value}) or "").partition(" (YAML")[0].startswith(problem)
+    assert (wrong_settings(function, {"one": value, "two": "x"}) or "").count("\n") == 1
+    assert wrong_settings(function, {"one": 1}) is wrong_settings(function, {"one": [1]}) is None
 
 
 def test_a_worker_refuses_such_a_setting_before_any_row() -> None:
