@@ -26,8 +26,45 @@ def check(model: type[Model], content: dict[str, Any], file: str, joint: str = "
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = (f"{file}{joint}{_line(model, problem)}" for problem in error.errors())
+        lines = (f"{file}{joint}{_line(model, problem)}" for problem in _by_key(error, content))
         raise UserError("\n       ".join(lines)) from None
+
+
+def _by_key(error: ValidationError, content: dict[str, Any]) -> list[Any]:
+    """The problems of a ValidationError; those of the alternatives of a union (`int | str`) are one."""
+    groups: dict[Any, list[Any]] = {}
+    for number, problem in enumerate(error.errors()):
+        union, path = _place(problem, content)
+        groups.setdefault(number if union is None else union, []).append({**problem, "loc": path})
+    return [problem for group in groups.values() for problem in _of_one_value(group)]
+
+
+def _place(problem: Any, content: Any) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
+    """Where the union is that a problem is in, or None; and the problem's own place.
+
+    Pydantic puts the name of the alternative into a place, where `content` has no such key.
+    """
+    union: tuple[Any, ...] | None = None
+    path: tuple[Any, ...] = ()
+    parts = problem["loc"]
+    for part in parts:
+        if (isinstance(content, dict) and part in content) or (isinstance(content, list) and isinstance(part, int)):
+            content = content[part]
+        elif part != "[key]" and not (problem["type"] == "missing" and part is parts[-1]):
+            union = path if union is None else union
+            continue
+        path = (*path, part)
+    return union, path
+
+
+def _of_one_value(group: list[Any]) -> list[Any]:
+    """What to say of a value that no alternative takes: what is wrong inside the one that was meant, or all rules."""
+    deepest = max(len(each["loc"]) for each in group)
+    inside = [each for each in group if len(each["loc"]) == deepest]
+    if len(inside) < len(group) or len(group) == 1:
+        return inside
+    rules = dict.fromkeys(each["msg"].removeprefix("Input should be ") for each in group)
+    return [{**group[0], "type": "union", "msg": f"Input should be {' or '.join(rules)}"}]
 
 
 def _line(model: type[BaseModel], problem: Any) -> str:

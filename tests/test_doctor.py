@@ -464,6 +464,36 @@ QUICK: dict[str, Case] = {
         "params.yaml: score.rewards.judge.settings.concurrency",
         ("'many': must be a valid integer",),
     ),
+    "a judge's scale that falls": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            judge={"function": "judge", "settings": {"model": "m", "scale": [10, 1]}},
+        ),
+        "error",
+        "params.yaml: score.rewards.judge.settings.scale",
+        ("[10, 1]: must be [lowest, highest]",),
+    ),
+    "a judge's mode that is none": (
+        together(
+            params(prepare={"source": "hub:nobody/none", "num_train": None}),
+            rewards(
+                answer={"function": "arithmetic_answer"},
+                judge={"function": "judge", "settings": {"model": "m", "mode": "pairs", "reference_column": "gold"}},
+            ),
+        ),
+        "error",
+        "params.yaml: score.rewards.judge.settings.mode",
+        ("'pairs': must be 'rubric' or 'pairwise'",),
+    ),
+    "a judge's column that is not there": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            judge={"function": "judge", "settings": {"model": "m", "reference_column": "gold"}},
+        ),
+        "error",
+        "params.yaml: score.rewards.judge.settings.reference_column",
+        ("'gold': the prompts table has no such column", "answer"),
+    ),
     "a judge that answers nowhere": (
         rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"model": "m"}}),
         "error",
@@ -481,6 +511,15 @@ QUICK: dict[str, Case] = {
         "error",
         "params.yaml: score.rewards.taste.settings.model",
         ("no *.safetensors weights",),
+    ),
+    "a reward model's setting that is none of its words": (
+        rewards(
+            answer={"function": "arithmetic_answer"},
+            taste={"function": "reward_model", "settings": {"model": "m", "too_long": "cut"}},
+        ),
+        "error",
+        "params.yaml: score.rewards.taste.settings.too_long",
+        ("'cut': must be 'error' or 'truncate_left'",),
     ),
     "a reward model that is to say what is right": (
         rewards(taste={"function": "reward_model", "settings": {"model": "nobody/taste"}}),

@@ -54,6 +54,18 @@ def test_a_row_is_counted_at_the_first_filter_that_takes_it() -> None:
     assert taken == {"where_level": 2, "where_ok": 0, "range_rate": 1, "length_q": 0, "length_level": 0}
 
 
+def test_a_number_that_nobody_knows_is_in_no_range_and_has_a_count_of_its_own() -> None:
+    values = [None, float("nan"), "NaN", 0.5, 7, float("inf"), float("-inf")]
+    rows = [Row(f"d.jsonl:{number}", {"rate": value}) for number, value in enumerate(values)]
+    left, taken = keep_rows(rows, Filters(range={"rate": [0, 1]}), "k")
+    assert left == [rows[3]]
+    assert taken == {"range_rate": 3, "unknown_rate": 3}
+    for bound in ([0, None], [None, 9]):
+        assert keep_rows(rows, Filters(range={"rate": bound}), "k")[1]["unknown_rate"] == 3
+    with pytest.raises(UserError, match=r"no row of 3 is left: 3 have null or NaN as rate"):
+        keep_rows(rows[:3], Filters(range={"rate": [0, 1]}), "k")
+
+
 def test_true_is_not_one_and_texts_are_not_numbers() -> None:
     with pytest.raises(UserError) as caught:
         kept(where={"ok": 1})

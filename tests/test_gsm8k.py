@@ -174,7 +174,7 @@ def test_the_preset_asks_for_what_its_rewards_accept() -> None:
     texts = [row["answer"] for row in made.eval]
     halves = [text[: text.index("####")] for text in texts]
     for said, right in ((texts, 1.0), (halves, 0.0)):
-        assert set(gsm8k_answer([], said, [], texts, **rewards["answer"].settings)) == {right}
+        assert set(gsm8k_answer([], said, [], answer=texts, **rewards["answer"].settings)) == {right}
         assert set(text_format([], said, [], **rewards["format"].settings)) == {right}
     for row in made.eval[:50]:
         assert [message["role"] for message in row["messages"]] == ["user"]

@@ -170,6 +170,39 @@ def test_boxes_that_stand_side_by_side_are_one_answer() -> None:
     assert boxed_answer("3") is None
 
 
+@pytest.mark.parametrize(
+    ("gold", "same"),
+    [
+        ("5", ["\uff15", "\u0665", "\u096b", "\U0001d7d3", "\u200b5", "\u061c\u0665", "5\ufeff", "\u200c5"]),
+        ("1234", ["\uff11\uff12\uff13\uff14", "\uff11\uff0c\uff12\uff13\uff14", "\u0661\u066c\u0662\u0663\u0664"]),
+        ("-3.5", ["\uff0d\uff13\uff0e\uff15", "-\u0663\u066b\u0665"]),
+        ("(1, 2)", ["\uff08\uff11\uff0c\uff12\uff09", "(1\uff0c2)"]),
+        ("50\\%", ["\uff15\uff10\uff05", "\u0665\u0660\u066a"]),
+    ],
+)
+def test_digits_of_every_script_count_and_marks_that_nobody_sees_do_not(gold: str, same: list[str]) -> None:
+    for each in same:
+        assert one(completion("", each), gold) == one(completion("", gold), each) == 1, (gold, each)
+        assert one(completion("", each), "77") == 0
+
+
+def test_what_is_no_digit_keeps_its_meaning() -> None:
+    for said, gold in (
+        ("x\u00b2", "x2"),
+        ("5\u00b2", "52"),
+        ("1\u00bd", "11/2"),
+        ("\u2464", "5"),
+        ("1\uff0c234", "1234"),
+    ):
+        assert one(completion("", said), gold) == 0, said
+
+
+def test_a_box_without_braces() -> None:
+    assert one(r"So it is $\boxed5$.", "5", require_boxed=True) == 1
+    assert one(r"First 6, then $\boxed 5$.", "6") == 0
+    assert one(r"So it is $\boxed72$.", "7") == one(r"\boxed x^2", "x") == 0
+
+
 def test_only_the_end_of_a_long_completion_is_searched_for_an_answer_without_a_box() -> None:
     filler = "Let us think on. \n" * (TAIL // 10)
     assert one(f"The answer is 72. {filler}", "72") == 0

@@ -23,6 +23,7 @@ FLOORS = {
         "errors",
         "console",
         "yaml",
+        "characters",
         "work",
         "arithmetic",
         "scoring.strays",

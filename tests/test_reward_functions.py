@@ -3,9 +3,10 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from gift.errors import UserError
 from gift.rewards.choice import multiple_choice
@@ -120,6 +121,11 @@ def test_boxes_are_closed_and_outermost() -> None:
     assert [content for _, _, content in boxes(r"\boxed{a \boxed{b} c}")] == [r"a \boxed{b} c"]
     assert [content for _, _, content in boxes(r"\boxed{1} \boxed{2")] == ["1"]
     assert boxes("boxed{1} } \\boxed 2 {3}") == []
+    assert [content for _, _, content in boxes(r"$\boxed5$, \boxed 6. \boxed{\boxed7} \boxed x \boxed\pi \)")] == [
+        *("5", "6", r"\boxed7", "x", r"\pi")
+    ]
+    for text in (r"\boxed72", r"\boxed7.5", r"\boxed x^2", r"\boxed5\%", r"\boxed\frac12", r"\boxed and", r"\boxedx"):
+        assert boxes(text) == [], text
     ((begin, end, _),) = boxes(r"so \boxed{1}!")
     assert (begin, end) == (3, 12)
 
@@ -429,6 +435,12 @@ def test_wrong_settings_are_refused_by_a_call_without_rows(
         ("length", {"max_tokens": "9"}, "settings.max_tokens: '9': must be a valid integer; it is text"),
         ("overlong", {"max_tokens": 9, "cache_tokens": 1.5}, "settings.cache_tokens: 1.5: must be a valid integer"),
         ("cosine_length", {"max_tokens": 9, "start": float("nan")}, "settings.start: nan: must be a finite number"),
+        (
+            "regex_match",
+            {"pattern": "a", "group": True},
+            "settings.group: True: must be a valid integer or a valid str",
+        ),
+        ("reward_model", {"model": "m", "score_label": [1]}, "settings.score_label: [1]: must be a valid string or a "),
         ("repetition", {"n": True}, "settings.n: True: must be a valid integer"),
         ("code_tests", {"seconds": 0}, "settings.seconds: 0: must be greater than 0"),
         ("code_tests", {"memory_mib": -1}, "settings.memory_mib: -1: must be greater than or equal to 1"),
@@ -443,6 +455,24 @@ def test_a_setting_of_another_type_is_refused_and_never_converted(
     problem = wrong_settings(REWARDS[name], settings)
     assert problem is not None
     assert problem.startswith(message)
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (True, "settings.one: True: must be a valid integer or a valid list"),
+        ([1, "b", 3], "settings.one.1: 'b': must be a valid integer; it is text"),  # the list is what was meant
+        (0, "settings.one: 0: must be greater than or equal to 1 or a valid list"),
+        ({"int": 1}, "settings.one: must be a valid integer or a valid list"),
+    ],
+)
+def test_a_value_that_no_alternative_takes_is_one_line(value: Any, problem: str) -> None:
+    def function(*, one: Annotated[int, Field(ge=1)] | list[int], two: int = 0) -> None: ...
+
+    assert (wrong_settings(function, {"one": value}) or "").partition(" (YAML")[0].startswith(problem)
+    assert (wrong_settings(function, {"one": value, "two": "x"}) or "").count("\n") == 1
+    assert wrong_settings(function, {"one": 1}) is wrong_settings(function, {"one": [1]}) is None
 
 
 def test_a_worker_refuses_such_a_setting_before_any_row() -> None:
@@ -450,7 +480,7 @@ def test_a_worker_refuses_such_a_setting_before_any_row() -> None:
     for loaded, line in [
         (Loaded("mine", None, "code_tests", {"seconds": 0}, arguments), "mine.settings.seconds: 0: must be greater"),
         (
-            Loaded("mine", None, "gsm8k_answer", {}, arguments),
+            Loaded("mine", None, "arithmetic_answer", {}, arguments),
             "'answer'.*; name the source's column in prepare.columns",
         ),
     ]:

@@ -186,6 +186,30 @@ def test_a_row_without_tokens_has_no_score(folders: dict[str, Path]) -> None:
     assert isinstance(value, ValueError)
 
 
+def test_a_token_that_the_model_has_no_embedding_for_is_an_error_of_its_row(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A tokenizer that was extended, and a model that was not resized; the rows beside it keep their values."""
+    plain = folders["gpt2 without"]
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    tokenizer = tiny.byte_tokenizer(context=10**30)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path)
+    good, new, other = reward_model(["?"] * 3, ["!", "<new>!", "so"], IDS[:3], model=str(tmp_path))
+    assert [good, other] == pytest.approx(scores(plain, ["?"] * 2, ["!", "so"]), abs=1e-5)
+    assert isinstance(new, ValueError)
+    assert str(new).startswith(f"token {tiny.VOCABULARY} ('<new>') has no embedding")
+    assert isinstance(scores(tmp_path, ["<new>"], ["!!"], max_length=2, too_long="truncate_left")[0], float)
+
+
+def test_a_padding_token_without_an_embedding_is_none(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = folders["gpt2 without"]
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    config = json.loads((plain / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": tiny.VOCABULARY}))
+    assert scores(tmp_path, PROMPTS, COMPLETIONS) == scores(plain, PROMPTS, COMPLETIONS)
+
+
 def test_bfloat16_is_near(folders: dict[str, Path]) -> None:
     model = folders["qwen3 without"]
     exact, near = scores(model, PROMPTS, COMPLETIONS), scores(model, PROMPTS, COMPLETIONS, dtype="bfloat16")

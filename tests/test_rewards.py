@@ -65,6 +65,12 @@ def item(function: Any, text: Any, **columns: Any) -> Any:
         ("", "0", False),
         ("#### 72", "She has 12 * 6 = <<12*6=72>>72\n#### 72", True),
         ("#### 12", "She has 12 * 6 = <<12*6=72>>72\n#### 72", False),
+        ("#### \uff17\uff12", "72", True),
+        ("#### 72", "\u0667\u0662", True),
+        ("####\u200b\n7\u20602", "72", True),
+        ("#### \uff11\uff0c\uff12\uff13\uff14", "1234", True),
+        ("#### 1\uff0c234", "1234", False),
+        ("#### 7\u00b2", "72", False),
         ("#### 72", 72, True),
         ("#### 72", 72.0, True),
     ],
@@ -88,6 +94,15 @@ def test_gsm8k_last_number_is_a_setting(said: str, right: bool) -> None:
     assert one(gsm8k_answer, said, answer="72") == float(right and "####" in said)
 
 
+def test_gsm8k_reads_the_gold_column_that_its_setting_names() -> None:
+    cells = {"answer": ["71", "72"], "solution": ["72", "8 * 9 = 72\n#### 72"]}
+    said = ["#### 72"] * 2
+    assert gsm8k_answer(["?"] * 2, said, [[1]] * 2, column="solution", **cells) == [1.0, 1.0]
+    assert gsm8k_answer(["?"] * 2, said, [[1]] * 2, **cells) == [0.0, 1.0]
+    with pytest.raises(ValueError, match=r"settings.column: the prompts table has no column 'gold'; its columns: ans"):
+        gsm8k_answer([], [], [], column="gold", **cells)
+
+
 @pytest.mark.parametrize("gold", ["", "none", None, "#### ", "1 or 2", "seventy", "#### x", "7,2", float("nan")])
 def test_gsm8k_refuses_a_gold_that_holds_no_number(gold: Any) -> None:
     for said in ("#### 72", "nothing", str(gold)):
@@ -102,16 +117,16 @@ def test_gsm8k_on_the_real_file() -> None:
     golds = [json.loads(line)["answer"] for line in lines]
     others = [*golds[1:], golds[0]]
     ids = [[0]] * len(golds)
-    assert gsm8k_answer(golds, golds, ids, golds) == [1.0] * 1319
+    assert gsm8k_answer(golds, golds, ids, answer=golds) == [1.0] * 1319
     plain = [gold.rpartition("#### ")[2].replace(",", "") for gold in golds]
     same = [float(mine == other) for mine, other in zip(plain, [*plain[1:], plain[0]], strict=True)]
-    assert gsm8k_answer(golds, others, ids, golds) == same
+    assert gsm8k_answer(golds, others, ids, answer=golds) == same
     assert 0 < sum(same) < 100
     no_marker = [
         gold.rpartition("####")[0] + f"The answer is ${mine}." for gold, mine in zip(golds, plain, strict=True)
     ]
-    assert gsm8k_answer(golds, no_marker, ids, golds) == [0.0] * 1319
-    assert gsm8k_answer(golds, no_marker, ids, golds, last_number=True) == [1.0] * 1319
+    assert gsm8k_answer(golds, no_marker, ids, answer=golds) == [0.0] * 1319
+    assert gsm8k_answer(golds, no_marker, ids, answer=golds, last_number=True) == [1.0] * 1319
 
 
 def test_arithmetic_rewards_on_its_own_styles() -> None:

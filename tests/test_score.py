@@ -283,7 +283,7 @@ def test_finished_parts_are_not_scored_again() -> None:
     [
         ({"function": "gsm8k_anser"}, ["'gsm8k_anser'", "did you mean 'gsm8k_answer'?"]),
         ({"function": "zzz"}, ["'zzz'", "known: arithmetic_answer, arithmetic_format, ", ", text_format"]),
-        ({"function": "gsm8k_answer"}, ["missing a required argument: 'answer'", "prompt_id, mode"]),
+        ({"function": "arithmetic_answer"}, ["missing a required argument: 'answer'", "prompt_id, mode"]),
         ({"function": "text_format"}, ["mine.settings.pattern: missing"]),
         ({"function": "text_format", "settings": {"pattern": "("}}, ["mine.settings.pattern: '('", "no regular expr"]),
         ({"function": "exact_match"}, ["mine.settings.column: the prompts table has no column 'answer'", "mode"]),

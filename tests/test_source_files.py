@@ -55,6 +55,18 @@ def test_compressed_files_are_the_plain_ones() -> None:
     assert [row.values for row in read("a.csv.gz")] == [{"question": "x", "answer": "1"}]
 
 
+def test_a_key_or_column_that_stands_twice_is_refused_and_not_the_last_one_taken() -> None:
+    good, twice = '{"q": "[{,", "a": [[1], {"b": 2}]}', '{"q": 1, "c": {"a": "right", "a": "wrong"}}'
+    Path("a.jsonl").write_text(f"{good}\n\n{good}\n{twice}\n")
+    assert refusal("a.jsonl").startswith("a.jsonl:4: an object has the key 'a' twice")
+    Path("a.json").write_text(f"[\n{good},\n\n{good}, [[3]],\n{twice}, {twice}\n]")
+    assert refusal("a.json").startswith("a.json:5: an object has the key 'a' twice")
+    Path("b.json").write_text(f"[{good}, {good}]")
+    assert [row.values for row in read("b.json")] == [json.loads(good)] * 2
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), "a.parquet")
+    assert refusal("a.parquet").startswith("a.parquet: has two columns 'a'")
+
+
 def test_damaged_compressed_files_are_refused_by_name() -> None:
     Path("a.jsonl.gz").write_bytes(gzip.compress(text(ROWS))[:-2000])
     assert refusal("a.jsonl.gz").startswith("a.jsonl.gz: cannot be read (")

@@ -247,7 +247,29 @@ def test_columns_of_other_types_name_a_row_of_each_source() -> None:
     for other, kind in ((texts, "a text"), (flags, "true or false")):
         message = refusal(sources=[{"source": numbers}, {"source": other}])
         assert all(word in message for word in ("n.jsonl:", f"{other}:", "'answer' is", "a number", kind))
+        mixed = prepared(
+            sources=[{"source": numbers, "as_text": ["answer"]}, {"source": other, "as_text": ["answer", "prompt"]}]
+        )
+        assert {type(row["answer"]) for row in mixed.train} == {str}
     assert prepared(source=numbers, eval_source=texts).eval[0]["answer"].isdecimal()  # each table has its own types
+
+
+def test_numbers_become_texts_before_anything_compares_them() -> None:
+    cells = [72, 72.0, 0.5, -3, 10**20, True, None, float("nan"), "072", 1e300]
+    source = jsonl([{"prompt": f"p{n}", "gold": {"x": cell}} for n, cell in enumerate(cells)])
+    made = prepared(source=source, columns={"answer": "gold.x"}, drop=["gold"], as_text=["answer"])
+    found = {row["prompt"]: row["answer"] for row in made.train + made.eval}
+    expected = ["72", "72", "0.5", "-3", str(10**20), "true", None, None, "072", str(int(1e300))]
+    assert [found[f"p{n}"] for n in range(len(cells))] == expected
+    twins = jsonl(
+        [{"prompt": "p", "answer": 7}, {"prompt": "p", "answer": "7"}, {"prompt": "r", "answer": 8}], "w.jsonl"
+    )
+    made = prepared(source=twins, as_text=["answer"], num_eval=1)
+    assert (made.ledger["num_train_duplicates"], made.ledger["num_train_written"]) == (1, 1)
+    message = refusal(source=source, as_text=["gold"])
+    assert message.startswith("params.yaml: prepare.as_text: 'gold': a row has {x: int} there; only numbers")
+    message = refusal(source=source, as_text=["answer"])
+    assert message.startswith("params.yaml: prepare.as_text: 'answer': there is no such column; there are prompt, gold")
 
 
 def test_mistakes_in_mixtures_are_one_line() -> None:

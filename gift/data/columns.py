@@ -1,5 +1,7 @@
 """Columns of a source under our names: renamed, taken from inside others, left out; a missing one is one line."""
 
+import math
+from decimal import Decimal
 from typing import Any
 
 from gift.data.params import Rows
@@ -13,7 +15,7 @@ def map_rows(rows: list[dict[str, Any]], settings: Rows, key: str) -> list[dict[
     """The rows under our names, all with the same columns (null where a row has none); checked first.
 
     A column that `columns` names keeps only its new name. One that it looks into (`answer: reward_model.ground_truth`)
-    stays, unless what was found gets its name (`prompt: prompt.0.content`).
+    stays, unless what was found gets its name (`prompt: prompt.0.content`). Numbers of `as_text` are texts.
     `key` is where params.yaml describes these rows, such as 'prepare'.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -29,7 +31,23 @@ def map_rows(rows: list[dict[str, Any]], settings: Rows, key: str) -> list[dict[
             found = look_into(row, theirs)
             values[ours] = None if found is MISSING else found
         mapped.append({**{ours: values[ours] for ours in settings.columns}, **{name: row.get(name) for name in kept}})
+    for name in settings.as_text:
+        if name not in mapped[0]:
+            raise _wrong(f"{key}.as_text", name, f"there is no such column; there are {', '.join(mapped[0])}")
+        for each in mapped:
+            each[name] = as_text(each[name], name, key)
     return mapped
+
+
+def as_text(value: Any, name: str, key: str) -> str | None:
+    """A number as a text: 72 and 72.0 are "72", true is "true"; null and NaN stay null. A list or struct is refused."""
+    if value is None or isinstance(value, str) or (isinstance(value, float) and math.isnan(value)):
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | Decimal):
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    raise _wrong(f"{key}.as_text", name, f"a row has {shape(value)} there; only numbers, true and false become texts")
 
 
 def look_into(row: dict[str, Any], path: str) -> Any:

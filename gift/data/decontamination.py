@@ -8,13 +8,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from gift.characters import INVISIBLE
+
 # Scripts that write no spaces between words: each character is a unit. (Thai, Lao, Myanmar, Khmer; kana; Han.)
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 UNITS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # Marks of sentences, not of formulas: 3.5, 1:2 and 1,000 keep theirs, and so do operators, brackets and primes.
 MARKS = '.,:;?"\u201c\u201d\u201e\u00ab\u00bb\u3001\u3002\u300c\u300d'
-# Direction marks, soft hyphens, byte order marks, spaces of no width: nobody sees them.
-INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF])
 AROUND_SYMBOL = re.compile(r" ?([!-/:-@\[-^`{-~\u00b1\u00d7\u00f7\u2200-\u22ff]) ?")
 SENTENCE_MARK = re.compile(rf"(?<!\d)[{MARKS}]|[{MARKS}](?!\d)")
 

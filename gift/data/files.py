@@ -20,6 +20,7 @@ from gift.errors import UserError
 REACH_SECONDS = 10
 BATCH = 1024
 COMPRESSIONS = (".gz", ".zst")
+BETWEEN = re.compile(r"[\s\[\],]*")  # the elements of a list, in JSON
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON; two of them may be one character
 
 
@@ -107,10 +108,16 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
         if HALF_PAIR.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value
+    except _RepeatedKey as error:
+        line = first_line + _lines_before(text)
+        raise UserError(
+            f"{path}:{line}: an object has the key '{error}' twice, and only one of the two values could be read; mend "
+            "or remove it"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}:{first_line}: is nested too deeply to be read; mend or remove it") from None
     except UnicodeEncodeError:
@@ -122,6 +129,31 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         raise UserError(
             f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno}); mend or remove it"
         ) from None
+
+
+class _RepeatedKey(Exception):
+    """A key that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; json.loads alone keeps the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+def _lines_before(text: str) -> int:
+    """How many lines stand before the first element of a list (or the one value) that holds a repeated key."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    place = 0
+    while True:
+        place = BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+        try:
+            _, place = decoder.raw_decode(text, place)
+        except _RepeatedKey:
+            return text.count("\n", 0, place)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -154,6 +186,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise UserError(f"{path}: has two columns '{twice}', and only one could be read; rename one")
             for batch in file.iter_batches(BATCH):
                 for values in batch.to_pylist():
                     yield Row(f"{path}: row {number}", values)

@@ -1,5 +1,6 @@
 """Which rows of a source stay: by value, by range, by length; every row that goes is counted under one filter."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,8 @@ def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], C
     """The rows that pass every filter, and for each filter (`where_level`) the number that it took.
 
     A row is counted at the first filter that refuses it: where, then range, then length, each in the order of
-    params.yaml. `key` is where params.yaml has them, such as 'prepare.filters'.
+    params.yaml; where a range finds null or NaN, apart from the others, as `unknown_difficulty`. `key` is where
+    params.yaml has them, such as 'prepare.filters'.
     """
     tests = [(kind, name, bound) for kind in ("where", "range", "length") for name, bound in _of(filters, kind)]
     for kind, name, _ in tests:
@@ -24,14 +26,20 @@ def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], C
     for row in rows:
         for kind, name, bound in tests:
             if not _passes(kind, name, bound, row, key):
-                taken[f"{kind}_{name}"] += 1
+                unknown = kind == "range" and is_unknown(row.values[name])
+                taken[f"{'unknown' if unknown else kind}_{name}"] += 1
                 break
         else:
             kept.append(row)
     if not kept:
-        counts = ", ".join(f"{name.replace('_', '.', 1)} took {count}" for name, count in taken.items() if count)
+        counts = ", ".join(_told(fate, count) for fate, count in taken.items() if count)
         raise UserError(f"params.yaml: {key}: no row of {len(rows)} is left: {counts}{_seen(rows, tests[0])}")
     return kept, taken
+
+
+def _told(fate: str, count: int) -> str:
+    kind, _, name = fate.partition("_")
+    return f"{count} have null or NaN as {name}" if kind == "unknown" else f"{kind}.{name} took {count}"
 
 
 def _of(filters: Filters, kind: str) -> list[tuple[str, Any]]:
@@ -42,15 +50,22 @@ def _passes(kind: str, name: str, bound: Any, row: Row, key: str) -> bool:
     value = row.values[name]
     if kind == "where":
         return is_one_of(value, bound)
+    if kind == "range" and is_unknown(value):
+        return False
     number = characters(value, name, row, key) if kind == "length" else _number(value, name, row, key)
     least, most = bound
-    return number is not None and (least is None or number >= least) and (most is None or number <= most)
+    return (least is None or number >= least) and (most is None or number <= most)
 
 
-def _number(value: Any, name: str, row: Row, key: str) -> float | None:
-    """A number, or the text of one as CSV has it; None for null, which no range holds."""
-    if value is None:
-        return None
+def is_unknown(value: Any) -> bool:
+    """Whether a cell stands for a number that nobody knows, which no range holds: null, or NaN as pandas writes it."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("nan", "+nan", "-nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: Any, name: str, row: Row, key: str) -> float:
+    """A number, or the text of one as CSV has it."""
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)

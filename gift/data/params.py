@@ -73,6 +73,7 @@ class Rows(Section):
 
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the source's column, or a.b inside it")
     drop: list[str] = Field(default_factory=list, description="columns of the source to leave out")
+    as_text: list[str] = Field(default_factory=list, description="columns, by our names, whose values become texts")
     prompt_template: str | None = None
     filters: Filters = Filters()
     domain: str | None = Field(None, description="a constant for the column `domain`")

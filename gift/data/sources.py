@@ -180,8 +180,8 @@ def _one_type(rows: list[Candidate]) -> None:
         if len(found) > 1:
             (one, first), (other, second), *_ = found.items()
             raise UserError(
-                f"{first.where}: '{name}' is {one}, and in {second.where} {other}; a column has one type: give it "
-                "one in the files, or another name in one source (columns)"
+                f"{first.where}: '{name}' is {one}, and in {second.where} {other}; a column has one type: add "
+                f"'{name}' to as_text where it is no text, or give it another name in one source (columns)"
             )
 
 

@@ -14,10 +14,11 @@ from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.errors import UserError
 from gift.params import Reward
+from gift.rewards.judge import judge
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
 from gift.rewards.settings import wrong_settings
-from gift.scoring.loading import Loaded
+from gift.scoring.loading import Loaded, try_without_rows
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.tables.prompts import prompt_column
@@ -37,7 +38,7 @@ def reward_findings(project: Project, prompts: Prompts | None) -> list[Finding]:
             findings.append(Finding("error", THEME, text, "params.yaml: evaluate.correct"))
     for name, reward in score.rewards.items():
         if is_alone(reward):
-            findings += _model_findings(project, name, reward)
+            findings += _model_findings(project, name, reward, prompts)
     asked = asked_findings(project, prompts) if prompts else []
     findings += asked
     if any(finding.level == "error" for finding in asked):
@@ -73,12 +74,16 @@ def arguments(reward: Loaded, prompts: pa.Table, row: int, text: str) -> dict[st
     return {name: [known.get(name, "")] for name in reward.arguments}
 
 
-def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding]:
-    """Of a reward that is not loaded here: its settings by name, the judge's endpoint, the reward model's folder."""
+def _model_findings(project: Project, name: str, reward: Reward, prompts: Prompts | None) -> list[Finding]:
+    """Of a reward that is not loaded here: its settings, the judge's endpoint, the reward model's folder."""
     where = f"params.yaml: score.rewards.{name}.settings"
     findings = _setting_findings(name, reward)
     if findings:
         return findings
+    if reward.function == "judge":
+        wrong = _wrong_judge(name, reward, prompts)
+        if wrong:
+            return [refusal(THEME, UserError(f"params.yaml: score.rewards.{name}.{wrong}"))]
     if reward.function == "judge" and not (project.launch.score.judge_endpoint or os.environ.get(ENDPOINT)):
         text = f"missing; score.rewards.{name} asks a judge there, such as http://127.0.0.1:8000/v1 (docs/judges.md)"
         return [Finding("error", THEME, text, "launch.yaml: score.judge_endpoint")]
@@ -89,6 +94,20 @@ def _model_findings(project: Project, name: str, reward: Reward) -> list[Finding
         except UserError as error:
             return [refusal(THEME, UserError(f"{where}.model: {error.message}"))]
     return []
+
+
+def _wrong_judge(name: str, reward: Reward, prompts: Prompts | None) -> str | None:
+    """What a judge says of its settings when it is called with no rows, which asks nothing; None where it takes them.
+
+    Where the columns are not known yet, those that it names are there.
+    """
+    if prompts:
+        columns = [column for column in prompts.train.column_names if column != prompt_column(prompts.train)]
+    else:
+        named = (reward.settings.get(key) for key in ("reference_column", "against_column"))
+        columns = list(dict.fromkeys(["prompt_id", *filter(None, named)]))
+    arguments = ["prompts", "completions", "completion_ids", *columns]
+    return try_without_rows(Loaded(name, None, reward.function, reward.settings, arguments), judge)
 
 
 def _setting_findings(name: str, reward: Reward) -> list[Finding]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from gift.rewards.text import Completion, Value, completion_text, shown
+from gift.characters import plain_digits
+from gift.rewards.text import Completion, Value, completion_text, gold_answers, shown
 
 MARKER = "####"
 # "-1,234.50": a sign (no minus between two terms), a currency sign on either side of it, digits in whole groups of
@@ -22,20 +23,20 @@ def gsm8k_answer(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
-    answer: Sequence[Any],
     *,
+    column: str = "answer",
     last_number: bool = False,
     **columns: Any,
 ) -> list[Value]:
-    """1 where the completion's answer is the number of the `answer` column ("... #### 72", or 72 alone), else 0.
+    """1 where the completion's answer is the number of the gold column ("... #### 72", or 72 alone), else 0.
 
     The completion's answer is the one number on the line of its last "####"; two numbers there are no answer. With
     `last_number` a completion without such an answer gives the last number in its text.
     """
     values: list[Value] = []
-    for completion, cell in zip(completions, answer, strict=True):
-        gold = _gold(shown(cell))
-        said = _said(completion_text(completion), last_number)
+    for completion, cell in zip(completions, gold_answers(columns, column), strict=True):
+        gold = _gold(plain_digits(shown(cell)))
+        said = _said(plain_digits(completion_text(completion)), last_number)
         values.append(gold if isinstance(gold, Exception) else float(said == gold))
     return values
 

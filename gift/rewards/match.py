@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gift.characters import INVISIBLE
 from gift.rewards.text import (
     Completion,
     Marker,
@@ -16,8 +17,6 @@ from gift.rewards.text import (
     gold_texts,
 )
 
-# Direction marks, soft hyphens, byte order marks, spaces of no width.
-_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 # Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
 _IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")
 
@@ -80,7 +79,7 @@ def normalized_match(
 
 def normalized(text: str, keep_case: bool, keep_punctuation: bool, dropped: frozenset[str]) -> str:
     """Unicode NFKC, caseless; no invisible marks, punctuation outside numbers or `dropped` words; single spaces."""
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).replace("\u2212", "-")  # the typographic minus
+    text = unicodedata.normalize("NFKC", text).translate(INVISIBLE).replace("\u2212", "-")  # the typographic minus
     if not keep_case:
         text = unicodedata.normalize("NFKC", text.casefold())
     if not keep_punctuation:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from gift.characters import plain_digits
 from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
 
 MAX_ANSWER = 1000
@@ -64,7 +65,7 @@ def math_answer(
         import math_verify  # noqa: F401  # 2 s, in a call without rows too
 
         parts = [answer_part(completion_text(completion), after, before) or "" for completion in completions]
-        return [_verdict(part, gold, require_boxed) for part, gold in zip(parts, golds, strict=True)]
+        return [_verdict(plain_digits(part), gold, require_boxed) for part, gold in zip(parts, golds, strict=True)]
 
 
 def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
@@ -72,7 +73,7 @@ def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
     from math_verify import verify
 
     try:
-        golds = [(each, gold_expressions(each)) for each in gold_texts(gold)]
+        golds = [(each, gold_expressions(plain_digits(each))) for each in gold_texts(gold)]
     except ValueError as error:
         return error
     for each, right in golds:

@@ -16,28 +16,37 @@ ROWS_PER_FORWARD = 16  # a call may hold any number of rows; so many of them are
 NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 
 
+Form = Literal["auto", "chat", "text"]
+TooLong = Literal["error", "truncate_left"]
+Output = Literal["logit", "logprob"]
+
+
 class RewardModelSettings(Section):
     """The rules of the settings; the defaults are those of `reward_model`."""
 
     model: str
     revision: str | None
     dtype: Dtype
-    form: Literal["auto", "chat", "text"]
+    form: Form
     max_length: Count | None
-    too_long: Literal["error", "truncate_left"]
-    output: Literal["logit", "logprob"]
+    too_long: TooLong
+    output: Output
     score_label: str | int | None
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """An open classifier. `pad` is the padding token its config names, `context` its limit in tokens, or None."""
+    """An open classifier: `pad` is the padding token its config names, `context` its limit in tokens, either or None.
+
+    `vocabulary` is the number of tokens that it has embeddings for; its tokenizer may know more.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     pad: int | None
     context: int | None
+    vocabulary: int
 
 
 def reward_model(
@@ -47,11 +56,11 @@ def reward_model(
     *,
     model: str,
     revision: str | None = None,
-    dtype: str = "float32",
-    form: str = "auto",
-    max_length: int | None = None,
-    too_long: str = "error",
-    output: str = "logit",
+    dtype: Dtype = "float32",
+    form: Form = "auto",
+    max_length: Count | None = None,
+    too_long: TooLong = "error",
+    output: Output = "logit",
     score_label: str | int | None = None,
     **columns: Any,
 ) -> list[float | Exception]:
@@ -93,6 +102,7 @@ def reward_model(
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = _tokens(classifier.tokenizer, prompt, completion_text(completion), template[index])
         problem_of_row = _fit(ids, limit, settings.too_long, classifier.tokenizer.all_special_ids)
+        problem_of_row = problem_of_row or _unknown_token(ids, classifier)
         if problem_of_row is None:
             rows[index] = ids
         values.append(problem_of_row or 0.0)
@@ -141,7 +151,10 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     pad = named.get("pad_token_id")
     limits = [named.get("max_position_embeddings"), tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
-    return Classifier(model, loaded, tokenizer, pad if pad is not None and pad >= 0 else None, min(known, default=None))
+    vocabulary = loaded.get_input_embeddings().weight.shape[0]
+    # A padding token without an embedding cannot stand behind a row, nor in one: it is as if none were named.
+    pad = pad if pad is not None and 0 <= pad < vocabulary else None
+    return Classifier(model, loaded, tokenizer, pad, min(known, default=None), vocabulary)
 
 
 def _wrong_folder(model: str, revision: str | None) -> str | None:
@@ -236,6 +249,17 @@ def _fit(ids: list[int], limit: int | None, too_long: str, special: list[int]) -
     kept = int(ids[0] in special)
     del ids[kept : kept + len(ids) - limit]
     return None
+
+
+def _unknown_token(ids: list[int], classifier: Classifier) -> Exception | None:
+    """A token added to the tokenizer and not to the model: on a GPU it would break the process and all later rows."""
+    largest = max(ids)
+    if largest < classifier.vocabulary:
+        return None
+    return ValueError(
+        f"token {largest} ({classifier.tokenizer.convert_ids_to_tokens(largest)!r}) has no embedding: the reward model "
+        f"has {classifier.vocabulary} tokens and its tokenizer more; resize the model's embeddings and save it again"
+    )
 
 
 def _scores(classifier: Classifier, rows: list[list[int]], label: int, output: str) -> list[float]:

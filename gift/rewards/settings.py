@@ -23,7 +23,7 @@ def check_settings(rules: type[Rules], function: str, values: dict[str, Any], li
                 f"{function}: the prompts table has a column '{key}', which hides the setting of that name; rename it "
                 "in prepare.columns"
             )
-    return check(rules, values, function)
+    return check(rules, values, f"{function}: settings", joint=".")
 
 
 def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:

@@ -12,8 +12,12 @@ Completion = str | list[dict[str, str]]
 Marker = Annotated[str, Field(min_length=1)]
 """A text that stands before or behind an answer."""
 
-# A backslash and its character first, so that the braces of a set, "\\{" and "\\}", open and close nothing.
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+# LaTeX's argument without braces is one digit, letter or command: "\\boxed5". Where the number, word or formula goes on
+# ("\\boxed72", "\\boxed x^2", "\\boxed\\frac12") a reader sees more than LaTeX's box holds, and it is none.
+_GOES_ON = r"[A-Za-z]|[.,]?\d|\s*[\[{\d^_+*/=!%-]|\s*\\(?!(?:boxed|fbox|text|q?quad)(?![A-Za-z]))[A-Za-z%]"
+_TOKEN = rf"(?:\s*(?P<token>\d|\\[A-Za-z]+)|\s+(?P<letter>[A-Za-z]))(?!{_GOES_ON})"
+# A backslash and its character after the boxes, so that the braces of a set, "\\{" and "\\}", open and close nothing.
+_BRACES = re.compile(rf"\\(?:boxed|fbox)(?:(?P<box>\s*\{{)|{_TOKEN})|\\.|(?P<open>\{{)|(?P<close>\}})", re.DOTALL)
 
 Value = float | None | Exception
 """What a reward function says of one row: a number, None where it does not apply, or the failure of this row alone."""
@@ -62,11 +66,14 @@ def answer_part(text: str, after: str | None, before: str | None) -> str | None:
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Begin, end and content of every closed \boxed{...} or \fbox{...} that stands in no other; in one pass."""
+    r"""Begin, end and content of every closed \boxed{...}, \boxed5 or \fbox that stands in no other; in one pass."""
     found: list[tuple[int, int, str]] = []
     opened: list[re.Match[str] | None] = []
     for match in _BRACES.finditer(text):
-        if match["box"] or match["open"]:
+        single = match["token"] or match["letter"]
+        if single:
+            found.append((match.start(), match.end(), single))
+        elif match["box"] or match["open"]:
             opened.append(match if match["box"] else None)
         elif match["close"] and opened:
             box = opened.pop()

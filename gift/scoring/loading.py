@@ -57,7 +57,7 @@ def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None
         return problem
     bound = partial(_awaited(function) if inspect.iscoroutinefunction(function) else function, **reward.settings)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
-    return _try_without_rows(reward, function) if reward.file is None else None
+    return try_without_rows(reward, function) if reward.file is None else None
 
 
 def misfit(reward: Loaded, function: Callable[..., Any]) -> str | None:
@@ -111,13 +111,14 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
+def try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
     """Call one of ours with no row: it checks its settings, and loads what it needs outside the limit of a call."""
     try:
         function(**{name: [] for name in reward.arguments}, **reward.settings)
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else describe(error)
-        return str(error) if str(error).startswith(("settings", "function: ")) else f"settings: {text}"
+        said = str(error).replace(f"{reward.function}: settings", "settings")
+        text = said if isinstance(error, UserError) else describe(error)
+        return said if said.startswith(("settings", "function: ")) else f"settings: {text}"
     return None
 
 
