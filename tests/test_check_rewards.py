@@ -104,6 +104,10 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "rewards.match.settings.pattern: '(': is no regular expression": ("score", {"match": PATTERN}),
     "rewards.model.settings.modle": ("score", {"model": {**MODEL, "settings": {"modle": "nobody/none"}}}),
     "rewards.judge.settings.rubric": ("score", {"judge": {**JUDGE, "settings": {"model": "m", "rubric": 1}}}),
+    "rewards.judge.settings.scale": (
+        "score",
+        {"judge": {**JUDGE, "settings": {**JUDGE["settings"], "scale": [10, 1]}}},
+    ),
     "rewards.own.where.domain: 'maths': no training prompt has it": (
         "score",
         {"own": {**FUNCTION, "where": {"domain": "maths"}}},

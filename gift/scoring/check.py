@@ -8,7 +8,7 @@ from gift.errors import UserError
 from gift.params import Score
 from gift.rewards.names import REWARDS
 from gift.scoring.asked import Asked
-from gift.scoring.loading import Loaded, misfit
+from gift.scoring.loading import Loaded, misfit, try_without_rows
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Prompts
@@ -17,8 +17,9 @@ from gift.scoring.rows import Prompts
 def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out: pa.Table) -> list[Loaded]:
     """Refuse, in their words, what `score` would refuse of `train`, and `evaluate` of `held_out` with these judges.
 
-    Functions are loaded in a worker, as there. One that is `alone` is not, for it holds a model or asks a server: only
-    its settings and columns are checked. Returns the different loads, one that both tables ask for once. UserError.
+    Functions are loaded in a worker, as there. One that is `alone` is not, for it holds a model or asks a server: its
+    settings and columns are checked without either. Returns the different loads, one that both tables ask for once.
+    Raises `UserError`.
     """
     Asked(score, Prompts(train)).refuse_useless()
     first = load_plan(score, train)
@@ -37,6 +38,8 @@ def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out
 def _load(plan: list[Loaded], score: Score) -> None:
     for reward in plan:
         problem = misfit(reward, REWARDS[reward.function]) if reward.alone else None
+        if reward.alone and reward.function == "judge" and not problem:  # called without rows it asks nothing
+            problem = try_without_rows(reward, REWARDS[reward.function])
         if problem:
             raise UserError(f"params.yaml: score.rewards.{reward.name}.{problem}")
     with RewardPool([each for each in plan if not each.alone], 1, score.timeout_seconds, score.memory_gib) as pool:
