@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gift import console
+from gift.project import console
 
 Result = TypeVar("Result")
 

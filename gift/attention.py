@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gift.errors import UserError
 from gift.gather import gather_rows
 from gift.layouts import Block
+from gift.project.errors import UserError
 
 PACKED_ATTENTION = "gift_packed"  # its name in transformers' table
 LAYERS = {"full_attention", "sliding_attention"}  # the kinds of layers whose tokens see each other by attention alone

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from gift.console import Progress
-from gift.errors import UserError
 from gift.params import Params
 from gift.policy import check_files
+from gift.project.console import Progress
+from gift.project.errors import UserError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 

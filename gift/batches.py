@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gift.errors import UserError
 from gift.params import Layout
+from gift.project.errors import UserError
 
 Lengths = tuple[int, int]  # of a row: tokens of its prompt, and of its completion
 Groups = list[list[int]]  # rows that share a prompt, group by group

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 
 @click.group()
@@ -44,7 +44,7 @@ def rounds(number: int, file: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects in place of a table.")
 def doctor(quick: bool, as_json: bool) -> None:
     """Check settings, data, rewards and machine before any stage works; exit code 1 where a stage would fail."""
-    from gift import console
+    from gift.project import console
 
     console.quiet()
     from gift.doctor.findings import as_rows, closing, counts, report
@@ -96,7 +96,7 @@ def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
 @click.option("--base", type=Path, help="The base policy, where it is not where the adapter's config says.")
 def merge(policy: Path, out: Path, base: Path | None) -> None:
     """Merge a LoRA POLICY (data/rounds/r1/policy) with its base into the plain Hugging Face folder OUT."""
-    from gift import console
+    from gift.project import console
 
     console.quiet()
     from gift.merge import merge as merge_policy

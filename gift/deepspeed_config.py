@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gift.errors import UserError
 from gift.launch import UpdateLaunch
 from gift.params import Update
+from gift.project.errors import UserError
 
 WHERE = "launch.yaml: update.deepspeed"
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from gift.deepspeed_config import WHERE, EngineSettings, deepspeed_config
-from gift.errors import UserError
 from gift.head import LogprobHead
+from gift.project.errors import UserError
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")

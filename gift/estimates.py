@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.prompts import safe_name
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gift.adapter import PolicyFiles, load_policy, read_adapter_config
-from gift.errors import UserError
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
 from gift.policy import check_files
+from gift.project.errors import UserError
 
 
 @dataclass(frozen=True)

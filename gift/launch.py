@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gift.errors import UserError
 from gift.params import Packing, Positive
-from gift.sections import Count, Section, check
-from gift.yaml import read_yaml
+from gift.project.errors import UserError
+from gift.project.sections import Count, Section, check
+from gift.project.yaml import read_yaml
 
 # What a rank's end by a signal most often means.
 SIGNALS = {

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gift.attention import LAYERS, PACKED_ATTENTION, packed_attention
-from gift.errors import UserError
 from gift.gather import gather_rows
 from gift.head import LogprobHead
 from gift.layouts import TokenBatch, token_batch
 from gift.params import Layout, Packing
+from gift.project.errors import UserError
 from gift.tied import tie
 
 # The largest difference in nats between two ways to the same log-prob that rounding explains.

@@ -22,11 +22,11 @@ from gift.adapter import (
     read_adapter_config,
     read_weights,
 )
-from gift.errors import UserError
 from gift.params import Lora
 from gift.policy import Lineage, load_model
+from gift.project.errors import UserError
+from gift.project.work import write_json
 from gift.stream import seed_of
-from gift.work import write_json
 
 
 def check_parent(files: PolicyFiles, lineage: Lineage, lora: Lora | None) -> None:

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from gift.adapter import WEIGHTS_FILE, is_adapter, read_adapter_config
-from gift.errors import UserError
 from gift.policy import copy_companions, load_model, policy_digest, read_lineage
+from gift.project.errors import UserError
 
 
 def merge(policy: Path, out: Path, base: Path | None = None) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gift.errors import UserError
-from gift.work import tree_digest, write_json
+from gift.project.errors import UserError
+from gift.project.work import tree_digest, write_json
 
 LINEAGE_FILE = "gift.json"
 MODEL_CONFIGS = frozenset({"config.json", "generation_config.json"})

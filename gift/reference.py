@@ -14,10 +14,10 @@ import torch
 
 from gift.adapter import PolicyFiles, adapter_off, load_policy
 from gift.batches import row_batches
-from gift.console import Progress
-from gift.errors import UserError
 from gift.launch import ReferenceLaunch
 from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.project.console import Progress
+from gift.project.errors import UserError
 from gift.tables.parquet import part_name
 from gift.tables.schemas import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
 

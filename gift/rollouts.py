@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.console import Progress
 from gift.generate import Completion, Request, Sampler
+from gift.project.console import Progress
 from gift.tables.parquet import part_name
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_part, write_part
 

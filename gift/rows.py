@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gift.advantages import Rewards
-from gift.errors import UserError
 from gift.params import Score, Update
 from gift.policy import Lineage
+from gift.project.errors import UserError
 from gift.selection import enough_rewards, has_preference
 from gift.tables.schemas import (
     REFERENCE,

@@ -21,7 +21,7 @@ from typing import Literal
 
 from gift import sandbox_prelude
 from gift.bwrap import Limits, command
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.seccomp import seccomp_filter
 
 DEFAULTS = Limits()

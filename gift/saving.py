@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gift.adapter import PolicyFiles, load_policy
 from gift.engine import FullState
-from gift.errors import UserError
 from gift.logprobs import ROUNDING, TokenLogprobs, completion_logprobs
 from gift.lora import save_adapter
 from gift.policy import MODEL_CONFIGS, copy_companions, load_model
+from gift.project.errors import UserError
 
 _LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
 

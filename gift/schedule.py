@@ -2,8 +2,8 @@
 
 import math
 
-from gift.errors import UserError
 from gift.params import Update
+from gift.project.errors import UserError
 
 
 def learning_rate(step: int, settings: Update) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 
 def seed_of(*parts: object) -> int:

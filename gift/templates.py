@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 Chat = list[dict[str, str]]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gift.console import Progress
 from gift.engine import Engine
-from gift.errors import UserError
 from gift.params import Update
+from gift.project.console import Progress
+from gift.project.errors import UserError
 from gift.saving import load_state, save_state
 from gift.schedule import learning_rate
 from gift.trainer import Trainer

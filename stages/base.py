@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.base import make_base
 from gift.params import read_params
 from gift.policy import write_lineage
-from gift.work import Work, refuse_existing, write_json
+from gift.project import console
+from gift.project.work import Work, refuse_existing, write_json
 
 
 @click.command()

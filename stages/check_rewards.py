@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.params import read_params
+from gift.project import console
+from gift.project.work import refuse_existing, write_text
 from gift.scoring.check import check_rewards
 from gift.tables.prompts import read_prompts
-from gift.work import refuse_existing, write_text
 
 
 @click.command()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.doctor.findings import closing, counts, report
 from gift.doctor.quick import quick_findings
-from gift.errors import UserError
-from gift.work import refuse_existing, write_text
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.work import refuse_existing, write_text
 
 
 @click.command()

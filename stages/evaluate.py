@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 import pyarrow.compute as pc
 
-from gift import console
 from gift.estimates import evaluation, rights_of
 from gift.launch import read_launch
 from gift.params import read_params
+from gift.project import console
+from gift.project.work import refuse_existing, write_json
 from gift.scoring.score import score_table
-from gift.work import refuse_existing, write_json
 
 
 @click.command()

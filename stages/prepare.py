@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.data.origins import untracked_sources
 from gift.data.sources import prepare_prompts
 from gift.params import read_params
+from gift.project import console
+from gift.project.work import Work, refuse_existing, write_json
 from gift.tables.prompts import prompts_table, write_prompts
-from gift.work import Work, refuse_existing, write_json
 
 
 @click.command()

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.adapter import PolicyFiles, find_policy
-from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import read_params
 from gift.policy import read_lineage
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.reference import audit, write_reference
 from gift.tables.parquet import part_paths
 from gift.tables.schemas import (
@@ -20,7 +21,6 @@ from gift.tables.schemas import (
     check_same_rows,
     read_table,
 )
-from gift.work import Work, refuse_existing, tree_digest, write_json
 
 
 @click.command()

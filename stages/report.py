@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from gift import console
-from gift.errors import UserError
-from gift.yaml import read_yaml
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.yaml import read_yaml
 
 
 def read_history(folder: Path, names: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift import console
 from gift.launch import read_launch
 from gift.params import read_params
+from gift.project import console
+from gift.project.work import refuse_existing, write_json
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_table
-from gift.work import refuse_existing, write_json
 
 
 @click.command()

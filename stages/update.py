@@ -6,24 +6,24 @@ from typing import Any
 import click
 import torch
 
-from gift import console
 from gift.adapter import find_policy
 from gift.deepspeed_config import EngineSettings, engine_settings
 from gift.engine import Engine, distributed
-from gift.errors import UserError
 from gift.launch import read_launch
 from gift.logprobs import TokenLogprobs
 from gift.lora import check_parent, load_trainable
 from gift.minibatches import steps_of_groups
 from gift.params import read_params
 from gift.policy import load_model, stored_in_bfloat16, write_lineage
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.work import Work, refuse_existing, tree_digest, work_folder, write_json
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
 from gift.schedule import check_schedule
 from gift.stream import seed_of
 from gift.trainer import Trainer
 from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
-from gift.work import Work, refuse_existing, tree_digest, work_folder, write_json
 
 
 @click.command()

@@ -557,7 +557,7 @@ def test_a_finished_part_that_was_damaged_is_refused_and_not_published(monkeypat
     """As after a crash of the machine, whose disk kept a name but not its content."""
     mini.remove_outputs(Path(), "score@r1")
     with monkeypatch.context() as patch:
-        patch.setattr("gift.work.Work.publish", lambda self, moves: sys.exit(1))
+        patch.setattr("gift.project.work.Work.publish", lambda self, moves: sys.exit(1))
         assert run("score@r1").exit_code == 1
     part = Path("data/.work/score@r1/scores") / PART
     bit_flipped(part, "reward")

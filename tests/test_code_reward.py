@@ -9,8 +9,8 @@ import pytest
 from bubblewrap import WHY_NOT
 
 from gift.bwrap import Limits
-from gift.errors import UserError
 from gift.params import Reward, Score
+from gift.project.errors import UserError
 from gift.rewards.code import Verdict, code_tests, judge_row, program_of
 from gift.rewards.code_tasks import BrokenTest
 from gift.sandbox import SandboxError

@@ -9,8 +9,8 @@ import pytest
 STAGE = """
 import atexit, multiprocessing, sys, threading, time
 import click
-from gift import console
-from gift.errors import UserError
+from gift.project import console
+from gift.project.errors import UserError
 
 class Slow:
     def __del__(self):

@@ -28,8 +28,8 @@ from gift.doctor.quick import quick_findings
 from gift.doctor.rewards import GRADED
 from gift.doctor.settings import Project, read_project
 from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
-from gift.errors import UserError
 from gift.params import ArithmeticBase
+from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.tables.prompts import prompts_table, write_prompts
 from stages.doctor import main as stage

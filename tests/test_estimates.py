@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from gift.errors import UserError
 from gift.estimates import accuracies, by_domain, evaluation, mean_and_error, mean_rewards, pass_at_k, rights_of
+from gift.project.errors import UserError
 
 
 @pytest.mark.parametrize(("num", "correct", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 7)])

@@ -7,8 +7,8 @@ import pytest
 from gift.data.files import Row
 from gift.data.filters import keep_rows
 from gift.data.params import Filters, Prepare
-from gift.errors import UserError
-from gift.sections import Section, check
+from gift.project.errors import UserError
+from gift.project.sections import Section, check
 
 VALUES = [
     {"q": "short", "level": "Level 5", "rate": 0.5, "ok": True, "n": 1},

@@ -100,10 +100,10 @@ import os, time
 from pathlib import Path
 import click
 import torch
-from gift import console
+from gift.project import console
 from gift.deepspeed_config import EngineSettings
 from gift.engine import Engine, distributed
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.launch import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))

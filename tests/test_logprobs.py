@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gift.errors import UserError
 from gift.gather import gather_rows
 from gift.head import LogprobHead
 from gift.layouts import token_batch
 from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.project.errors import UserError
 
 TEMPERATURE = 0.8
 SIZE = {

@@ -19,12 +19,12 @@ from gift import cli
 from gift.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
 from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, FullState, distributed
-from gift.errors import UserError
 from gift.generate import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.lora import check_parent, load_trainable
 from gift.params import Lora
 from gift.policy import Lineage, load_model
+from gift.project.errors import UserError
 from gift.saving import save_policy
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks

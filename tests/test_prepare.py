@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from gift.data.params import ArithmeticTask, Prepare
 from gift.data.sources import prepare_prompts
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
 

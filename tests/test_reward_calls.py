@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.errors import UserError
 from gift.launch import read_launch
 from gift.params import Reward, Score
+from gift.project.errors import UserError
+from gift.project.sections import check
 from gift.rewards import names
 from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
@@ -20,7 +21,6 @@ from gift.scoring.pool import RewardPool
 from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_reward
 from gift.scoring.worker import Outcome
-from gift.sections import check
 from gift.tables.parquet import part_paths, read_file
 from gift.tables.schemas import (
     ROLLOUTS,

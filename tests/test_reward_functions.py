@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.rewards.choice import multiple_choice
 from gift.rewards.length import cosine_length, length, overlong
 from gift.rewards.match import exact_match, normalized_match, regex_match

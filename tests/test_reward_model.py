@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.rewards.reward_model import open_classifier, reward_model
 
 CONTEXT = 96

@@ -22,7 +22,7 @@ from bubblewrap import WHY_NOT
 import gift
 from gift import seccomp
 from gift.bwrap import Limits
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.sandbox import Result, SandboxError, check_sandbox, run
 
 ROOT = Path(__file__).parents[1]

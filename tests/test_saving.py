@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gift.adapter import PolicyFiles, load_policy
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.saving import check_saved, probe
 
 PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]

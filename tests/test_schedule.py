@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from gift.errors import UserError
 from gift.params import Update
+from gift.project.errors import UserError
 from gift.schedule import check_schedule, learning_rate
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from gift.errors import UserError
 from gift.params import Reward, Score
+from gift.project.errors import UserError
 from gift.scoring.messages import one_line
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_reward

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gift.data.files import Row, local_files, read_local
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 ROWS = [{"question": f"Wieviel ist {number}? ä", "answer": str(number)} for number in range(3000)]
 

@@ -10,7 +10,7 @@ import pytest
 from gift.data.columns import look_into, shape
 from gift.data.params import Prepare
 from gift.data.sources import Prompts, prepare_prompts
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 WORDS = [
     *("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet"),

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.stream import seed_of, take_prompts
 
 IDS = [f"p{index}" for index in range(10)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.parquet import part_name, part_paths, read_file, write_file
 from gift.tables.schemas import ROLLOUTS, check_rollouts, read_part, read_table, write_part
 

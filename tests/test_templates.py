@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gift.encoding import encode_prompts
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.templates import chat_findings, end_of_turn, end_token_ids, render_chats
 
 POLICY = Path("policy")

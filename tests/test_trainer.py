@@ -12,13 +12,13 @@ from torch import Tensor
 from gift.advantages import Rewards, step_advantages
 from gift.batches import fill, num_tokens, row_batches
 from gift.engine import Engine, EngineSettings, distributed
-from gift.errors import UserError
 from gift.layouts import token_batch
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.minibatches import micro_batches, share_groups, steps_of_groups
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import gift
 from gift.params import Update
+from gift.project.errors import UserError
 from gift.rows import Rows
 from gift.trainer import Trainer
 from tests.ranks import run_as_rank, run_ranks

@@ -16,11 +16,11 @@ import mini
 import pytest
 
 from gift.adapter import PolicyFiles
-from gift.errors import UserError
 from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
 from gift.policy import load_tokenizer
+from gift.project.errors import UserError
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
 PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
@@ -206,7 +206,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
 
 
 if __name__ == "__main__":
-    from gift import console
+    from gift.project import console
 
     console.quiet()
     engine(PolicyFiles(*map(Path, sys.argv[1:])))

@@ -14,15 +14,15 @@ from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.advantages import group_advantages
-from gift.errors import UserError
 from gift.params import Evaluate, Score, read_params
+from gift.project.errors import UserError
+from gift.project.sections import check
 from gift.rows import Rows, rewards_of, select_groups
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT
 from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import Prompts
 from gift.scoring.score import Scored, score_parts
-from gift.sections import check
 from gift.tables.parquet import part_paths
 from gift.tables.prompts import read_prompts
 from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from gift.data.params import Rows
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 MISSING = object()
 SHAPE_WIDTH = 300

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 REACH_SECONDS = 10
 BATCH = 1024

@@ -6,7 +6,7 @@ from typing import Any
 
 from gift.data.files import Row
 from gift.data.params import Filters, is_one_of
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 
 def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], Counter[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from gift.arithmetic import Split, problems
 from gift.data.files import Row, read_hub, read_local
 from gift.data.params import Filters, Prepare, Rows, Source
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 HUB = "hub:"
 

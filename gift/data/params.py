@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from gift.sections import Count, Section
+from gift.project.sections import Count, Section
 
 Bounds = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[least, most], either null")]
 LengthBounds = Annotated[list[int | None], Field(min_length=2, max_length=2, description="[least, most] characters")]

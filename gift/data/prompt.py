@@ -7,7 +7,7 @@ from typing import Any
 
 from gift.data.files import Row
 from gift.data.params import Prepare, Rows
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.prompts import prompt_problem
 
 Template = Callable[[Row], tuple[str, str]]

@@ -20,7 +20,7 @@ from gift.data.ledger import Ledger
 from gift.data.origins import Origin, check_origins, origins, read_rows
 from gift.data.params import Prepare, Rows
 from gift.data.prompt import check_prompt_columns, prompt_of, prompt_template
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a struct"}
 

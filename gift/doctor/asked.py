@@ -6,7 +6,7 @@ from gift.data.params import is_one_of
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask, column_values
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.settings import Project
-from gift.errors import UserError
 from gift.minibatches import steps_of_groups
 from gift.params import Sampling
+from gift.project.errors import UserError
 from gift.schedule import check_schedule
 
 THEME = "batches"

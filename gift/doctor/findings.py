@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")

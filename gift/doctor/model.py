@@ -11,9 +11,9 @@ from typing import Any
 from gift.arithmetic import CHARACTERS
 from gift.doctor.findings import Finding, Level, amount, refusal
 from gift.doctor.settings import Project
-from gift.errors import UserError
 from gift.params import ArithmeticBase
 from gift.policy import check_files, max_model_len
+from gift.project.errors import UserError
 
 THEME = "model"
 WHERE = "params.yaml: base.model"

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from gift.data.sources import prepare_prompts
 from gift.doctor.findings import Finding, Level, refusal
-from gift.errors import UserError
 from gift.params import Params, Score
+from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask

@@ -12,8 +12,8 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
-from gift.errors import UserError
 from gift.params import Reward
+from gift.project.errors import UserError
 from gift.rewards.judge import judge
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS

@@ -7,10 +7,10 @@ from typing import Any
 
 from gift.deepspeed_config import engine_settings
 from gift.doctor.findings import Finding, refusal
-from gift.errors import UserError
 from gift.launch import Launch, read_launch, refuse_launch
 from gift.params import Params, read_params
-from gift.yaml import read_yaml
+from gift.project.errors import UserError
+from gift.project.yaml import read_yaml
 
 THEME = "settings"
 ROUNDS = Path("rounds.yaml")

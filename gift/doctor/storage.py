@@ -9,8 +9,8 @@ from pathlib import Path
 from gift.doctor.findings import Finding, amount, refusal
 from gift.doctor.model import Model
 from gift.doctor.settings import Project
-from gift.errors import UserError
-from gift.yaml import read_yaml
+from gift.project.errors import UserError
+from gift.project.yaml import read_yaml
 
 THEME = "storage"
 STATE_BYTES = 12  # of a parameter that trains: float32 weight and the two moments of Adam (docs/pipeline.md)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.rewards import THEME, arguments, is_alone
 from gift.doctor.settings import Project
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.failures import FAILED
 from gift.scoring.loading import Loaded

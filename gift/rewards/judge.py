@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gift.errors import UserError
 from gift.params import Positive
+from gift.project.errors import UserError
+from gift.project.sections import Count, Section
 from gift.rewards.judge_client import Body, Line, ask_all
 from gift.rewards.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
 from gift.rewards.settings import check_settings
 from gift.rewards.text import Completion, completion_text
-from gift.sections import Count, Section
 
 OWN_KEYS = ("messages", "model", "n", "stream")
 

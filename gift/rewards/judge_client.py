@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 CACHE = Path("data/.cache/judge")
 ENDPOINT = "GIFT_JUDGE_ENDPOINT"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gift.errors import UserError
 from gift.params import Dtype
+from gift.project.errors import UserError
+from gift.project.sections import Count, Section
 from gift.rewards.settings import check_settings
 from gift.rewards.text import Completion, completion_text
-from gift.sections import Count, Section
 
 ROWS_PER_FORWARD = 16  # a call may hold any number of rows; so many of them are padded to one length
 NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30

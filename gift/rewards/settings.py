@@ -6,8 +6,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import create_model
 
-from gift.errors import UserError
-from gift.sections import Section, check
+from gift.project.errors import UserError
+from gift.project.sections import Section, check
 
 Rules = TypeVar("Rules", bound=Section)
 

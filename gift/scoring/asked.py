@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from gift.data.params import is_one_of
-from gift.errors import UserError
 from gift.params import Score
+from gift.project.errors import UserError
+from gift.project.sections import did_you_mean
 from gift.scoring.rows import Prompts
 from gift.scoring.worker import Outcome
-from gift.sections import did_you_mean
 
 NOT_ASKED = Outcome(None, "abstain", "not asked: the prompt has other values than the reward's `where`")
 NUM_SHOWN = 10

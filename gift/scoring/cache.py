@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.scoring.code import function_digest
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import Outcome

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from gift.errors import UserError
 from gift.params import Score
+from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded, misfit, try_without_rows

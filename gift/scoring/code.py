@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gift.project.work import file_digest, tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
-from gift.work import file_digest, tree_digest
 
 OURS = ("gift", "rewards")
 FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results

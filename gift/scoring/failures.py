@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gift.errors import UserError
 from gift.params import Score
+from gift.project.errors import UserError
 
 FAILED = ("timeout", "error", "invalid")
 NUM_EXAMPLES = 5

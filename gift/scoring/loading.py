@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.rewards.settings import wrong_settings
 from gift.rewards.verl import ARGUMENTS, from_verl

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.errors import UserError
 from gift.params import Reward
+from gift.project.errors import UserError
 from gift.scoring.failures import FAILED
 from gift.tables.schemas import STATUSES
 

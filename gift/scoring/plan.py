@@ -5,14 +5,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.errors import UserError
 from gift.params import Reward, Score
+from gift.project.errors import UserError
+from gift.project.sections import did_you_mean
 from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded
 from gift.scoring.rows import Prompts
-from gift.sections import did_you_mean
 
 USER_FOLDER = Path("rewards")
 

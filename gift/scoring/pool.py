@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
 from gift.scoring.process import GARBAGE, Broken, Line, WorkerProcess
 from gift.scoring.strays import adopt_orphans, children, kill_children

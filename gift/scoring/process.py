@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import CONNECTION_LOST, Entry
 from gift.tables.schemas import STATUSES

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.prompts import prompt_column
 
 GENERATION_PROMPT = "generation_prompt"

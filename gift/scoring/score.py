@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.console import Progress
 from gift.launch import ScoreLaunch
 from gift.params import Reward, Score
+from gift.project.console import Progress
+from gift.project.work import Work, file_digest, tree_digest
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
@@ -35,7 +36,6 @@ from gift.tables.schemas import (
     scores_schema,
     write_part,
 )
-from gift.work import Work, file_digest, tree_digest
 
 
 @dataclass(frozen=True)

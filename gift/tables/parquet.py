@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"gift"

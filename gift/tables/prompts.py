@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as pt
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.parquet import read_file, write_file
 
 ROLES = ("system", "user", "assistant", "tool")

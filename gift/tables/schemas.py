@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 from gift.tables.parquet import check_schema, part_name, part_paths, read_file, write_file
 
 FINISH_REASONS = ("stop", "length")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 ROOT = Path("data/.work")
 

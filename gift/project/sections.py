@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 

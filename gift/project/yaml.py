@@ -6,7 +6,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from gift.errors import UserError
+from gift.project.errors import UserError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
