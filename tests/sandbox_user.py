@@ -5,8 +5,8 @@ import os
 import sys
 from dataclasses import asdict
 
-from gift.bwrap import Limits
-from gift.sandbox import SandboxError, run
+from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import SandboxError, run
 
 if __name__ == "__main__":
     assert os.geteuid() != 0

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from bubblewrap import WHY_NOT
 
-from gift.bwrap import Limits
 from gift.params import Reward, Score
 from gift.project.errors import UserError
 from gift.rewards.code import Verdict, code_tests, judge_row, program_of
 from gift.rewards.code_tasks import BrokenTest
-from gift.sandbox import SandboxError
+from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import SandboxError
 from gift.scoring.score import load_plan
 
 needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

@@ -20,10 +20,10 @@ import pytest
 from bubblewrap import WHY_NOT
 
 import gift
-from gift import seccomp
-from gift.bwrap import Limits
 from gift.project.errors import UserError
-from gift.sandbox import Result, SandboxError, check_sandbox, run
+from gift.sandbox import seccomp
+from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import Result, SandboxError, check_sandbox, run
 
 ROOT = Path(__file__).parents[1]
 OTHER_USER = 54321
@@ -436,7 +436,7 @@ def test_no_process_is_left_behind(sandbox: Runner) -> None:
 def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
     marker = "gift-orphan"
     program = NAME_ITSELF.replace(MARKER, marker) + "import time\ntime.sleep(60)"
-    script = f"from gift.bwrap import Limits\nfrom gift.sandbox import run\nrun({program!r}, limits=Limits(seconds=60))"
+    script = f"from gift.sandbox.bubblewrap import Limits\nfrom gift.sandbox.run import run\nrun({program!r}, limits=Limits(seconds=60))"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as worker:
         wait_until(lambda: len(named(marker)) == 1)
         worker.kill()
@@ -447,8 +447,8 @@ def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
 def test_a_process_that_adopts_orphans_gets_none(program: str) -> None:
     script = f"""
 import ctypes, os
-from gift.bwrap import Limits
-from gift.sandbox import run
+from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import run
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 print(run({program!r}, limits=Limits(seconds=1)).status)
 try:

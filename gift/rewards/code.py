@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gift.bwrap import Limits
 from gift.params import Positive
 from gift.project.errors import UserError
 from gift.project.sections import Count
 from gift.rewards import code_judge, code_wire
 from gift.rewards.code_tasks import BrokenTest, asserts_task, check_task, texts
 from gift.rewards.text import Completion, completion_text
-from gift.sandbox import SandboxError, run
+from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import SandboxError, run
 
 _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`]*")
 _LANGUAGES = ("", "python", "python3", "py")

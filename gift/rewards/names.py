@@ -16,7 +16,7 @@ from gift.rewards.ngrams import ngram_diversity, repetition
 from gift.rewards.reward_model import reward_model
 from gift.rewards.tags import tag_format
 from gift.rewards.text import text_format
-from gift.sandbox import check_sandbox
+from gift.sandbox.run import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
 """TRL's signature: f(prompts, completions, completion_ids, **columns, **settings) -> list, an item a row.

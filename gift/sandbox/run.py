@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gift import sandbox_prelude
-from gift.bwrap import Limits, command
 from gift.project.errors import UserError
-from gift.seccomp import seccomp_filter
+from gift.sandbox import prelude as sandbox_prelude
+from gift.sandbox.bubblewrap import Limits, command
+from gift.sandbox.seccomp import seccomp_filter
 
 DEFAULTS = Limits()
 INSTALL = "install it (on Debian, Ubuntu and Fedora the package bubblewrap)"
