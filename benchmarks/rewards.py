@@ -162,7 +162,7 @@ def write_rows(
     import numpy as np
     import pyarrow as pa
 
-    from gift.tables.schemas import ROLLOUTS, check_rollouts, write_part
+    from gift.tables.parts import ROLLOUTS, check_rollouts, write_part
 
     count = len(prompt_ids)
     draw = np.random.default_rng(index)

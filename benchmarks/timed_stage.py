@@ -29,9 +29,9 @@ NAMED = {
     "models and tokenizers": ("gift.policy:load_model", "gift.policy:load_tokenizer"),
     "hashing": ("gift.project.work:tree_digest", "gift.project.work:file_digest"),
     "tables, policies and states": (
-        "gift.tables.schemas:read_part",
-        "gift.tables.schemas:read_table",
-        "gift.tables.schemas:write_part",
+        "gift.tables.parts:read_part",
+        "gift.tables.parts:read_table",
+        "gift.tables.parts:write_part",
         "gift.tables.prompts:read_prompts",
         "gift.saving:save_state",
         "gift.saving:load_state",

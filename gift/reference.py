@@ -19,7 +19,7 @@ from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name
-from gift.tables.schemas import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
+from gift.tables.parts import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
 
 
 def write_reference(

@@ -10,7 +10,7 @@ import pyarrow as pa
 from gift.generate import Completion, Request, Sampler
 from gift.project.console import Progress
 from gift.tables.parquet import part_name
-from gift.tables.schemas import ROLLOUTS, check_rollouts, read_part, write_part
+from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, write_part
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gift.params import Score, Update
 from gift.policy import Lineage
 from gift.project.errors import UserError
 from gift.selection import enough_rewards, has_preference
-from gift.tables.schemas import (
+from gift.tables.parts import (
     REFERENCE,
     ROLLOUTS,
     check_reference,

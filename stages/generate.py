@@ -16,8 +16,8 @@ from gift.project import console
 from gift.project.work import Work, file_digest, refuse_existing, write_json
 from gift.rollouts import Group, write_rollouts
 from gift.stream import seed_of, take_prompts
+from gift.tables.parts import ROLLOUTS, check_rollouts, read_table
 from gift.tables.prompts import prompt_column, read_prompts
-from gift.tables.schemas import ROLLOUTS, check_rollouts, read_table
 from gift.templates import chat_findings
 
 

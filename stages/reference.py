@@ -13,7 +13,7 @@ from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.reference import audit, write_reference
 from gift.tables.parquet import part_paths
-from gift.tables.schemas import (
+from gift.tables.parts import (
     REFERENCE,
     ROLLOUTS,
     check_reference,

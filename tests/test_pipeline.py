@@ -251,7 +251,7 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
     [
         "gift.params",
         "gift.launch",
-        "gift.tables.schemas",
+        "gift.tables.parts",
         "gift.scoring.score",
         "gift.cli",
         "stages.doctor",

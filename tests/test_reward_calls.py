@@ -22,7 +22,7 @@ from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_reward
 from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths, read_file
-from gift.tables.schemas import (
+from gift.tables.parts import (
     ROLLOUTS,
     check_rollouts,
     check_scores,
@@ -448,7 +448,7 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return reading
 
-    monkeypatch.setattr("gift.tables.schemas.read_part", watched(read_part))
+    monkeypatch.setattr("gift.tables.parts.read_part", watched(read_part))
     monkeypatch.setattr("gift.scoring.score.read_file", watched(read_file))
     monkeypatch.setattr(
         "gift.scoring.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made

@@ -8,7 +8,7 @@ import pytest
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.scoring.score import score_parts
-from gift.tables.schemas import check_scores, read_table, scores_schema
+from gift.tables.parts import check_scores, read_table, scores_schema
 
 # What a row's column `mode` makes the function do.
 HOSTILE = '''

@@ -18,8 +18,8 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_reward
 from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths
+from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from gift.tables.prompts import write_prompts
-from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from stages import score as stage
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name, part_paths, read_file, write_file
-from gift.tables.schemas import ROLLOUTS, check_rollouts, read_part, read_table, write_part
+from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, read_table, write_part
 
 METADATA = {"artifact": "rollouts", "policy": "abc"}
 

@@ -24,8 +24,8 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import Prompts
 from gift.scoring.score import Scored, score_parts
 from gift.tables.parquet import part_paths
+from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from gift.tables.prompts import read_prompts
-from gift.tables.schemas import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
 from stages.score import main as score_stage

@@ -24,8 +24,7 @@ from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.seconds import Seconds, Slowest
 from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
-from gift.tables.prompts import read_prompts
-from gift.tables.schemas import (
+from gift.tables.parts import (
     ROLLOUTS,
     check_key,
     check_rollouts,
@@ -36,6 +35,7 @@ from gift.tables.schemas import (
     scores_schema,
     write_part,
 )
+from gift.tables.prompts import read_prompts
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from gift.scoring.rows import PartRows
 from gift.tables.parquet import write_file
-from gift.tables.schemas import KEY
+from gift.tables.parts import KEY
 
 
 @dataclass(frozen=True)
