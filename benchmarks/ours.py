@@ -49,7 +49,7 @@ def start_trainer(
     from gift.engine import Engine, EngineSettings
     from gift.logprobs import TokenLogprobs
     from gift.params import Update, check
-    from gift.policy import load_model
+    from gift.policy.folder import load_model
     from gift.rows import Rows
     from gift.trainer import Trainer
 
@@ -104,7 +104,7 @@ def _reference_seconds(
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/reference.py loads it."""
     from gift.logprobs import TokenLogprobs
-    from gift.policy import load_model
+    from gift.policy.folder import load_model
 
     return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
 

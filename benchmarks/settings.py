@@ -12,14 +12,14 @@ import torch
 
 from gift.advantages import single
 from gift.arithmetic import problems
-from gift.base import make_base
 from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, distributed
 from gift.generate import Completion, Request, transformers_sampler
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.minibatches import steps_of_groups
 from gift.params import Params, check
-from gift.policy import load_model, load_tokenizer
+from gift.policy.fetch import make_base
+from gift.policy.folder import load_model, load_tokenizer
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.yaml import read_yaml

@@ -26,7 +26,7 @@ NAMED = {
     "optimizer steps": ("gift.trainer:Trainer.train_step",),
     "rewards and their workers": ("gift.scoring.score:score_parts",),
     "engine start": ("gift.engine:Engine.__init__",),
-    "models and tokenizers": ("gift.policy:load_model", "gift.policy:load_tokenizer"),
+    "models and tokenizers": ("gift.policy.folder:load_model", "gift.policy.folder:load_tokenizer"),
     "hashing": ("gift.project.work:tree_digest", "gift.project.work:file_digest"),
     "tables, policies and states": (
         "gift.tables.parts:read_part",

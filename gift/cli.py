@@ -99,7 +99,7 @@ def merge(policy: Path, out: Path, base: Path | None) -> None:
     from gift.project import console
 
     console.quiet()
-    from gift.merge import merge as merge_policy
+    from gift.policy.merge import merge as merge_policy
 
     dtype = merge_policy(policy, out, base)
     click.echo(f"{out}: written, in {dtype}; `base.model: {out}` begins a project from it")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from gift.params import Sampling
-from gift.policy import max_model_len
+from gift.policy.folder import max_model_len
 from gift.project.errors import UserError
 from gift.templates import end_token_ids, render_chats
 

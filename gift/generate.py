@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gift.adapter import PolicyFiles, load_policy, read_adapter_config
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
-from gift.policy import check_files
+from gift.policy.adapter import PolicyFiles, load_policy, read_adapter_config
+from gift.policy.folder import check_files
 from gift.project.errors import UserError
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from gift.adapter import PolicyFiles, adapter_off, load_policy
 from gift.batches import row_batches
 from gift.launch import ReferenceLaunch
 from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.policy.adapter import PolicyFiles, adapter_off, load_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gift.advantages import Rewards
 from gift.params import Score, Update
-from gift.policy import Lineage
+from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.selection import enough_rewards, has_preference
 from gift.tables.parts import (

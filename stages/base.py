@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from gift.base import make_base
 from gift.params import read_params
-from gift.policy import write_lineage
+from gift.policy.fetch import make_base
+from gift.policy.folder import write_lineage
 from gift.project import console
 from gift.project.work import Work, refuse_existing, write_json
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 import pyarrow.compute as pc
 
-from gift.adapter import find_policy
 from gift.encoding import encode_split, refuse_long_prompts
 from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import load_tokenizer
+from gift.policy.adapter import find_policy
+from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.work import Work, file_digest, refuse_existing, write_json
 from gift.rollouts import Group, write_rollouts

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from gift.adapter import PolicyFiles, find_policy
 from gift.launch import read_launch
 from gift.params import read_params
-from gift.policy import read_lineage
+from gift.policy.adapter import PolicyFiles, find_policy
+from gift.policy.folder import read_lineage
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, write_json

@@ -6,15 +6,15 @@ from typing import Any
 import click
 import torch
 
-from gift.adapter import find_policy
 from gift.deepspeed_config import EngineSettings, engine_settings
 from gift.engine import Engine, distributed
 from gift.launch import read_launch
 from gift.logprobs import TokenLogprobs
-from gift.lora import check_parent, load_trainable
 from gift.minibatches import steps_of_groups
 from gift.params import read_params
-from gift.policy import load_model, stored_in_bfloat16, write_lineage
+from gift.policy.adapter import find_policy
+from gift.policy.folder import load_model, stored_in_bfloat16, write_lineage
+from gift.policy.lora import check_parent, load_trainable
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, work_folder, write_json

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gift.data.sources import prepare_prompts
 from gift.logprobs import TokenLogprobs, completion_logprobs
 from gift.params import read_params
-from gift.policy import load_model, policy_digest
+from gift.policy.folder import load_model, policy_digest
 from gift.rewards.gsm8k import gsm8k_answer
 from gift.rewards.text import text_format
 

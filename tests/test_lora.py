@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gift import cli
-from gift.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
 from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.generate import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.logprobs import TokenLogprobs, completion_logprobs
-from gift.lora import check_parent, load_trainable
 from gift.params import Lora
-from gift.policy import Lineage, load_model
+from gift.policy.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
+from gift.policy.folder import Lineage, load_model
+from gift.policy.lora import check_parent, load_trainable
 from gift.project.errors import UserError
 from gift.saving import save_policy
 from stages import update
@@ -499,7 +499,7 @@ def test_only_linear_layers_below_the_head_are_targets(base: Path, target: str) 
 
 
 def test_an_adapter_on_another_base_is_refused(rounds: Path, tmp_path: Path) -> None:
-    from gift.policy import write_lineage
+    from gift.policy.folder import write_lineage
 
     other = Path(shutil.copytree(rounds / "base/policy", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")

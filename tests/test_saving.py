@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gift.adapter import PolicyFiles, load_policy
+from gift.policy.adapter import PolicyFiles, load_policy
 from gift.project.errors import UserError
 from gift.saving import check_saved, probe
 

@@ -15,11 +15,11 @@ from typing import get_args
 import mini
 import pytest
 
-from gift.adapter import PolicyFiles
 from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
-from gift.policy import load_tokenizer
+from gift.policy.adapter import PolicyFiles
+from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
@@ -125,7 +125,7 @@ def test_logprobs_are_those_of_the_trainers_forward(
     runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
 ) -> None:
     from gift.logprobs import TokenLogprobs, completion_logprobs
-    from gift.policy import load_model
+    from gift.policy.folder import load_model
 
     rows = of_temperature(runs, requests, temperature)
     prompts = [requests[row].prompt_ids for row in rows]
@@ -165,7 +165,7 @@ def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completio
 def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
     import torch
 
-    from gift.policy import load_model
+    from gift.policy.folder import load_model
 
     model = load_model(policy, "float32")
     for row in of_temperature(runs, requests, 0.0)[::SAMPLES]:
@@ -180,11 +180,11 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
 ) -> None:
     import torch
 
-    from gift.adapter import adapter_weights, fill, load_policy
     from gift.logprobs import TokenLogprobs, completion_logprobs
-    from gift.lora import load_trainable
     from gift.params import Lora
-    from gift.policy import load_model
+    from gift.policy.adapter import adapter_weights, fill, load_policy
+    from gift.policy.folder import load_model
+    from gift.policy.lora import load_trainable
     from gift.saving import save_policy
 
     base = PolicyFiles(policy)

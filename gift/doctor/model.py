@@ -12,7 +12,7 @@ from gift.arithmetic import CHARACTERS
 from gift.doctor.findings import Finding, Level, amount, refusal
 from gift.doctor.settings import Project
 from gift.params import ArithmeticBase
-from gift.policy import check_files, max_model_len
+from gift.policy.folder import check_files, max_model_len
 from gift.project.errors import UserError
 
 THEME = "model"
@@ -208,7 +208,7 @@ def _parallel_findings(project: Project, model: Model, num_gpus: int) -> list[Fi
 
 
 def _target_findings(targets: list[str], model: Model) -> list[Finding]:
-    """The rule of gift/lora.py, on names alone: every target is linear layers below the head."""
+    """The rule of gift/policy/lora.py, on names alone: every target is linear layers below the head."""
     modules = {name.rpartition(".")[0] for name in model.shapes}
     known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in model.linear}))
     findings = []

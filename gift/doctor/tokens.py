@@ -10,7 +10,7 @@ from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.encoding import EncodedPrompts, encode_prompts, encode_split
 from gift.params import Sampling
-from gift.policy import load_tokenizer
+from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 from gift.tables.prompts import prompt_column
 from gift.templates import chat_findings

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gift.params import Params
-from gift.policy import check_files
+from gift.policy.folder import check_files
 from gift.project.console import Progress
 from gift.project.errors import UserError
 

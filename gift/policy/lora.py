@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gift.adapter import (
+from gift.params import Lora
+from gift.policy.adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     PolicyFiles,
@@ -22,8 +23,7 @@ from gift.adapter import (
     read_adapter_config,
     read_weights,
 )
-from gift.params import Lora
-from gift.policy import Lineage, load_model
+from gift.policy.folder import Lineage, load_model
 from gift.project.errors import UserError
 from gift.project.work import write_json
 from gift.stream import seed_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.policy import Lineage, load_model, read_lineage
+from gift.policy.folder import Lineage, load_model, read_lineage
 from gift.project.errors import UserError
 
 CONFIG_FILE = "adapter_config.json"

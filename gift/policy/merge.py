@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from gift.adapter import WEIGHTS_FILE, is_adapter, read_adapter_config
-from gift.policy import copy_companions, load_model, policy_digest, read_lineage
+from gift.policy.adapter import WEIGHTS_FILE, is_adapter, read_adapter_config
+from gift.policy.folder import copy_companions, load_model, policy_digest, read_lineage
 from gift.project.errors import UserError
 
 
