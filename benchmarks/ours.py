@@ -47,7 +47,7 @@ def start_trainer(
 
     from gift.advantages import single
     from gift.engine import Engine, EngineSettings
-    from gift.logprobs import TokenLogprobs
+    from gift.logprobs.tokens import TokenLogprobs
     from gift.params import Update, check
     from gift.policy.folder import load_model
     from gift.rows import Rows
@@ -103,7 +103,7 @@ def _reference_seconds(
 
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/reference.py loads it."""
-    from gift.logprobs import TokenLogprobs
+    from gift.logprobs.tokens import TokenLogprobs
     from gift.policy.folder import load_model
 
     return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
@@ -111,8 +111,8 @@ def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") 
 
 def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> Sequence[Any]:
     """The log-probs of every completion, as gift/reference.py computes them for one part of a table."""
-    from gift.batches import row_batches
-    from gift.logprobs import completion_logprobs
+    from gift.logprobs.batches import row_batches
+    from gift.logprobs.tokens import completion_logprobs
 
     prompts, completions = rollouts.prompt_ids, rollouts.completion_ids
     lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]

@@ -12,10 +12,10 @@ import torch
 
 from gift.advantages import single
 from gift.arithmetic import problems
-from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, distributed
 from gift.generate import Completion, Request, transformers_sampler
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.batches import row_batches
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.minibatches import steps_of_groups
 from gift.params import Params, check
 from gift.policy.fetch import make_base

@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 NAMED = {
-    "log-probs": ("gift.logprobs:completion_logprobs",),
+    "log-probs": ("gift.logprobs.tokens:completion_logprobs",),
     "optimizer steps": ("gift.trainer:Trainer.train_step",),
     "rewards and their workers": ("gift.scoring.score:score_parts",),
     "engine start": ("gift.engine:Engine.__init__",),

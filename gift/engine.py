@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from gift.deepspeed_config import WHERE, EngineSettings, deepspeed_config
-from gift.head import LogprobHead
+from gift.logprobs.head import LogprobHead
 from gift.project.errors import UserError
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk

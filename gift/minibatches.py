@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gift.batches import Groups, Lengths, fill, num_tokens, row_batches
+from gift.logprobs.batches import Groups, Lengths, fill, num_tokens, row_batches
 from gift.params import Layout
 
 

@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
-Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/layouts.py)
+Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/logprobs/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
 Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advantages.py)
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from gift.batches import row_batches
 from gift.launch import ReferenceLaunch
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.batches import row_batches
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import PolicyFiles, adapter_off, load_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError

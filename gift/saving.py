@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gift.engine import FullState
-from gift.logprobs import ROUNDING, TokenLogprobs, completion_logprobs
+from gift.logprobs.tokens import ROUNDING, TokenLogprobs, completion_logprobs
 from gift.policy.adapter import PolicyFiles, load_policy
 from gift.policy.folder import MODEL_CONFIGS, copy_companions, load_model
 from gift.policy.lora import save_adapter

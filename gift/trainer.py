@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gift.advantages import step_advantages
-from gift.batches import num_tokens
 from gift.engine import Engine
-from gift.layouts import token_batch
+from gift.logprobs.batches import num_tokens
+from gift.logprobs.layouts import token_batch
 from gift.minibatches import MicroBatches, micro_batches, share_groups
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import OBJECTIVES

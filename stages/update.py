@@ -9,7 +9,7 @@ import torch
 from gift.deepspeed_config import EngineSettings, engine_settings
 from gift.engine import Engine, distributed
 from gift.launch import read_launch
-from gift.logprobs import TokenLogprobs
+from gift.logprobs.tokens import TokenLogprobs
 from gift.minibatches import steps_of_groups
 from gift.params import read_params
 from gift.policy.adapter import find_policy

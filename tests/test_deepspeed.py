@@ -11,7 +11,7 @@ from torch import nn
 
 from gift.deepspeed_config import PASSES, deepspeed_config, refuse_keys
 from gift.engine import Engine, FullState, distributed
-from gift.logprobs import TokenLogprobs
+from gift.logprobs.tokens import TokenLogprobs
 from gift.policy.folder import stored_in_bfloat16
 from gift.project.errors import UserError
 from gift.sft import make_tokenizer

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gift.data.sources import prepare_prompts
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.params import read_params
 from gift.policy.folder import load_model, policy_digest
 from gift.rewards.gsm8k import gsm8k_answer

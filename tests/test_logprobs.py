@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gift.gather import gather_rows
-from gift.head import LogprobHead
-from gift.layouts import token_batch
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.gather import gather_rows
+from gift.logprobs.head import LogprobHead
+from gift.logprobs.layouts import token_batch
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.project.errors import UserError
 
 TEMPERATURE = 0.8
@@ -80,7 +80,7 @@ def gradients(model: nn.Module, logprobs: Tensor) -> list[Tensor]:
 def test_every_layout_has_the_log_probs_and_gradients_of_whole_logits(
     name: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
+    monkeypatch.setattr("gift.logprobs.layouts.BLOCK_PADDING_SLOTS", slots)
     model = make_model(name)
     truth = one_by_one(model)
     expected = gradients(model, truth)
@@ -100,7 +100,7 @@ def test_all_tensors_are_made_on_the_device_of_the_model(
     name: str, layout: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU a tensor of the CPU's would end the pass, forward or backward; shapes without numbers stand in."""
-    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", 0)
+    monkeypatch.setattr("gift.logprobs.layouts.BLOCK_PADDING_SLOTS", 0)
     model = make_model(name, tie_word_embeddings=False)
     logprobs = TokenLogprobs(model, TEMPERATURE, layout).to("meta")
     found = logprobs(token_batch(*rows(), layout).to(torch.device("meta")))
@@ -120,7 +120,7 @@ def test_a_shared_prompt_is_computed_once() -> None:
 
 @pytest.mark.parametrize("slots", [1024, 0])
 def test_blocks_cover_the_tokens_of_a_batch_once(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
+    monkeypatch.setattr("gift.logprobs.layouts.BLOCK_PADDING_SLOTS", slots)
     for seed in range(20):
         for layout in ("packed", "shared"):
             batch = token_batch(*rows(seed), layout)
@@ -165,9 +165,9 @@ def test_long_and_short_rows_go_into_blocks_of_their_own(monkeypatch: pytest.Mon
     logprobs = TokenLogprobs(model, TEMPERATURE, "shared")  # from here on the model takes packed batches only
     counts = set()
     for padding, slots, mask in ((0.0, 0, 2**22), (0.25, 0, 2**22), (9.0, 0, 2**22), (9.0, 1024, 5000)):
-        monkeypatch.setattr("gift.layouts.BLOCK_PADDING", padding)
-        monkeypatch.setattr("gift.layouts.BLOCK_PADDING_SLOTS", slots)
-        monkeypatch.setattr("gift.layouts.BLOCK_MASK_ENTRIES", mask)
+        monkeypatch.setattr("gift.logprobs.layouts.BLOCK_PADDING", padding)
+        monkeypatch.setattr("gift.logprobs.layouts.BLOCK_PADDING_SLOTS", slots)
+        monkeypatch.setattr("gift.logprobs.layouts.BLOCK_MASK_ENTRIES", mask)
         batch = token_batch(*rows(), "shared")
         counts.add(len(batch.blocks))
         torch.testing.assert_close(logprobs(batch), truth, atol=2e-5, rtol=1e-5)
@@ -245,7 +245,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward: nothing is larger than the budget, the weight, or the hidden states."""
-    monkeypatch.setattr("gift.head.TILE_BYTES", {"cpu": 4 * 3000})
+    monkeypatch.setattr("gift.logprobs.head.TILE_BYTES", {"cpu": 4 * 3000})
     model = make_model("Qwen3", vocab_size=2000)
     logprobs = TokenLogprobs(model, TEMPERATURE)
     batch = token_batch(*rows())

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gift import cli
-from gift.batches import row_batches
 from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.generate import VLLM_LORA_RANKS, vllm_lora_rank
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.batches import row_batches
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.params import Lora
 from gift.policy.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
 from gift.policy.folder import Lineage, load_model

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gift.advantages import Rewards, step_advantages
-from gift.batches import fill, num_tokens, row_batches
 from gift.engine import Engine, EngineSettings, distributed
-from gift.layouts import token_batch
-from gift.logprobs import TokenLogprobs, completion_logprobs
+from gift.logprobs.batches import fill, num_tokens, row_batches
+from gift.logprobs.layouts import token_batch
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.minibatches import micro_batches, share_groups, steps_of_groups
 from gift.objectives.batch import GroupBatch
 from gift.objectives.gift import gift

@@ -124,7 +124,7 @@ def test_samples_of_one_prompt_differ_by_their_seed(runs: list[list[Completion]]
 def test_logprobs_are_those_of_the_trainers_forward(
     runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
 ) -> None:
-    from gift.logprobs import TokenLogprobs, completion_logprobs
+    from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
     from gift.policy.folder import load_model
 
     rows = of_temperature(runs, requests, temperature)
@@ -180,7 +180,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
 ) -> None:
     import torch
 
-    from gift.logprobs import TokenLogprobs, completion_logprobs
+    from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
     from gift.params import Lora
     from gift.policy.adapter import adapter_weights, fill, load_policy
     from gift.policy.folder import load_model

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gift.tied import TiedGradient
+from gift.logprobs.tied import TiedGradient
 
 # Room for one tile of logits. On a CPU matrix products reach their full rate at a few MiB; a GPU wants larger ones.
 TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gift.gather import gather_rows
-from gift.layouts import Block
+from gift.logprobs.gather import gather_rows
+from gift.logprobs.layouts import Block
 from gift.project.errors import UserError
 
 PACKED_ATTENTION = "gift_packed"  # its name in transformers' table

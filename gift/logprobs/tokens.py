@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gift.attention import LAYERS, PACKED_ATTENTION, packed_attention
-from gift.gather import gather_rows
-from gift.head import LogprobHead
-from gift.layouts import TokenBatch, token_batch
+from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, packed_attention
+from gift.logprobs.gather import gather_rows
+from gift.logprobs.head import LogprobHead
+from gift.logprobs.layouts import TokenBatch, token_batch
+from gift.logprobs.tied import tie
 from gift.params import Layout, Packing
 from gift.project.errors import UserError
-from gift.tied import tie
 
 # The largest difference in nats between two ways to the same log-prob that rounding explains.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25}
