@@ -11,7 +11,7 @@ import click
 import torch
 
 from gift.advantages import single
-from gift.arithmetic import problems
+from gift.embedded.task import problems
 from gift.engine import Engine, EngineSettings, distributed
 from gift.generate import Completion, Request, transformers_sampler
 from gift.logprobs.batches import row_batches

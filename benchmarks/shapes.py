@@ -97,8 +97,8 @@ def make_rollouts(shape: Shape, seed: int = 0) -> Rollouts:
 
 def embedded_rollouts(shape: Shape, seed: int) -> Rollouts:
     """Problems of the embedded task with answers in the styles that its base policy is trained on, ended by `<eos>`."""
-    from gift.arithmetic import completion, problems
-    from gift.sft import make_tokenizer
+    from gift.embedded.base_policy import make_tokenizer
+    from gift.embedded.task import completion, problems
 
     settings = read_params(ROOT / "params.yaml")
     rng = random.Random(f"rollouts {seed}")
@@ -119,7 +119,7 @@ def make_model(shape: Shape, folder: Path, seed: int = 0) -> int:
     import torch
     from transformers import Qwen3ForCausalLM
 
-    from gift.sft import make_tokenizer
+    from gift.embedded.base_policy import make_tokenizer
 
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)

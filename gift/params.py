@@ -19,7 +19,7 @@ Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advant
 
 
 class ArithmeticBase(Section):
-    """The embedded base policy: a small Qwen3 trained from scratch on a mixture of styles (see gift/sft.py)."""
+    """The embedded base policy: a small Qwen3 trained from scratch on a mixture of styles (see gift/embedded/base_policy.py)."""
 
     hidden_size: Count = 128
     num_layers: Count = 2

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from gift.arithmetic import CHARACTERS, completion, final_answer, is_worked, problems, split_of
+from gift.embedded.task import CHARACTERS, completion, final_answer, is_worked, problems, split_of
 
 
 @pytest.fixture(scope="module")

@@ -969,7 +969,7 @@ def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
 
 
 def test_the_embedded_model_is_counted_as_it_will_be() -> None:
-    from gift.sft import make_model, make_tokenizer
+    from gift.embedded.base_policy import make_model, make_tokenizer
 
     shape = ArithmeticBase(hidden_size=64, num_layers=2, num_heads=2)
     made = {name: tuple(each.shape) for name, each in make_model(shape, make_tokenizer(), 0).named_parameters()}

@@ -43,7 +43,7 @@ def make_base(folder: Path) -> Path:
     """A model with grouped heads, so that no two of its weights have one shape by chance, as a policy folder."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from gift.sft import make_tokenizer
+    from gift.embedded.base_policy import make_tokenizer
 
     torch.manual_seed(0)
     config = Qwen3Config(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gift.arithmetic import completion, problems
+from gift.embedded.task import completion, problems
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.gsm8k import gsm8k_answer
 from gift.rewards.names import REWARDS

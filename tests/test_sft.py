@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gift.arithmetic import CHARACTERS, problems
+from gift.embedded.base_policy import draw_examples, make_tokenizer, train_base
+from gift.embedded.task import CHARACTERS, problems
 from gift.params import ArithmeticBase
-from gift.sft import draw_examples, make_tokenizer, train_base
 
 TINY = ArithmeticBase(hidden_size=32, num_layers=1, num_heads=1, num_problems=200, steps=12, batch_size=8)
 
@@ -60,7 +60,7 @@ def test_training_killed_with_sigkill_ends_with_the_same_bytes(undisturbed, tmp_
     script = f"""
 import os, signal
 from gift.params import ArithmeticBase
-from gift.sft import train_base
+from gift.embedded.base_policy import train_base
 settings = ArithmeticBase(**{TINY.model_dump()!r})
 kill = lambda step, loss: step == 8 and os.kill(os.getpid(), signal.SIGKILL)
 train_base(settings, 4, 0, __import__("pathlib").Path({str(tmp_path)!r}), kill, checkpoint_every=5)

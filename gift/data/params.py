@@ -37,7 +37,7 @@ def is_one_of(value: Any, wanted: Any) -> bool:
 
 
 class ArithmeticTask(Section):
-    """The embedded task: problems with visible steps (see gift/arithmetic.py)."""
+    """The embedded task: problems with visible steps (see gift/embedded/task.py)."""
 
     num_operands: Annotated[int, Field(ge=2, le=8)] = 4
 

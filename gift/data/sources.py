@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gift.arithmetic import Split
 from gift.data.columns import map_rows
 from gift.data.decontamination import normalized, shared_runs
 from gift.data.files import Row
@@ -20,6 +19,7 @@ from gift.data.ledger import Ledger
 from gift.data.origins import Origin, check_origins, origins, read_rows
 from gift.data.params import Prepare, Rows
 from gift.data.prompt import check_prompt_columns, prompt_of, prompt_template
+from gift.embedded.task import Split
 from gift.project.errors import UserError
 
 KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a struct"}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.arithmetic import CHARACTERS
 from gift.doctor.findings import Finding, Level, amount, refusal
 from gift.doctor.settings import Project
+from gift.embedded.task import CHARACTERS
 from gift.params import ArithmeticBase
 from gift.policy.folder import check_files, max_model_len
 from gift.project.errors import UserError
@@ -129,7 +129,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def embedded(settings: ArithmeticBase) -> Model:
-    """The model that `base` will train (gift/sft.py): a Qwen3 with tied embeddings and one token a character."""
+    """The model that `base` will train (gift/embedded/base_policy.py): a Qwen3 with tied embeddings and one token a character."""
     size, layers, wide = settings.hidden_size, settings.num_layers, 3 * settings.hidden_size
     head = size // settings.num_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (3 + len(CHARACTERS), size)}

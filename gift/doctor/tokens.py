@@ -55,7 +55,7 @@ def token_findings(project: Project, folder: Path | None, prompts: Prompts) -> l
 def _tokenizer(folder: Path | None) -> Any:
     if folder is not None:
         return load_tokenizer(folder)
-    from gift.sft import make_tokenizer
+    from gift.embedded.base_policy import make_tokenizer
 
     return make_tokenizer()
 
@@ -67,7 +67,7 @@ def _encode(project: Project, tokenizer: Any, folder: Path | None, table: pa.Tab
     variables = params.prepare.chat_template_kwargs
     if folder is not None:
         return encode_split(tokenizer, folder, _some(table), variables, sampling, section, Path(params.base.model))
-    from gift.sft import CONTEXT
+    from gift.embedded.base_policy import CONTEXT
 
     encoded, opening = encode_prompts(tokenizer, _some(table), variables, Path(params.base.model))
     return EncodedPrompts(encoded, opening, [tokenizer.eos_token_id], sampling.max_model_len or CONTEXT)

@@ -22,7 +22,7 @@ def make_base(params: Params, folder: Path, work: Path) -> None:
 
 
 def _train(params: Params, folder: Path, work: Path) -> None:
-    from gift.sft import train_base
+    from gift.embedded.base_policy import train_base
 
     settings = params.base.arithmetic
     with Progress("base", settings.steps, "steps") as progress:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gift.arithmetic import final_answer, is_worked
+from gift.embedded.task import final_answer, is_worked
 from gift.rewards.text import Completion, Value, completion_text
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.arithmetic import CHARACTERS, Style, completion, problems
+from gift.embedded.task import CHARACTERS, Style, completion, problems
 from gift.params import ArithmeticBase
 
 CONTEXT = 1024
