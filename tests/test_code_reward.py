@@ -10,8 +10,8 @@ from bubblewrap import WHY_NOT
 
 from gift.params import Reward, Score
 from gift.project.errors import UserError
-from gift.rewards.code import Verdict, code_tests, judge_row, program_of
-from gift.rewards.code_tasks import BrokenTest
+from gift.rewards.programs.code import Verdict, code_tests, judge_row, program_of
+from gift.rewards.programs.code_tasks import BrokenTest
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError
 from gift.scoring.score import load_plan
@@ -326,13 +326,13 @@ TRICKS = {
         def add(a, b): return 0
     """,
     "the wire's own functions": """
-        from gift.rewards import code_wire
+        from gift.rewards.programs import code_wire
         code_wire.FUNCTIONS['equal'] = lambda *a: True
         code_wire.Line.encode = lambda self, value: {'judge': 0}
         def add(a, b): return object()
     """,
     "the judge's objects": """
-        from gift.rewards.code_wire import Remote
+        from gift.rewards.programs.code_wire import Remote
         import gc
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b): return Remote(line, 0)

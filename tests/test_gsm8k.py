@@ -15,7 +15,7 @@ from gift.data.sources import prepare_prompts
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.params import read_params
 from gift.policy.folder import load_model, policy_digest
-from gift.rewards.gsm8k import gsm8k_answer
+from gift.rewards.answers.gsm8k import gsm8k_answer
 from gift.rewards.text import text_format
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"

@@ -122,7 +122,12 @@ ROWS: list[Row] = [
     ("launch.yaml", append("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set(), set()),
     ("a comment where no stage looks", append("gift/cli.py", "# a comment\n"), set(), set()),
     ("a check of the doctor", append("gift/doctor/machine.py", "# a comment\n"), DOCTOR, set()),
-    ("a reward of the project's own", append("gift/rewards/gsm8k.py", "# a comment\n"), DOCTOR | REWARDED, set()),
+    (
+        "a reward of the project's own",
+        append("gift/rewards/answers/gsm8k.py", "# a comment\n"),
+        DOCTOR | REWARDED,
+        set(),
+    ),
     ("a reward of the user", append("rewards/example.py", "# a comment\n"), DOCTOR | REWARDED, set()),
     ("a reward's weight", setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),
     ("the learning rate", setting(update={"lr": RATE / 2}), DOCTOR | UPDATED, set()),

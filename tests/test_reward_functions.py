@@ -9,13 +9,13 @@ import pytest
 from pydantic import Field
 
 from gift.project.errors import UserError
-from gift.rewards.choice import multiple_choice
-from gift.rewards.length import cosine_length, length, overlong
-from gift.rewards.match import exact_match, normalized_match, regex_match
+from gift.rewards.answers.choice import multiple_choice
+from gift.rewards.answers.match import exact_match, normalized_match, regex_match
+from gift.rewards.form.length import cosine_length, length, overlong
+from gift.rewards.form.ngrams import ngram_diversity, repetition
+from gift.rewards.form.tags import tag_format
 from gift.rewards.names import REWARDS
-from gift.rewards.ngrams import ngram_diversity, repetition
 from gift.rewards.settings import wrong_settings
-from gift.rewards.tags import tag_format
 from gift.rewards.text import answer_part, boxes, text_format
 from gift.scoring.loading import Loaded
 from gift.scoring.pool import RewardPool

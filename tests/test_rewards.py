@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gift.embedded.task import completion, problems
+from gift.rewards.answers.gsm8k import gsm8k_answer
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rewards.gsm8k import gsm8k_answer
 from gift.rewards.names import REWARDS
 from gift.rewards.text import text_format
 from rewards.example import brevity

@@ -14,8 +14,8 @@ from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.params import Reward
 from gift.project.errors import UserError
-from gift.rewards.judge import judge
-from gift.rewards.judge_client import ENDPOINT
+from gift.rewards.models.judge import judge
+from gift.rewards.models.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
 from gift.rewards.settings import wrong_settings
 from gift.scoring.loading import Loaded, try_without_rows

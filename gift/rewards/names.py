@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gift.rewards.answers.choice import multiple_choice
+from gift.rewards.answers.gsm8k import gsm8k_answer
+from gift.rewards.answers.match import exact_match, normalized_match, regex_match
+from gift.rewards.answers.math_answer import math_answer
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rewards.choice import multiple_choice
-from gift.rewards.code import code_tests
-from gift.rewards.gsm8k import gsm8k_answer
-from gift.rewards.judge import judge
-from gift.rewards.length import cosine_length, length, overlong
-from gift.rewards.match import exact_match, normalized_match, regex_match
-from gift.rewards.math_answer import math_answer
-from gift.rewards.ngrams import ngram_diversity, repetition
-from gift.rewards.reward_model import reward_model
-from gift.rewards.tags import tag_format
+from gift.rewards.form.length import cosine_length, length, overlong
+from gift.rewards.form.ngrams import ngram_diversity, repetition
+from gift.rewards.form.tags import tag_format
+from gift.rewards.models.judge import judge
+from gift.rewards.models.reward_model import reward_model
+from gift.rewards.programs.code import code_tests
 from gift.rewards.text import text_format
 from gift.sandbox.run import check_sandbox
 

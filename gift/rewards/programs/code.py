@@ -11,8 +11,8 @@ from typing import Any
 from gift.params import Positive
 from gift.project.errors import UserError
 from gift.project.sections import Count
-from gift.rewards import code_judge, code_wire
-from gift.rewards.code_tasks import BrokenTest, asserts_task, check_task, texts
+from gift.rewards.programs import code_judge, code_wire
+from gift.rewards.programs.code_tasks import BrokenTest, asserts_task, check_task, texts
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError, run
@@ -23,7 +23,7 @@ VERDICT_KIB = 2  # at most, with MAX_REASON characters as JSON
 _KINDS = ({"test_list"}, {"test", "entry_point"}, {"inputs", "outputs"})
 NO_PROGRAM = "no program in the completion"
 _JUDGE = Path(code_judge.__file__).read_text(encoding="utf-8")
-_FILES = {"gift/rewards/code_wire.py": Path(code_wire.__file__).read_text(encoding="utf-8")}
+_FILES = {"gift/rewards/programs/code_wire.py": Path(code_wire.__file__).read_text(encoding="utf-8")}
 
 
 @dataclass(frozen=True)

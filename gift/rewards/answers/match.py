@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gift.characters import INVISIBLE
+from gift.rewards.answers.characters import INVISIBLE
 from gift.rewards.text import (
     Completion,
     Marker,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from gift.characters import plain_digits
+from gift.rewards.answers.characters import plain_digits
 from gift.rewards.text import Completion, Value, completion_text, gold_answers, shown
 
 MARKER = "####"

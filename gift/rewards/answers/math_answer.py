@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from gift.characters import plain_digits
+from gift.rewards.answers.characters import plain_digits
 from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
 
 MAX_ANSWER = 1000

@@ -1,7 +1,7 @@
 """The program inside the sandbox that judges another: the tests run in one process, the judged program in a second.
 
 Only plain values pass between them, so an answer is fixed before anything compares it: the program never sees what is
-expected, nor the judge's memory, and cannot change what `assert` or `==` mean there. gift/rewards/code.py starts it in
+expected, nor the judge's memory, and cannot change what `assert` or `==` mean there. gift/rewards/programs/code.py starts it in
 the sandbox with the task as JSON on stdin, and reads the verdicts, one JSON line a test, from stdout.
 """
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gift.rewards.code_wire import FUNCTIONS, CannotPass, Line, error_text
+from gift.rewards.programs.code_wire import FUNCTIONS, CannotPass, Line, error_text
 
 
 def serve(line: Line) -> None:

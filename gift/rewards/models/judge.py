@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from gift.params import Positive
 from gift.project.errors import UserError
 from gift.project.sections import Count, Section
-from gift.rewards.judge_client import Body, Line, ask_all
-from gift.rewards.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
+from gift.rewards.models.judge_client import Body, Line, ask_all
+from gift.rewards.models.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
 from gift.rewards.settings import check_settings
 from gift.rewards.text import Completion, completion_text
 
