@@ -45,9 +45,9 @@ def start_trainer(
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
 
-    from gift.advantages import single
     from gift.engine import Engine, EngineSettings
     from gift.logprobs.tokens import TokenLogprobs
+    from gift.methods.shape.zscore import single
     from gift.params import Update, check
     from gift.policy.folder import load_model
     from gift.rows import Rows

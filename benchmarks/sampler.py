@@ -15,8 +15,8 @@ import click
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, met, options, start
 from benchmarks.shapes import ROOT, Rollouts, Shape, make_model, make_rollouts, shape_of
+from gift.methods.sample.epochs import seed_of
 from gift.params import Sampling, check, read_params
-from gift.stream import seed_of
 
 GOAL = 0.03
 CASES = ("embedded", "long prompts")

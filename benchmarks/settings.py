@@ -10,12 +10,13 @@ from typing import Any
 import click
 import torch
 
-from gift.advantages import single
 from gift.embedded.task import problems
 from gift.engine import Engine, EngineSettings, distributed
 from gift.generate import Completion, Request, transformers_sampler
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.sample.epochs import seed_of, take_prompts
+from gift.methods.shape.zscore import single
 from gift.minibatches import steps_of_groups
 from gift.params import Params, check
 from gift.policy.fetch import make_base
@@ -25,7 +26,6 @@ from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rows import Rows, select_groups
-from gift.stream import seed_of, take_prompts
 from gift.trainer import Trainer
 from gift.update import check_step
 

@@ -15,7 +15,7 @@ Engine = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
 Layout = Literal["shared", "packed", "padded"]  # how completions lie in one forward (gift/logprobs/layouts.py)
 Packing = Literal["auto", "shared", "packed", "padded"]  # a layout, or the best that the model takes
-Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/advantages.py)
+Advantages = Literal["group", "gdpo"]  # how rewards become targets (gift/methods/shape/zscore.py)
 
 
 class ArithmeticBase(Section):

@@ -9,11 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from gift.advantages import Rewards
+from gift.methods.select.spread import enough_rewards, has_preference
+from gift.methods.shape.zscore import Rewards
 from gift.params import Score, Update
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
-from gift.selection import enough_rewards, has_preference
 from gift.tables.parts import (
     REFERENCE,
     ROLLOUTS,

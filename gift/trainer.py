@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gift.advantages import step_advantages
 from gift.engine import Engine
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import token_batch
+from gift.methods.groups import GroupBatch
+from gift.methods.match.gift import OBJECTIVES
+from gift.methods.shape.zscore import step_advantages
 from gift.minibatches import MicroBatches, micro_batches, share_groups
-from gift.objectives.batch import GroupBatch
-from gift.objectives.gift import OBJECTIVES
 from gift.params import Layout, Update
 from gift.rows import Rows
 

@@ -10,6 +10,7 @@ from gift.deepspeed_config import EngineSettings, engine_settings
 from gift.engine import Engine, distributed
 from gift.launch import read_launch
 from gift.logprobs.tokens import TokenLogprobs
+from gift.methods.sample.epochs import seed_of
 from gift.minibatches import steps_of_groups
 from gift.params import read_params
 from gift.policy.adapter import find_policy
@@ -21,7 +22,6 @@ from gift.project.work import Work, refuse_existing, tree_digest, work_folder, w
 from gift.rows import join_rows, read_round, select_groups
 from gift.saving import check_saved, load_state, save_policy, save_state
 from gift.schedule import check_schedule
-from gift.stream import seed_of
 from gift.trainer import Trainer
 from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gift import groups, selection
-from gift.advantages import Rewards, group_advantages, single, standardise, step_advantages
-from gift.objectives.batch import GroupBatch
-from gift.objectives.gift import gift
+from gift.methods import statistics as groups
+from gift.methods.groups import GroupBatch
+from gift.methods.match.gift import gift
+from gift.methods.select import spread as selection
+from gift.methods.shape.zscore import Rewards, group_advantages, single, standardise, step_advantages
 from gift.params import GiftObjective
 
 TINY = 1e-9

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from gift.methods.sample.epochs import seed_of, take_prompts
 from gift.project.errors import UserError
-from gift.stream import seed_of, take_prompts
 
 IDS = [f"p{index}" for index in range(10)]
 

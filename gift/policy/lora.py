@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gift.methods.sample.epochs import seed_of
 from gift.params import Lora
 from gift.policy.adapter import (
     CONFIG_FILE,
@@ -26,7 +27,6 @@ from gift.policy.adapter import (
 from gift.policy.folder import Lineage, load_model
 from gift.project.errors import UserError
 from gift.project.work import write_json
-from gift.stream import seed_of
 
 
 def check_parent(files: PolicyFiles, lineage: Lineage, lora: Lora | None) -> None:

@@ -13,7 +13,7 @@ class GroupBatch:
     logprobs, ref_logprobs, old_logprobs: float [N], nats, of each sampled token under the current policy, the
     reference, and the policy the round started from. completion: int64 [N], which completion (0 .. P*G-1, groups in
     order) a token belongs to. rewards: float [P, G]. advantages: float [P, G], the targets that
-    `gift.advantages` makes of the rewards. mask: bool [P, G], completions that train (scored ones).
+    `gift.methods.shape.zscore` makes of the rewards. mask: bool [P, G], completions that train (scored ones).
     """
 
     logprobs: Tensor

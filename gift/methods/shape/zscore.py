@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gift import groups
+from gift.methods import statistics as groups
 from gift.params import Advantages
 
 EPS = 1e-6

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gift import groups
-from gift.objectives.batch import GroupBatch
+from gift.methods import statistics as groups
+from gift.methods.groups import GroupBatch
 from gift.params import GiftObjective
 
 Loss = tuple[Tensor, dict[str, Tensor]]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gift.advantages import EPS, Rewards, group_advantages
+from gift.methods.shape.zscore import EPS, Rewards, group_advantages
 from gift.params import Advantages
 
 
