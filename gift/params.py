@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.data.params import Prepare, Where
 from gift.project.sections import Count, Section, check, did_you_mean
 from gift.project.yaml import read_yaml
+from gift.prompts.settings import Prepare, Where
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from gift.data.origins import untracked_sources
-from gift.data.sources import prepare_prompts
 from gift.params import read_params
 from gift.project import console
 from gift.project.work import Work, refuse_existing, write_json
+from gift.prompts.origins import untracked_sources
+from gift.prompts.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gift.data.decontamination import normalized, shared_runs, units
+from gift.prompts.decontamination import normalized, shared_runs, units
 
 
 @pytest.mark.parametrize(

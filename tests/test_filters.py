@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from gift.data.files import Row
-from gift.data.filters import keep_rows
-from gift.data.params import Filters, Prepare
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
+from gift.prompts.files import Row
+from gift.prompts.filters import keep_rows
+from gift.prompts.settings import Filters, Prepare
 
 VALUES = [
     {"q": "short", "level": "Level 5", "rate": 0.5, "ok": True, "n": 1},

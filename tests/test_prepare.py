@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from gift.data.params import ArithmeticTask, Prepare
-from gift.data.sources import prepare_prompts
 from gift.project.errors import UserError
+from gift.prompts.settings import ArithmeticTask, Prepare
+from gift.prompts.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
 
@@ -352,7 +352,7 @@ def test_hub_splits_are_read_by_name_and_a_wrong_id_is_one_line(monkeypatch: pyt
         return datasets.Dataset.from_list(splits[split])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("gift.data.files._hub_is_reachable", lambda: True)
+    monkeypatch.setattr("gift.prompts.files._hub_is_reachable", lambda: True)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     choice = {"hub_config": "main", "eval_split": "test", "num_eval": 30}
     made = prepare_prompts(settings("hub:openai/gsm8k", **choice), seed=0)

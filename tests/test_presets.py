@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gift.data.params import Prepare
-from gift.data.sources import Prompts, prepare_prompts
 from gift.params import Params, read_params
+from gift.prompts.settings import Prepare
+from gift.prompts.sources import Prompts, prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
 
 PRESETS = Path(__file__).parents[1] / "presets"

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gift.data.files import Row, local_files, read_local
 from gift.project.errors import UserError
+from gift.prompts.files import Row, local_files, read_local
 
 ROWS = [{"question": f"Wieviel ist {number}? ä", "answer": str(number)} for number in range(3000)]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gift.data.columns import look_into, shape
-from gift.data.params import Prepare
-from gift.data.sources import Prompts, prepare_prompts
 from gift.project.errors import UserError
+from gift.prompts.columns import look_into, shape
+from gift.prompts.settings import Prepare
+from gift.prompts.sources import Prompts, prepare_prompts
 
 WORDS = [
     *("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "islet"),

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.data.sources import prepare_prompts
 from gift.doctor.findings import Finding, Level, refusal
 from gift.params import Params, Score
 from gift.project.errors import UserError
+from gift.prompts.sources import prepare_prompts
 from gift.rewards.names import REWARDS
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask

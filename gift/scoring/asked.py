@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from gift.data.params import is_one_of
 from gift.params import Score
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
+from gift.prompts.settings import is_one_of
 from gift.scoring.rows import Prompts
 from gift.scoring.worker import Outcome
 

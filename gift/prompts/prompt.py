@@ -5,9 +5,9 @@ import string
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gift.data.files import Row
-from gift.data.params import Prepare, Rows
 from gift.project.errors import UserError
+from gift.prompts.files import Row
+from gift.prompts.settings import Prepare, Rows
 from gift.tables.prompts import prompt_problem
 
 Template = Callable[[Row], tuple[str, str]]

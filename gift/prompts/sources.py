@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gift.data.columns import map_rows
-from gift.data.decontamination import normalized, shared_runs
-from gift.data.files import Row
-from gift.data.filters import keep_rows
-from gift.data.ledger import Ledger
-from gift.data.origins import Origin, check_origins, origins, read_rows
-from gift.data.params import Prepare, Rows
-from gift.data.prompt import check_prompt_columns, prompt_of, prompt_template
 from gift.embedded.task import Split
 from gift.project.errors import UserError
+from gift.prompts.columns import map_rows
+from gift.prompts.decontamination import normalized, shared_runs
+from gift.prompts.files import Row
+from gift.prompts.filters import keep_rows
+from gift.prompts.ledger import Ledger
+from gift.prompts.origins import Origin, check_origins, origins, read_rows
+from gift.prompts.prompt import check_prompt_columns, prompt_of, prompt_template
+from gift.prompts.settings import Prepare, Rows
 
 KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a struct"}
 

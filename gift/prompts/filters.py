@@ -4,9 +4,9 @@ import math
 from collections import Counter
 from typing import Any
 
-from gift.data.files import Row
-from gift.data.params import Filters, is_one_of
 from gift.project.errors import UserError
+from gift.prompts.files import Row
+from gift.prompts.settings import Filters, is_one_of
 
 
 def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], Counter[str]]:

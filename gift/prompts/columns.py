@@ -4,8 +4,8 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from gift.data.params import Rows
 from gift.project.errors import UserError
+from gift.prompts.settings import Rows
 
 MISSING = object()
 SHAPE_WIDTH = 300

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.data.files import Row, read_hub, read_local
-from gift.data.params import Filters, Prepare, Rows, Source
 from gift.embedded.task import Split, problems
 from gift.project.errors import UserError
+from gift.prompts.files import Row, read_hub, read_local
+from gift.prompts.settings import Filters, Prepare, Rows, Source
 
 HUB = "hub:"
 

@@ -62,7 +62,7 @@ class Filters(Section):
 
 
 class Decontaminate(Section):
-    """Training prompts that share a run of words with a prompt of eval are left out (gift/data/decontamination.py)."""
+    """Training prompts that share a run of words with a prompt of eval are left out (gift/prompts/decontamination.py)."""
 
     ngram: Annotated[int, Field(ge=3, description="words in a run; 13 is usual, 8 is stricter")] = 13
     max_prompts: Count = Field(10, description="a run in more eval prompts than this is a common phrase, and no match")
