@@ -79,11 +79,11 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import vllm
 
-    from gift.generate import Request, start_sampler
     from gift.launch import read_launch
     from gift.policy.adapter import PolicyFiles
     from gift.policy.folder import load_tokenizer
-    from gift.rollouts import Group, write_rollouts
+    from gift.sampling.engine import Request, start_sampler
+    from gift.sampling.rollouts import Group, write_rollouts
 
     sampling = check(Sampling, settings, "benchmark")
     tokenizer = load_tokenizer(folder)

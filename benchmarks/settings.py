@@ -12,7 +12,6 @@ import torch
 
 from gift.embedded.task import problems
 from gift.engine import Engine, EngineSettings, distributed
-from gift.generate import Completion, Request, transformers_sampler
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.sample.epochs import seed_of, take_prompts
@@ -26,6 +25,7 @@ from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rows import Rows, select_groups
+from gift.sampling.engine import Completion, Request, transformers_sampler
 from gift.trainer import Trainer
 from gift.update import check_step
 

@@ -120,7 +120,7 @@ def wrap_all(spans: Spans) -> None:
 
         return joined
 
-    replace("gift.generate", "start_sampler", sampler)
+    replace("gift.sampling.engine", "start_sampler", sampler)
     replace("gift.engine", "distributed", group)
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 import click
 import pyarrow.compute as pc
 
-from gift.encoding import encode_split, refuse_long_prompts
-from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.methods.sample.epochs import seed_of, take_prompts
 from gift.params import read_params
@@ -15,10 +13,12 @@ from gift.policy.adapter import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.work import Work, file_digest, refuse_existing, write_json
-from gift.rollouts import Group, write_rollouts
+from gift.sampling.encoding import encode_split, refuse_long_prompts
+from gift.sampling.engine import Request, start_sampler
+from gift.sampling.rollouts import Group, write_rollouts
+from gift.sampling.templates import chat_findings
 from gift.tables.parts import ROLLOUTS, check_rollouts, read_table
 from gift.tables.prompts import prompt_column, read_prompts
-from gift.templates import chat_findings
 
 
 @click.command()

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import click
 
-from gift.encoding import encode_split, refuse_long_prompts
-from gift.generate import Request, start_sampler
 from gift.launch import read_launch
 from gift.methods.sample.epochs import seed_of
 from gift.params import read_params
@@ -14,7 +12,9 @@ from gift.policy.adapter import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.work import Work, file_digest, refuse_existing
-from gift.rollouts import Group, write_rollouts
+from gift.sampling.encoding import encode_split, refuse_long_prompts
+from gift.sampling.engine import Request, start_sampler
+from gift.sampling.rollouts import Group, write_rollouts
 from gift.tables.prompts import read_prompts
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from gift import cli
 from gift.engine import Engine, EngineSettings, FullState, distributed
-from gift.generate import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.params import Lora
@@ -25,6 +24,7 @@ from gift.policy.adapter import PolicyFiles, adapter_off, adapter_weights, fill,
 from gift.policy.folder import Lineage, load_model
 from gift.policy.lora import check_parent, load_trainable
 from gift.project.errors import UserError
+from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.saving import save_policy
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks

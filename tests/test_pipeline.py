@@ -216,7 +216,7 @@ def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
 
 def test_stages_that_sample_wait_for_the_check_of_the_rewards() -> None:
     for name, stage in stages().items():
-        assert ("gift/generate.py" in stage["deps"]) == ("data/check_rewards.txt" in stage["deps"]), name
+        assert ("gift/sampling/engine.py" in stage["deps"]) == ("data/check_rewards.txt" in stage["deps"]), name
 
 
 def test_every_import_points_down() -> None:
@@ -242,7 +242,7 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
     found = {(name, module) for module, path in MODULES.items() for name in pattern.findall(path.read_text())}
     assert found - {("deepspeed", "gift.cli"), ("vllm", "gift.cli")} == {
         ("deepspeed", "gift.engine"),
-        ("vllm", "gift.generate"),
+        ("vllm", "gift.sampling.engine"),
     }
 
 

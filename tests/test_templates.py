@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gift.encoding import encode_prompts
 from gift.project.errors import UserError
-from gift.templates import chat_findings, end_of_turn, end_token_ids, render_chats
+from gift.sampling.encoding import encode_prompts
+from gift.sampling.templates import chat_findings, end_of_turn, end_token_ids, render_chats
 
 POLICY = Path("policy")
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
@@ -231,8 +231,8 @@ def test_both_kinds_of_end_tokens_end_completions_of_the_transformers_engine() -
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from gift.generate import Request, transformers_sampler
     from gift.params import Sampling
+    from gift.sampling.engine import Request, transformers_sampler
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -15,12 +15,12 @@ from typing import get_args
 import mini
 import pytest
 
-from gift.generate import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.launch import GenerateLaunch
 from gift.params import Sampling
 from gift.policy.adapter import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
+from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
 PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
@@ -50,7 +50,7 @@ def engine(policy: PolicyFiles) -> None:
 def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's question initialises CUDA in this process, which no fork survives, unless it may ask NVML instead."""
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
-    monkeypatch.setattr("gift.generate.check_files", lambda folder: None)
+    monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     asked = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: asked.append(os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]))
@@ -61,7 +61,7 @@ def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch
 
 def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What vLLM itself says of it is an assertion without a word."""
-    monkeypatch.setattr("gift.generate.check_files", lambda folder: None)
+    monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UserError, match=r"generate.dtype, evaluate.dtype: float32: .* set both to bfloat16"):
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())

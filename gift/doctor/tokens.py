@@ -8,12 +8,12 @@ import pyarrow as pa
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
-from gift.encoding import EncodedPrompts, encode_prompts, encode_split
 from gift.params import Sampling
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
+from gift.sampling.encoding import EncodedPrompts, encode_prompts, encode_split
+from gift.sampling.templates import chat_findings
 from gift.tables.prompts import prompt_column
-from gift.templates import chat_findings
 
 THEME = "tokens"
 WHERE = "params.yaml: base.model"

@@ -40,7 +40,7 @@ def start_sampler(
 ) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
-    ends: ids of the tokens that end a completion (gift/templates.py: end_token_ids), the same for both engines.
+    ends: ids of the tokens that end a completion (gift/sampling/templates.py: end_token_ids), the same for both engines.
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
     check_files(policy.model)

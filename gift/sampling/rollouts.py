@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.generate import Completion, Request, Sampler
 from gift.project.console import Progress
+from gift.sampling.engine import Completion, Request, Sampler
 from gift.tables.parquet import part_name
 from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, write_part
 
