@@ -211,7 +211,7 @@ def test_the_code_of_a_stage_is_listed_once_and_sorted() -> None:
 
 def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
     for name, stage in stages().items():
-        assert ("gift/scoring/pool.py" in stage["deps"]) == ("rewards" in stage["deps"]), name
+        assert ("gift/scoring/workers/pool.py" in stage["deps"]) == ("rewards" in stage["deps"]), name
 
 
 def test_stages_that_sample_wait_for_the_check_of_the_rewards() -> None:

@@ -17,10 +17,10 @@ from gift.rewards import names
 from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
-from gift.scoring.pool import RewardPool
 from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_reward
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.pool import RewardPool
+from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths, read_file
 from gift.tables.parts import (
     ROLLOUTS,

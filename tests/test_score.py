@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from gift.params import Reward, Score
 from gift.project.errors import UserError
-from gift.scoring.messages import one_line
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_reward
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.messages import one_line
+from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths
 from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from gift.tables.prompts import write_prompts

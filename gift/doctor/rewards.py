@@ -20,7 +20,7 @@ from gift.rewards.names import DEFAULTS, REWARDS
 from gift.rewards.settings import wrong_settings
 from gift.scoring.loading import Loaded, try_without_rows
 from gift.scoring.plan import load_plan
-from gift.scoring.pool import RewardPool
+from gift.scoring.workers.pool import RewardPool
 from gift.tables.prompts import prompt_column
 
 THEME = "rewards"

@@ -13,10 +13,10 @@ from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.failures import FAILED
 from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
-from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Prompts
 from gift.scoring.score import total_reward
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.pool import RewardPool
+from gift.scoring.workers.worker import Outcome
 
 NUM_ROWS = 8
 GOLD_COLUMNS = ("answer", "ground_truth", "reward_model", "solution", "code", "target")

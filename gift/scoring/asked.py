@@ -13,7 +13,7 @@ from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.prompts.settings import is_one_of
 from gift.scoring.rows import Prompts
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.worker import Outcome
 
 NOT_ASKED = Outcome(None, "abstain", "not asked: the prompt has other values than the reward's `where`")
 NUM_SHOWN = 10

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from gift.project.errors import UserError
 from gift.scoring.code import function_digest
 from gift.scoring.loading import Loaded
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import read_file, write_file
 
 ROOT = Path("data/.cache/scores")

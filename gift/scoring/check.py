@@ -10,8 +10,8 @@ from gift.rewards.names import REWARDS
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded, misfit, try_without_rows
 from gift.scoring.plan import load_plan
-from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Prompts
+from gift.scoring.workers.pool import RewardPool
 
 
 def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out: pa.Table) -> list[Loaded]:

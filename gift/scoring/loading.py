@@ -15,7 +15,7 @@ from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.rewards.settings import wrong_settings
 from gift.rewards.verl import ARGUMENTS, from_verl
-from gift.scoring.messages import describe
+from gift.scoring.workers.messages import describe
 
 
 @dataclass(frozen=True)

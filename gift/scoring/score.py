@@ -19,10 +19,10 @@ from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
 from gift.scoring.loading import Loaded
 from gift.scoring.plan import USER_FOLDER, load_plan
-from gift.scoring.pool import Call, RewardPool
 from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.seconds import Seconds, Slowest
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.pool import Call, RewardPool
+from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.parts import (
     ROLLOUTS,

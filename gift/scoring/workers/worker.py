@@ -1,4 +1,4 @@
-"""The process that calls reward functions, started by gift/scoring/pool.py with the number of a socket.
+"""The process that calls reward functions, started by gift/scoring/workers/pool.py with the number of a socket.
 
 It reads what to load, answers null or what is wrong, then gets messages of calls and sends one line (JSON) a call. The
 pool believes no other form: a function may write anything to any file that is open here, the socket included.
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gift.scoring.limits import limit_resources, private_bytes
 from gift.scoring.loading import load
-from gift.scoring.messages import describe, one_line, prints, show
-from gift.scoring.strays import adopt_orphans, children, has_children, kill_children
+from gift.scoring.workers.limits import limit_resources, private_bytes
+from gift.scoring.workers.messages import describe, one_line, prints, show
+from gift.scoring.workers.strays import adopt_orphans, children, has_children, kill_children
 
 ORPHAN_SECONDS = 60
 CONNECTION_LOST = 70

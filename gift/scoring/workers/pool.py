@@ -18,9 +18,9 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
-from gift.scoring.process import GARBAGE, Broken, Line, WorkerProcess
-from gift.scoring.strays import adopt_orphans, children, kill_children
-from gift.scoring.worker import Outcome
+from gift.scoring.workers.process import GARBAGE, Broken, Line, WorkerProcess
+from gift.scoring.workers.strays import adopt_orphans, children, kill_children
+from gift.scoring.workers.worker import Outcome
 
 START_SECONDS = 120.0
 START_ALONE_SECONDS = 1800.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
-from gift.scoring.worker import CONNECTION_LOST, Entry
+from gift.scoring.workers.worker import CONNECTION_LOST, Entry
 from gift.tables.parts import STATUSES
 
 SEND_SECONDS = 60
@@ -30,7 +30,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """What became of a call; see gift/scoring/worker.py."""
+    """What became of a call; see gift/scoring/workers/worker.py."""
 
     seconds: float
     again: str | None
@@ -55,7 +55,7 @@ class WorkerProcess:
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from gift.scoring.worker import main; main()", str(theirs.fileno())],
+                [sys.executable, "-c", "from gift.scoring.workers.worker import main; main()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={
                     **os.environ,
