@@ -21,7 +21,7 @@ def update_steps(
     import torch
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    from gift.engine import distributed
+    from gift.training.engine import distributed
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
@@ -45,13 +45,13 @@ def start_trainer(
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
 
-    from gift.engine import Engine, EngineSettings
     from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.shape.zscore import single
     from gift.params import Update, check
     from gift.policy.folder import load_model
-    from gift.rows import Rows
-    from gift.trainer import Trainer
+    from gift.training.engine import Engine, EngineSettings
+    from gift.training.rows import Rows
+    from gift.training.trainer import Trainer
 
     model = load_model(folder, "float32")
     # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
@@ -79,7 +79,7 @@ def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tok
     """
     import torch
 
-    from gift.engine import distributed
+    from gift.training.engine import distributed
 
     rollouts = make_rollouts(replace(shape, groups=shape.groups * times))
     with distributed() as device:
@@ -102,7 +102,7 @@ def _reference_seconds(
 
 
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
-    """The model of the log-prob pass, as gift/reference.py loads it."""
+    """The model of the log-prob pass, as gift/training/reference.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
     from gift.policy.folder import load_model
 
@@ -110,7 +110,7 @@ def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") 
 
 
 def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> Sequence[Any]:
-    """The log-probs of every completion, as gift/reference.py computes them for one part of a table."""
+    """The log-probs of every completion, as gift/training/reference.py computes them for one part of a table."""
     from gift.logprobs.batches import row_batches
     from gift.logprobs.tokens import completion_logprobs
 

@@ -11,12 +11,10 @@ import click
 import torch
 
 from gift.embedded.task import problems
-from gift.engine import Engine, EngineSettings, distributed
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.sample.epochs import seed_of, take_prompts
 from gift.methods.shape.zscore import single
-from gift.minibatches import steps_of_groups
 from gift.params import Params, check
 from gift.policy.fetch import make_base
 from gift.policy.folder import load_model, load_tokenizer
@@ -24,10 +22,12 @@ from gift.project import console
 from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rows import Rows, select_groups
 from gift.sampling.engine import Completion, Request, transformers_sampler
-from gift.trainer import Trainer
-from gift.update import check_step
+from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.round import check_step
+from gift.training.rows import Rows, select_groups
+from gift.training.steps import steps_of_groups
+from gift.training.trainer import Trainer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "old, detached, floor 0.3": {},

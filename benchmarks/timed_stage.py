@@ -23,9 +23,9 @@ from typing import Any  # noqa: E402
 
 NAMED = {
     "log-probs": ("gift.logprobs.tokens:completion_logprobs",),
-    "optimizer steps": ("gift.trainer:Trainer.train_step",),
+    "optimizer steps": ("gift.training.trainer:Trainer.train_step",),
     "rewards and their workers": ("gift.scoring.score:score_parts",),
-    "engine start": ("gift.engine:Engine.__init__",),
+    "engine start": ("gift.training.engine:Engine.__init__",),
     "models and tokenizers": ("gift.policy.folder:load_model", "gift.policy.folder:load_tokenizer"),
     "hashing": ("gift.project.work:tree_digest", "gift.project.work:file_digest"),
     "tables, policies and states": (
@@ -33,13 +33,13 @@ NAMED = {
         "gift.tables.parts:read_table",
         "gift.tables.parts:write_part",
         "gift.tables.prompts:read_prompts",
-        "gift.saving:save_state",
-        "gift.saving:load_state",
-        "gift.saving:save_policy",
+        "gift.training.state:save_state",
+        "gift.training.state:load_state",
+        "gift.training.state:save_policy",
         "gift.project.work:Work.publish",
         "gift.project.work:write_json",
     ),
-    "check of the saved policy": ("gift.saving:check_saved",),
+    "check of the saved policy": ("gift.training.state:check_saved",),
 }
 
 
@@ -121,7 +121,7 @@ def wrap_all(spans: Spans) -> None:
         return joined
 
     replace("gift.sampling.engine", "start_sampler", sampler)
-    replace("gift.engine", "distributed", group)
+    replace("gift.training.engine", "distributed", group)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from gift.policy.folder import read_lineage
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
-from gift.reference import audit, write_reference
 from gift.tables.parquet import part_paths
 from gift.tables.parts import (
     REFERENCE,
@@ -21,6 +20,7 @@ from gift.tables.parts import (
     check_same_rows,
     read_table,
 )
+from gift.training.reference import audit, write_reference
 
 
 @click.command()

@@ -6,12 +6,9 @@ from typing import Any
 import click
 import torch
 
-from gift.deepspeed_config import EngineSettings, engine_settings
-from gift.engine import Engine, distributed
 from gift.launch import read_launch
 from gift.logprobs.tokens import TokenLogprobs
 from gift.methods.sample.epochs import seed_of
-from gift.minibatches import steps_of_groups
 from gift.params import read_params
 from gift.policy.adapter import find_policy
 from gift.policy.folder import load_model, stored_in_bfloat16, write_lineage
@@ -19,11 +16,14 @@ from gift.policy.lora import check_parent, load_trainable
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, work_folder, write_json
-from gift.rows import join_rows, read_round, select_groups
-from gift.saving import check_saved, load_state, save_policy, save_state
-from gift.schedule import check_schedule
-from gift.trainer import Trainer
-from gift.update import Checkpointing, round_metrics, share_cores, train_round, write_steps
+from gift.training.deepspeed_config import EngineSettings, engine_settings
+from gift.training.engine import Engine, distributed
+from gift.training.round import Checkpointing, round_metrics, share_cores, train_round, write_steps
+from gift.training.rows import join_rows, read_round, select_groups
+from gift.training.schedule import check_schedule
+from gift.training.state import check_saved, load_state, save_policy, save_state
+from gift.training.steps import steps_of_groups
+from gift.training.trainer import Trainer
 
 
 @click.command()

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gift.deepspeed_config import PASSES, deepspeed_config, refuse_keys
 from gift.embedded.base_policy import make_tokenizer
-from gift.engine import Engine, FullState, distributed
 from gift.logprobs.tokens import TokenLogprobs
 from gift.policy.folder import stored_in_bfloat16
 from gift.project.errors import UserError
+from gift.training.deepspeed_config import PASSES, deepspeed_config, refuse_keys
+from gift.training.engine import Engine, FullState, distributed
 from stages.update import load_masters, start_engine
 from tests.ranks import run_as_rank, run_ranks
 from tests.test_engine import Logprobs, difference, load_state, one_step, plain_torch, save_state, settings

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.project.errors import UserError
+from gift.training.engine import Engine, EngineSettings, FullState, distributed
 from tests.ranks import run_as_rank, run_two_ranks
 
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught

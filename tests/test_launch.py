@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gift.params import read_params
-from gift.schedule import learning_rate
+from gift.training.schedule import learning_rate
 
 
 def launch(
@@ -101,8 +101,8 @@ from pathlib import Path
 import click
 import torch
 from gift.project import console
-from gift.deepspeed_config import EngineSettings
-from gift.engine import Engine, distributed
+from gift.training.deepspeed_config import EngineSettings
+from gift.training.engine import Engine, distributed
 from gift.project.errors import UserError
 from gift.launch import read_launch
 
@@ -188,7 +188,7 @@ wait ${tasks[0]} && wait ${tasks[1]}
 GREETING = """
 from pathlib import Path
 import torch
-from gift.engine import distributed
+from gift.training.engine import distributed
 
 with distributed():
     total = torch.ones(1)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gift import cli
-from gift.engine import Engine, EngineSettings, FullState, distributed
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.params import Lora
@@ -25,7 +24,8 @@ from gift.policy.folder import Lineage, load_model
 from gift.policy.lora import check_parent, load_trainable
 from gift.project.errors import UserError
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
-from gift.saving import save_policy
+from gift.training.engine import Engine, EngineSettings, FullState, distributed
+from gift.training.state import save_policy
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks
 
@@ -356,7 +356,7 @@ def test_a_round_is_an_adapter_folder_on_the_base(rounds: Path) -> None:
 
 
 def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
-    from gift.saving import load_state
+    from gift.training.state import load_state
 
     (first, _), (second, facts) = (load_state(rounds / name / "optimizer/state.safetensors") for name in ("r1", "r2"))
     steps = [json.loads((rounds / name / "metrics/update.json").read_text())["num_steps"] for name in ("r1", "r2")]

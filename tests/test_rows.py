@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from gift.params import Score, check
-from gift.rows import rewards_of
+from gift.training.rows import rewards_of
 
 
 def test_components_gates_and_nulls() -> None:

@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gift.policy.adapter import PolicyFiles, load_policy
 from gift.project.errors import UserError
-from gift.saving import check_saved, probe
+from gift.training.state import check_saved, probe
 
 PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]
 

@@ -9,7 +9,7 @@ from transformers import get_scheduler
 
 from gift.params import Update
 from gift.project.errors import UserError
-from gift.schedule import check_schedule, learning_rate
+from gift.training.schedule import check_schedule, learning_rate
 
 
 def settings(**more: object) -> Update:

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gift.engine import Engine, EngineSettings, distributed
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import gift
 from gift.methods.shape.zscore import Rewards, step_advantages
-from gift.minibatches import micro_batches, share_groups, steps_of_groups
 from gift.params import Update
 from gift.project.errors import UserError
-from gift.rows import Rows
-from gift.trainer import Trainer
+from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.rows import Rows
+from gift.training.steps import micro_batches, share_groups, steps_of_groups
+from gift.training.trainer import Trainer
 from tests.ranks import run_as_rank, run_ranks
 
 TEMPERATURE = 0.8

@@ -185,7 +185,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     from gift.policy.adapter import adapter_weights, fill, load_policy
     from gift.policy.folder import load_model
     from gift.policy.lora import load_trainable
-    from gift.saving import save_policy
+    from gift.training.state import save_policy
 
     base = PolicyFiles(policy)
     model = load_trainable(base, Lora(r=4, lora_alpha=6), "float32", seed=0)

@@ -17,7 +17,6 @@ from gift.methods.shape.zscore import group_advantages
 from gift.params import Evaluate, Score, read_params
 from gift.project.errors import UserError
 from gift.project.sections import check
-from gift.rows import Rows, rewards_of, select_groups
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT
 from gift.scoring.metrics import score_metrics
@@ -26,6 +25,7 @@ from gift.scoring.score import Scored, score_parts
 from gift.tables.parquet import part_paths
 from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from gift.tables.prompts import read_prompts
+from gift.training.rows import Rows, rewards_of, select_groups
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
 from stages.score import main as score_stage

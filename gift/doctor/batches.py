@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.settings import Project
-from gift.minibatches import steps_of_groups
 from gift.params import Sampling
 from gift.project.errors import UserError
-from gift.schedule import check_schedule
+from gift.training.schedule import check_schedule
+from gift.training.steps import steps_of_groups
 
 THEME = "batches"
 LARGE_LR = 5e-5

@@ -2,11 +2,11 @@
 
 import os
 
-from gift.deepspeed_config import engine_settings
 from gift.doctor.findings import Finding, amount
 from gift.doctor.machine import Gpus
 from gift.doctor.model import Model
 from gift.doctor.settings import Project
+from gift.training.deepspeed_config import engine_settings
 
 THEME = "memory"
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.deepspeed_config import engine_settings
 from gift.doctor.findings import Finding, refusal
 from gift.launch import Launch, read_launch, refuse_launch
 from gift.params import Params, read_params
 from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
+from gift.training.deepspeed_config import engine_settings
 
 THEME = "settings"
 ROUNDS = Path("rounds.yaml")

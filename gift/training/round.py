@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from gift.engine import Engine
 from gift.params import Update
 from gift.project.console import Progress
 from gift.project.errors import UserError
-from gift.saving import load_state, save_state
-from gift.schedule import learning_rate
-from gift.trainer import Trainer
+from gift.training.engine import Engine
+from gift.training.schedule import learning_rate
+from gift.training.state import load_state, save_state
+from gift.training.trainer import Trainer
 
 STEP_COLUMNS = (
     "step",

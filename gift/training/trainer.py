@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gift.engine import Engine
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import token_batch
 from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import OBJECTIVES
 from gift.methods.shape.zscore import step_advantages
-from gift.minibatches import MicroBatches, micro_batches, share_groups
 from gift.params import Layout, Update
-from gift.rows import Rows
+from gift.training.engine import Engine
+from gift.training.rows import Rows
+from gift.training.steps import MicroBatches, micro_batches, share_groups
 
 GROUP_STATISTICS = ("loss", "log_ratio", "log_ratio_std", "correlation", "implied_beta")
 SUMS = (*GROUP_STATISTICS, "correlation_known", "implied_beta_known", "kl", "entropy", "tokens")

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gift.deepspeed_config import WHERE, EngineSettings, deepspeed_config
 from gift.logprobs.head import LogprobHead
 from gift.project.errors import UserError
+from gift.training.deepspeed_config import WHERE, EngineSettings, deepspeed_config
 
 _VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")

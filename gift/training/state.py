@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gift.engine import FullState
 from gift.logprobs.tokens import ROUNDING, TokenLogprobs, completion_logprobs
 from gift.policy.adapter import PolicyFiles, load_policy
 from gift.policy.folder import MODEL_CONFIGS, copy_companions, load_model
 from gift.policy.lora import save_adapter
 from gift.project.errors import UserError
+from gift.training.engine import FullState
 
 _LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
 
