@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pyarrow.compute as pc
 
-from gift.estimates import evaluation, rights_of
+from gift.evaluation.estimates import evaluation, rights_of
 from gift.launch import read_launch
 from gift.params import read_params
 from gift.project import console

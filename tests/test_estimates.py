@@ -5,7 +5,15 @@ import math
 
 import pytest
 
-from gift.estimates import accuracies, by_domain, evaluation, mean_and_error, mean_rewards, pass_at_k, rights_of
+from gift.evaluation.estimates import (
+    accuracies,
+    by_domain,
+    evaluation,
+    mean_and_error,
+    mean_rewards,
+    pass_at_k,
+    rights_of,
+)
 from gift.project.errors import UserError
 
 
