@@ -19,13 +19,13 @@ import click
 import pytest
 from bubblewrap import WHY_NOT
 
-import gift
 from gift.project.errors import UserError
 from gift.sandbox import seccomp
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import Result, SandboxError, check_sandbox, run
 
 ROOT = Path(__file__).parents[1]
+SANDBOX = sorted((ROOT / "gift/sandbox").glob("*.py"))
 OTHER_USER = 54321
 SECRET = "a secret of the environment"
 MARKER = "gift-left-over"
@@ -64,9 +64,9 @@ def other_user() -> Iterator[Runner]:
     folder = Path(tempfile.mkdtemp())
     try:
         shutil.copytree(Path(click.__file__).parent, folder / "click")
-        (folder / "gift").mkdir()
-        for name in ("__init__", "errors", "bwrap", "sandbox", "sandbox_prelude", "seccomp"):
-            shutil.copy(Path(gift.__file__).parent / f"{name}.py", folder / "gift")
+        for name in ("__init__", "project/__init__", "project/errors", *(f"sandbox/{path.stem}" for path in SANDBOX)):
+            (folder / "gift" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "gift" / f"{name}.py", folder / "gift" / f"{name}.py")
         shutil.copy(ROOT / "tests" / "sandbox_user.py", folder)
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)

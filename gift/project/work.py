@@ -42,7 +42,7 @@ class Work:
 
     def __init__(self, stage: str, out: Path, inputs: dict[str, Any]) -> None:
         self.folder = work_folder(stage, out)
-        code = tree_digest(Path(__file__).parents[1] / "gift", "*.py")
+        code = tree_digest(Path(__file__).parents[2] / "gift", "*.py")
         content = json.dumps({"inputs": inputs, "code": code, "out": str(out)}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         stamp = self.folder / "fingerprint"

@@ -50,7 +50,7 @@ class WorkerProcess:
     ) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         threads = {} if memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
