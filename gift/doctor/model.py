@@ -129,7 +129,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def embedded(settings: Arithmetic) -> Model:
-    """The model that `base` will train (embedded/base_policy.py): a Qwen3 with tied embeddings and one token a character."""
+    """The model that `base` will train (embedded/base_policy.py): a Qwen3, tied embeddings, one token a character."""
     size, layers, wide = settings.hidden_size, settings.num_layers, 3 * settings.hidden_size
     head = size // settings.num_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (3 + len(CHARACTERS), size)}

@@ -8,8 +8,8 @@ from gift.project.sections import Count, Positive, Section, Share
 
 
 class Arithmetic(Section):
-    """Problems with visible steps (task.py), and a small Qwen3 trained from scratch on a mixture of styles of answers to
-    them (base_policy.py)."""
+    """Problems with visible steps (task.py), and a small Qwen3 trained from scratch on answers to them
+    in a mixture of styles (base_policy.py)."""
 
     num_operands: Annotated[int, Field(ge=2, le=8)] = 4
     hidden_size: Count = 128

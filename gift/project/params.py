@@ -37,5 +37,5 @@ def _read(name: str, field: Any, file: Path, content: dict[str, Any]) -> Any:
 
 
 def settings_of(section: Section) -> dict[str, Any]:
-    """A section for metadata: only what is not its default, so that a new key with a neutral default changes no byte."""
+    """A section for metadata: what is not its default alone, so that a new key with a neutral default changes no byte."""
     return section.model_dump(mode="json", exclude_defaults=True)
