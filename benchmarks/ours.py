@@ -21,7 +21,7 @@ def update_steps(
     import torch
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
@@ -47,14 +47,15 @@ def start_trainer(
 
     from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.shape.zscore import single
-    from gift.policy.folder import load_model
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.rows import Rows
     from gift.training.settings import Update
     from gift.training.trainer import Trainer
 
-    model = load_model(folder, "float32")
+    model = open_policy(PolicyFiles(folder), "float32")
     # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
     uniform = [torch.full((len(ids),), -math.log(model.config.vocab_size)) for ids in rollouts.completion_ids]
     rewards = torch.tensor(rollouts.rewards).view(-1, rollouts.group_size)
@@ -80,7 +81,7 @@ def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tok
     """
     import torch
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     rollouts = make_rollouts(replace(shape, groups=shape.groups * times))
     with distributed() as device:
@@ -105,9 +106,10 @@ def _reference_seconds(
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/training/reference.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.policy.folder import load_model
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
 
-    return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
+    return TokenLogprobs(open_policy(PolicyFiles(folder), dtype, str(device)), 1.0, packing)
 
 
 def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> Sequence[Any]:

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gift.doctor.settings import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.folder import load_model, policy_digest
+from gift.policy.files import PolicyFiles
+from gift.policy.lineage import policy_digest
+from gift.policy.open import open_policy
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer
 from gift.rewards.text import text_format
@@ -144,17 +146,21 @@ def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
     lineage = json.loads((folder / "policy/gift.json").read_text(encoding="utf-8"))
     update = numbers(project, "update")
     assert lineage["digest"] == policy_digest(folder / "policy") != base["digest"]
-    assert (lineage["parent"], lineage["initial"]) == (base["digest"], base["digest"])
+    assert (lineage["parent"], lineage["base"]) == (base["digest"], base["digest"])
     assert (lineage["round"], lineage["prompts_consumed"]) == (1, 16)
     assert lineage["optimizer_steps"] == update["num_steps"] == round(update["num_groups_selected"] / 4)
     assert lineage["completion_tokens"] == update["num_tokens_trained"]
     rollouts, reference = table(project, "rollouts"), table(project, "reference")
     prompts, completions = [row["prompt_ids"] for row in rollouts], [row["completion_ids"] for row in rollouts]
     each = [[index] for index in range(len(rollouts))]
-    old = completion_logprobs(TokenLogprobs(load_model(project / "tiny", "float32"), 1.0), prompts, completions, each)
+    old = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(project / "tiny"), "float32"), 1.0), prompts, completions, each
+    )
     for row, expected in zip(reference, old, strict=True):
         assert row["ref_logprobs"] == row["old_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
-    new = completion_logprobs(TokenLogprobs(load_model(folder / "policy", "float32"), 1.0), prompts, completions, each)
+    new = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(folder / "policy"), "float32"), 1.0), prompts, completions, each
+    )
     gain = torch.stack([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
     rewards = torch.tensor([row["reward"] for row in table(project, "scores")]).view(-1, 4)
     product = ((rewards - rewards.mean(-1, keepdim=True)) * gain).sum(-1)

@@ -102,8 +102,9 @@ import click
 import torch
 from gift.project import console
 from gift.training.deepspeed_config import EngineSettings
-from gift.training.engine import Engine, distributed
 from gift.project.errors import UserError
+from gift.training.engine import Engine
+from gift.training.ranks import distributed
 from gift.doctor.settings import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
@@ -188,7 +189,7 @@ wait ${tasks[0]} && wait ${tasks[1]}
 GREETING = """
 from pathlib import Path
 import torch
-from gift.training.engine import distributed
+from gift.training.ranks import distributed
 
 with distributed():
     total = torch.ones(1)

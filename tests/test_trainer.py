@@ -16,7 +16,8 @@ from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import gift
 from gift.methods.shape.zscore import Rewards, step_advantages
 from gift.project.errors import UserError
-from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.engine import Engine, EngineSettings
+from gift.training.ranks import distributed
 from gift.training.rows import Rows
 from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups

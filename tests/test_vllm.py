@@ -15,7 +15,7 @@ from typing import get_args
 import mini
 import pytest
 
-from gift.policy.adapter import PolicyFiles
+from gift.policy.files import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
@@ -124,12 +124,12 @@ def test_logprobs_are_those_of_the_trainers_forward(
     runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
 ) -> None:
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
     rows = of_temperature(runs, requests, temperature)
     prompts = [requests[row].prompt_ids for row in rows]
     completions = [runs[0][row].completion_ids for row in rows]
-    model = TokenLogprobs(load_model(policy, "float32"), temperature)
+    model = TokenLogprobs(open_policy(PolicyFiles(policy), "float32"), temperature)
     ours = completion_logprobs(model, prompts, completions, [list(range(len(rows)))])
     for row, values in zip(rows, ours, strict=True):
         assert runs[0][row].logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -164,9 +164,9 @@ def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completio
 def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
     import torch
 
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
-    model = load_model(policy, "float32")
+    model = open_policy(PolicyFiles(policy), "float32")
     for row in of_temperature(runs, requests, 0.0)[::SAMPLES]:
         ids = torch.tensor([requests[row].prompt_ids])
         mask = torch.ones_like(ids)
@@ -180,24 +180,23 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.adapter import adapter_weights, fill, load_policy
-    from gift.policy.folder import load_model
-    from gift.policy.lora import load_trainable
+    from gift.policy.adapter import adapter_config, adapter_weights, fill
+    from gift.policy.open import Training, open_policy
     from gift.policy.settings import Lora
-    from gift.training.state import save_policy
+    from gift.training.outcome import save_policy
 
     base = PolicyFiles(policy)
-    model = load_trainable(base, Lora(r=4, lora_alpha=6), "float32", seed=0)
+    model = open_policy(base, "float32", training=Training(Lora(r=4, lora_alpha=6), 0))
     generator = torch.Generator().manual_seed(5)
     fill(model, {name: torch.randn(p.shape, generator=generator) / 8 for name, p in adapter_weights(model).items()})
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
+    files = save_policy(tmp_path / "adapter", base, trained, "float32", adapter_config(model))
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
     sampled, _, _ = run_engine(asked, policy, files.folder)
     prompts, completions = [each.prompt_ids for each in asked], [each.completion_ids for each in sampled]
     ours, without = (
         completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])
-        for each in (load_policy(files, "float32"), load_model(policy, "float32"))
+        for each in (open_policy(files, "float32"), open_policy(base, "float32"))
     )
     for each, values in zip(sampled, ours, strict=True):
         assert each.logprobs == pytest.approx(values.tolist(), abs=1e-4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.scoring.settings import Score
 from gift.tables.parts import (
