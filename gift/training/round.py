@@ -151,7 +151,7 @@ def train_round(
     path = keep.folder / "checkpoint.safetensors"
     found = go_on(engine, lambda: load_state(path) if path.exists() else None)
     rows: list[dict[str, float | None]] = found["rows"] if found else []
-    with Progress(keep.label, len(steps), "steps", len(rows)) as progress:
+    with Progress(keep.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = first_step + index + 1
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
