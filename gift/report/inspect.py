@@ -20,7 +20,7 @@ def round_text(rollouts: Path, scores: Path, prompts: Path, num: int, prompt_id:
     if prompt_id is not None and prompt_id not in groups:
         raise UserError(f"prompt_id={prompt_id}: not among the {len(groups)} prompts of {rollouts}")
     for key in [prompt_id] if prompt_id is not None else list(groups)[:num]:
-        yield click.style(f"prompt {key}", bold=True)
+        yield click.style(f"prompt {key!s}", bold=True)
         yield from (f"  {column}: {value}" for column, value in asked.loc[key].items())
         for row in groups[key].to_dict("records"):
             reward = "failed" if pd.isna(row["reward"]) else f"{row['reward']:.3g}"
