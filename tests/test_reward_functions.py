@@ -15,7 +15,7 @@ from gift.rewards.form.length import cosine_length, length, overlong
 from gift.rewards.form.ngrams import ngram_diversity, repetition
 from gift.rewards.form.tags import tag_format
 from gift.rewards.names import REWARDS
-from gift.rewards.settings import wrong_settings
+from gift.rewards.signature import wrong_settings
 from gift.rewards.text import answer_part, boxes, text_format
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.pool import RewardPool
