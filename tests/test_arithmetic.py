@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from gift.embedded.task import CHARACTERS, completion, final_answer, is_worked, problems, split_of
+from gift.embedded.task import CHARACTERS, completion, problems, split_of
+from gift.rewards.arithmetic import final_answer, is_worked
 
 
 @pytest.fixture(scope="module")

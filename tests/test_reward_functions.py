@@ -14,9 +14,10 @@ from gift.rewards.answers.match import exact_match, normalized_match, regex_matc
 from gift.rewards.form.length import cosine_length, length, overlong
 from gift.rewards.form.ngrams import ngram_diversity, repetition
 from gift.rewards.form.tags import tag_format
+from gift.rewards.form.text_format import text_format
 from gift.rewards.names import REWARDS
 from gift.rewards.signature import wrong_settings
-from gift.rewards.text import answer_part, boxes, text_format
+from gift.rewards.text import answer_part, boxes
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.pool import RewardPool
 

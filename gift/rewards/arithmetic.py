@@ -1,10 +1,13 @@
 """Rewards of the embedded task: the right final answer, and the form of a worked answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from gift.embedded.task import final_answer, is_worked
 from gift.rewards.text import Completion, Value, completion_text
+
+_ANSWER = re.compile(r"#(-?\d+)\Z")
+_WORKED = re.compile(r"(-?\d+[+-]\d=-?\d+ )+#-?\d+")
 
 
 def arithmetic_answer(
@@ -30,3 +33,14 @@ def arithmetic_format(
 ) -> list[float]:
     """1 where the completion is steps and a final "#<integer>" and nothing else, right or wrong, else 0."""
     return [float(is_worked(completion_text(completion))) for completion in completions]
+
+
+def final_answer(text: str) -> str | None:
+    """The integer after the "#" that ends a completion, or None where there is none: "... #17" gives "17"."""
+    match = _ANSWER.search(text)
+    return match.group(1) if match else None
+
+
+def is_worked(text: str) -> bool:
+    """Whether a completion has the form of a worked one, right or wrong: at least one step, then "#<integer>"."""
+    return _WORKED.fullmatch(text) is not None

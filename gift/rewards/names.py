@@ -12,10 +12,10 @@ from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.form.length import cosine_length, length, overlong
 from gift.rewards.form.ngrams import ngram_diversity, repetition
 from gift.rewards.form.tags import tag_format
+from gift.rewards.form.text_format import text_format
 from gift.rewards.models.judge import judge
 from gift.rewards.models.reward_model import reward_model
-from gift.rewards.programs.code import code_tests
-from gift.rewards.text import text_format
+from gift.rewards.programs.code_tests import code_tests
 from gift.sandbox.run import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
@@ -46,8 +46,8 @@ REWARDS: dict[str, RewardFunction] = {
     "text_format": text_format,
 }
 
-CHECKS: dict[str, Callable[[str], None]] = {"code_tests": check_sandbox}
-"""What a function needs of the machine, checked once before any row: check(where) raises a UserError."""
+CHECKS: dict[str, Callable[[], str | None]] = {"code_tests": check_sandbox}
+"""What a function needs of the machine, checked once before any row: what is wrong with it, or None."""
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def load_plan(score: Score, prompts: pa.Table | None) -> list[Loaded]:
         file, function = _find(name, reward)
         if asked and not asked.is_asked(name):
             continue
-        if file is None and function in CHECKS:
-            CHECKS[function](f"params.yaml: score.rewards.{name}")
+        if file is None and function in CHECKS and (problem := CHECKS[function]()):
+            raise UserError(f"params.yaml: score.rewards.{name}: {problem}")
         if reward.signature == "verl":
             _check_verl(name, reward, file, table)
         default = DEFAULTS.get(reward.function, Defaults())
