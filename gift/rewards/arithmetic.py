@@ -32,15 +32,10 @@ def arithmetic_format(
     prompts: Sequence[Any], completions: Sequence[Completion], completion_ids: Sequence[Any], **columns: Any
 ) -> list[float]:
     """1 where the completion is steps and a final "#<integer>" and nothing else, right or wrong, else 0."""
-    return [float(is_worked(completion_text(completion))) for completion in completions]
+    return [float(_WORKED.fullmatch(completion_text(completion)) is not None) for completion in completions]
 
 
 def final_answer(text: str) -> str | None:
     """The integer after the "#" that ends a completion, or None where there is none: "... #17" gives "17"."""
     match = _ANSWER.search(text)
     return match.group(1) if match else None
-
-
-def is_worked(text: str) -> bool:
-    """Whether a completion has the form of a worked one, right or wrong: at least one step, then "#<integer>"."""
-    return _WORKED.fullmatch(text) is not None

@@ -30,7 +30,8 @@ def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable
         def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
             values = {name: columns.pop(name) for name in fields if name in columns}
             try:
-                return function(prompts, *rows, settings=_checked(rules, function.__name__, values), **columns)
+                settings = check(rules, values, f"{function.__name__}: settings", joint=".")
+                return function(prompts, *rows, settings=settings, **columns)
             except UserError as problem:
                 if not prompts:
                     raise
@@ -43,17 +44,6 @@ def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable
         return reward
 
     return decorate
-
-
-def _checked(rules: type[Section], function: str, values: dict[str, Any]) -> Section:
-    """Columns reach a function by their names, as lists: a list where a setting is none hides that setting."""
-    for key, value in values.items():
-        if isinstance(value, list) and not isinstance(rules.model_fields[key].default, list):
-            raise UserError(
-                f"{function}: the prompts table has a column '{key}', which hides the setting of that name; rename it "
-                "in prepare.columns"
-            )
-    return check(rules, values, f"{function}: settings", joint=".")
 
 
 def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:

@@ -79,21 +79,16 @@ def judge(
 def _by_rubric(
     settings: JudgeSettings, prompts: list[str], texts: list[str], columns: dict[str, Any]
 ) -> list[float | Exception]:
-    references: list[str | Exception | None] = [None] * len(texts)
+    references: Sequence[str | Exception | None] = [None] * len(texts)
     if settings.reference_column is not None:
-        references = [*_column(columns, "reference_column", settings.reference_column)]
-    values: list[float | Exception] = []
-    questions = {}
-    for row, (prompt, text, reference) in enumerate(zip(prompts, texts, references, strict=True)):
-        if isinstance(reference, Exception):
-            values.append(reference)
-        else:
-            values.append(0.0)
-            questions[row] = score_question(prompt, text, reference, settings.rubric, settings.scale)
-    verdicts = _verdicts(settings, list(questions.values()), lambda text: read_score(text, settings.scale))
-    for row, verdict in zip(questions, verdicts, strict=True):
-        values[row] = verdict
-    return values
+        references = _column(columns, "reference_column", settings.reference_column)
+    questions = [
+        score_question(prompt, text, reference, settings.rubric, settings.scale)
+        for prompt, text, reference in zip(prompts, texts, references, strict=True)
+        if not isinstance(reference, Exception)
+    ]
+    verdicts = iter(_verdicts(settings, questions, lambda text: read_score(text, settings.scale)))
+    return [reference if isinstance(reference, Exception) else next(verdicts) for reference in references]
 
 
 def _against(

@@ -20,6 +20,8 @@ _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`
 _LANGUAGES = ("", "python", "python3", "py")
 VERDICT_KIB = 2  # at most, with MAX_REASON characters as JSON
 _KINDS = ({"test_list"}, {"test", "entry_point"}, {"inputs", "outputs"})
+_COLUMNS = set.union(*_KINDS, {"challenge_test_list", "test_imports", "test_setup_code"})
+_NEEDS = "it needs test_list, or test and entry_point, or inputs and outputs"
 NO_PROGRAM = "no program in the completion"
 RUNNER = Path(runner.__file__).read_text(encoding="utf-8")
 FILES = {"gift/rewards/programs/wire.py": Path(wire.__file__).read_text(encoding="utf-8")}
@@ -38,14 +40,6 @@ def code_tests(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
-    test_list: Sequence[Any] | None = None,
-    challenge_test_list: Sequence[Any] | None = None,
-    test_imports: Sequence[Any] | None = None,
-    test_setup_code: Sequence[Any] | None = None,
-    test: Sequence[Any] | None = None,
-    entry_point: Sequence[Any] | None = None,
-    inputs: Sequence[Any] | None = None,
-    outputs: Sequence[Any] | None = None,
     *,
     signature_column: str | None = None,
     whole_completion: bool = False,
@@ -74,28 +68,21 @@ def code_tests(
     compared by the program; a test that needs its classes in `except`, or arithmetic on its objects, fails.
     """
     limits = Limits(seconds, memory_mib, processes, scratch_mib, output_kib)
-    named = {
-        "test_list": test_list,
-        "challenge_test_list": challenge_test_list if challenge else None,
-        "test_imports": test_imports,
-        "test_setup_code": test_setup_code,
-        "test": test,
-        "entry_point": entry_point,
-        "inputs": inputs,
-        "outputs": outputs,
-        "signature": None if signature_column is None else {**columns, "prompts": prompts}.get(signature_column),
-    }
-    if signature_column is not None and named["signature"] is None:
-        raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
-    there = {name for name, values in named.items() if values is not None}
-    if not completions and not any(kind <= there for kind in _KINDS):
+    named = {name: columns[name] for name in _COLUMNS if name in columns}
+    if not challenge:
+        named.pop("challenge_test_list", None)
+    if signature_column is not None:
+        named["signature"] = {**columns, "prompts": prompts}.get(signature_column)
+        if named["signature"] is None:
+            raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
+    if not completions and not any(kind <= named.keys() for kind in _KINDS):
         raise UserError(
-            "function: code_tests: the prompts table has no columns with tests; it needs test_list, or test and "
-            "entry_point, or inputs and outputs: name the source's in prepare.columns"
+            f"function: code_tests: the prompts table has no columns with tests; {_NEEDS}: name the source's in "
+            "prepare.columns"
         )
     items: list[float | Exception] = []
     for index, completion in enumerate(completions):
-        row = {name: values[index] for name, values in named.items() if values is not None}
+        row = {name: values[index] for name, values in named.items()}
         try:
             verdict = verdict_of(program_of(completion_text(completion), whole_completion), row, limits, partial)
         except (BrokenTest, SandboxError) as error:
@@ -127,7 +114,7 @@ def verdict_of(program: str | None, row: dict[str, Any], limits: Limits, partial
     kinds = [kind for kind in ("test_list", "test", "inputs") if row.get(kind)]
     if len(kinds) != 1:
         raise BrokenTest(
-            "the row has no tests; it needs test_list, or test and entry_point, or inputs and outputs"
+            f"the row has no tests; {_NEEDS}"
             if not kinds
             else f"the row has tests of several kinds: {', '.join(kinds)}; leave one"
         )
