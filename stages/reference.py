@@ -12,14 +12,9 @@ from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parquet import part_paths
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    read_table,
-)
+from gift.tables.parts import check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference import audit, write_reference
 
 
@@ -33,7 +28,7 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
     console.quiet()
     refuse_existing(out, metrics)
     params, launch = read_params(), read_launch()
-    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
+    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, initial)
     if source["policy"] != lineage.digest:
         raise UserError(

@@ -19,7 +19,7 @@ from gift.project.work import Work, refuse_existing, tree_digest, work_folder, w
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, distributed
 from gift.training.round import Checkpointing, round_metrics, share_cores, train_round, write_steps
-from gift.training.rows import join_rows, read_round, select_groups
+from gift.training.rows import read_round, select_groups
 from gift.training.schedule import check_schedule
 from gift.training.state import check_saved, load_state, save_policy, save_state
 from gift.training.steps import steps_of_groups
@@ -55,8 +55,7 @@ def main(
     label = f"update@{out_policy.parent.name}"
     files, lineage = find_policy(policy, initial)
     check_parent(files, lineage, params.update.lora)
-    tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
-    rows = join_rows(*tables, params.score)
+    rows, source = read_round(rollouts, scores, reference, lineage, policy)
     groups, ledger = select_groups(rows, params.update)
     if not groups:
         raise UserError(
@@ -96,15 +95,14 @@ def main(
         trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch, model.layout)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
         step_rows = train_round(engine, trainer, steps, params.update, lineage.optimizer_steps, keep)
-        probed = min(range(len(rows.prompt_ids)), key=rows.length)
         with torch.no_grad():
-            trained = trainer.logprobs([probed])
+            trained = trainer.logprobs([rows.shortest])
         state = engine.full_state()
         if state is None:
             return
         weights = state.tensors["weight"]
         saved = save_policy(folder / "policy", files, weights, params.update.dtype, lora)
-        sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
+        sample = (rows.prompt_ids.take([rows.shortest]), rows.completion_ids.take([rows.shortest]))
         check_saved(saved, weights, params.update.dtype, temperature, *sample, trained)
         numbers = {**round_metrics(step_rows), **ledger}
         new = write_lineage(

@@ -23,8 +23,10 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import Prompts
 from gift.scoring.score import Scored, score_parts
 from gift.tables.parquet import part_paths
-from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 from gift.training.rows import Rows, rewards_of, select_groups
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
