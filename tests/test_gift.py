@@ -10,8 +10,8 @@ from gift.methods import statistics as groups
 from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import gift
 from gift.methods.select import spread as selection
+from gift.methods.settings import GiftObjective
 from gift.methods.shape.zscore import Rewards, group_advantages, single, standardise, step_advantages
-from gift.params import GiftObjective
 
 TINY = 1e-9
 

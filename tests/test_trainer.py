@@ -15,10 +15,10 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import gift
 from gift.methods.shape.zscore import Rewards, step_advantages
-from gift.params import Update
 from gift.project.errors import UserError
 from gift.training.engine import Engine, EngineSettings, distributed
 from gift.training.rows import Rows
+from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
 from gift.training.trainer import Trainer
 from tests.ranks import run_as_rank, run_ranks

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gift.params import Layout
+from gift.logprobs.settings import Layout
 from gift.project.ragged import Ints, Ragged, ranges
 
 # Sequences of a packed batch are padded to each other inside attention only, in blocks: with at most this much padding

@@ -2,7 +2,7 @@
 
 import difflib
 from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -10,6 +10,9 @@ from pydantic.fields import FieldInfo
 from gift.project.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gift.launch import GenerateLaunch
-from gift.params import Sampling
 from gift.policy.adapter import PolicyFiles, load_policy, read_adapter_config
 from gift.policy.folder import check_files
 from gift.project.errors import UserError
 from gift.sampling.encoding import Tokens
+from gift.sampling.settings import GenerateLaunch, Sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ def start_sampler(
 ) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
-    ends: ids of the tokens that end a completion (gift/sampling/templates.py: end_token_ids), the same for both engines.
+    ends: ids of the tokens that end a completion (`end_token_ids`), the same for both engines.
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
     check_files(policy.model)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
-from gift.params import Update
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
@@ -22,6 +21,7 @@ from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
+from gift.training.settings import Update
 
 
 @dataclass(frozen=True)

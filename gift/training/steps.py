@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gift.logprobs.batches import Groups, fill, num_tokens, row_batches
-from gift.params import Layout
+from gift.logprobs.settings import Layout
 from gift.project.ragged import Ints
 
 

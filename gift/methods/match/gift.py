@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gift.methods import statistics as groups
 from gift.methods.groups import GroupBatch
-from gift.params import GiftObjective
+from gift.methods.settings import GiftObjective
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from gift.methods.settings import Advantages
 from gift.methods.shape.zscore import EPS, Rewards, group_advantages
-from gift.params import Advantages
 
 
 def enough_rewards(mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gift.methods import statistics as groups
-from gift.params import Advantages
+from gift.methods.settings import Advantages
 
 EPS = 1e-6
 WHITENING_EPS = 1e-4  # TRL's and the authors' of GDPO
