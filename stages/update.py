@@ -6,7 +6,6 @@ import click
 
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed
-from gift.scoring.settings import Score
 from gift.training.inputs import Inputs, Outputs, Settings
 from gift.training.round import update_policy
 from gift.training.settings import Update, UpdateLaunch
@@ -40,7 +39,7 @@ def main(
     numbers = update_policy(
         Inputs(base, policy, optimizer, rollouts, scores, reference),
         Outputs(out_policy, out_optimizer, metrics, steps_csv),
-        Settings(update, launch, read_section("score", Score), read_seed()),
+        Settings(update, launch, read_seed()),
     )
     if numbers is not None:
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")

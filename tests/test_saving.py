@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,9 +13,10 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.files import PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.training.outcome import Probe, check_saved
 
-PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]
+PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,7 @@ def check(files: PolicyFiles, model: Any, dtype: str, trained: Tensor) -> None:
 
 
 def logprobs(model: Any) -> Tensor:
-    (values,) = completion_logprobs(TokenLogprobs(model, 0.9), [PROMPT], [COMPLETION], [[0]])
-    return values
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 0.9), PROMPT, COMPLETION, [[0]]).values)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -13,8 +13,7 @@ from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing, tree_digest
-from gift.scoring.settings import Score
-from gift.training.rows import Rows, join_rows, read_round, select_groups
+from gift.training.rows import Rows, read_round, select_groups
 from gift.training.schedule import check_schedule
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import steps_of_groups
@@ -26,7 +25,6 @@ class Settings:
 
     update: Update
     launch: UpdateLaunch
-    score: Score
     seed: int
 
 
@@ -80,10 +78,7 @@ def find_parent(inputs: Inputs, outputs: Outputs, settings: Settings) -> Parent:
 def plan_round(inputs: Inputs, settings: Settings, parent: Parent) -> Plan:
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
     lineage, update = parent.lineage, settings.update
-    tables, source = read_round(
-        inputs.rollouts, inputs.scores, inputs.reference, settings.score, lineage, inputs.policy
-    )
-    rows = join_rows(*tables, settings.score)
+    rows, source = read_round(inputs.rollouts, inputs.scores, inputs.reference, lineage, inputs.policy)
     groups, ledger = select_groups(rows, update)
     if not groups:
         raise UserError(

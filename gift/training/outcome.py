@@ -15,17 +15,18 @@ from gift.policy.files import PolicyFiles
 from gift.policy.folder import MODEL_CONFIGS, copy_companions
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 
 _LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One completion, and its log-probs [T] under the trained policy, nats at `temperature`."""
+    """One completion (columns of one row), and its log-probs [T] under the trained policy, nats at `temperature`."""
 
     temperature: float
-    prompt_ids: list[int]
-    completion_ids: list[int]
+    prompt_ids: Ragged
+    completion_ids: Ragged
     logprobs: Tensor
 
 
@@ -61,7 +62,7 @@ def check_saved(files: PolicyFiles, weights: Mapping[str, Tensor], dtype: str, p
         if not torch.equal(opened[name.removeprefix("model.")].to(rounded), tensor.to(rounded)):
             raise UserError(f"{files.folder}: the saved policy differs from the trained one in {name}; {_LOST}")
     logprobs = TokenLogprobs(model, probe.temperature)
-    (found,) = completion_logprobs(logprobs, [probe.prompt_ids], [probe.completion_ids], [[0]])
+    found = torch.from_numpy(completion_logprobs(logprobs, probe.prompt_ids, probe.completion_ids, [[0]]).values)
     gap = float((found - probe.logprobs.cpu()).abs().mean())
     limit = ROUNDING[rounded]
     if not gap <= limit:

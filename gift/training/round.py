@@ -98,14 +98,14 @@ def _train(
     rows = plan.rows
     trainer = Trainer(engine, rows, update, launch.tokens_per_batch, model.layout)
     step_rows = train_round(engine, trainer, plan.steps, update, parent.lineage.optimizer_steps, keep)
-    probed = min(range(len(rows.prompt_ids)), key=rows.length)
     with torch.no_grad():
-        logprobs = trainer.logprobs([probed])
+        logprobs = trainer.logprobs([rows.shortest])
     state = engine.full_state()
     engine.close()
     if state is None:
         return None
-    probe = Probe(temperature, rows.prompt_ids[probed], rows.completion_ids[probed], logprobs)
+    one = [rows.shortest]
+    probe = Probe(temperature, rows.prompt_ids.take(one), rows.completion_ids.take(one), logprobs)
     return Trained(step_rows, state, adapter_config(policy) if update.lora else None, probe)
 
 
