@@ -6,7 +6,7 @@ import click
 
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed
-from gift.training.inputs import Inputs, Outputs, Settings
+from gift.training.inputs import Paths, Settings
 from gift.training.round import update_policy
 from gift.training.settings import Update, UpdateLaunch
 
@@ -21,29 +21,14 @@ from gift.training.settings import Update, UpdateLaunch
 @click.argument("out_policy", type=Path)
 @click.argument("out_optimizer", type=Path)
 @click.argument("metrics", type=Path)
-@click.argument("steps_csv", type=Path)
-def main(
-    base: Path,
-    policy: Path,
-    optimizer: Path,
-    rollouts: Path,
-    scores: Path,
-    reference: Path,
-    out_policy: Path,
-    out_optimizer: Path,
-    metrics: Path,
-    steps_csv: Path,
-) -> None:
+@click.argument("steps", type=Path)
+def main(**paths: Path) -> None:
     console.quiet()
     update, launch = read_section("update", Update), read_launch("update", UpdateLaunch)
-    numbers = update_policy(
-        Inputs(base, policy, optimizer, rollouts, scores, reference),
-        Outputs(out_policy, out_optimizer, metrics, steps_csv),
-        Settings(update, launch, read_seed()),
-    )
+    numbers = update_policy(Paths(**paths), Settings(update, launch, read_seed()))
     if numbers is not None:
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
-        console.say(f"update@{out_policy.parent.name}", **{name: numbers[name] for name in shown})
+        console.say(f"update@{paths['out_policy'].parent.name}", **{name: numbers[name] for name in shown})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What an update starts from: its files, as rank 0 finds them, its rows, and the optimizer steps that they make."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,34 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Paths:
+    """What an update reads, and the four things that it publishes."""
+
     base: Path
     policy: Path
     optimizer: Path
     rollouts: Path
     scores: Path
     reference: Path
-
-
-@dataclass(frozen=True)
-class Outputs:
-    policy: Path
-    optimizer: Path
+    out_policy: Path
+    out_optimizer: Path
     metrics: Path
     steps: Path
 
-
-@dataclass(frozen=True)
-class Parent:
-    """The policy that a round starts from."""
-
-    files: PolicyFiles
-    lineage: Lineage
+    @property
+    def outputs(self) -> tuple[Path, Path, Path, Path]:
+        return self.out_policy, self.out_optimizer, self.metrics, self.steps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a round, the metadata of its rollouts, the groups of every optimizer step, and the ledger of all."""
+    """The policy that a round starts from, its rows, the groups of every optimizer step, and the ledger of all groups.
 
+    `source` is the metadata of the rollouts; `note` is what to say of the learning rate.
+    """
+
+    files: PolicyFiles
+    lineage: Lineage
     rows: Rows
     source: dict[str, Any]
     steps: list[list[int]]
@@ -65,38 +64,39 @@ class Plan:
     note: str | None
 
 
-def find_parent(inputs: Inputs, outputs: Outputs, settings: Settings) -> Parent:
+def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage]:
     """Look at the policy (its files are hashed) and refuse what cannot be trained, or has been already."""
-    refuse_existing(*astuple(outputs))
-    files, lineage = find_policy(inputs.policy, inputs.base)
+    refuse_existing(*paths.outputs)
+    files, lineage = find_policy(paths.policy, paths.base)
     check_parent(files, lineage, settings.update.lora)
     if settings.launch.gradient_checkpointing and (reason := dropout_refusal(read_config(files.model))):
         raise UserError(f"launch.yaml: update.gradient_checkpointing: {files.model}: {reason}")
-    return Parent(files, lineage)
+    return files, lineage
 
 
-def plan_round(inputs: Inputs, settings: Settings, parent: Parent) -> Plan:
+def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Lineage) -> Plan:
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
-    lineage, update = parent.lineage, settings.update
-    rows, source = read_round(inputs.rollouts, inputs.scores, inputs.reference, lineage, inputs.policy)
+    update = settings.update
+    rows, source = read_round(paths.rollouts, paths.scores, paths.reference, lineage, paths.policy)
     groups, ledger = select_groups(rows, update)
     if not groups:
         raise UserError(
-            f"{inputs.scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have "
+            f"{paths.scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have "
             f"equal rewards and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise "
             "generate.group_size, or choose prompts that are neither always nor never solved"
         )
     order = seed_of("update", settings.seed, source["round"])
     steps = steps_of_groups(groups, update.groups_per_step, update.epochs, order)
-    return Plan(rows, source, steps, ledger, check_schedule(lineage.optimizer_steps, len(steps), update))
+    note = check_schedule(lineage.optimizer_steps, len(steps), update)
+    return Plan(files, lineage, rows, source, steps, ledger, note)
 
 
-def work_inputs(inputs: Inputs, settings: Settings, lineage: Lineage) -> dict[str, Any]:
+def work_inputs(paths: Paths, settings: Settings, lineage: Lineage) -> dict[str, Any]:
     """All that the result depends on, for the fingerprint of unfinished work; the tables and the state are hashed."""
     return {
         "update": settings_of(settings.update),
         "seed": settings.seed,
         "policy": lineage.model_dump(),
-        "optimizer": tree_digest(inputs.optimizer),
-        "tables": [tree_digest(path) for path in (inputs.rollouts, inputs.scores, inputs.reference)],
+        "optimizer": tree_digest(paths.optimizer),
+        "tables": [tree_digest(path) for path in (paths.rollouts, paths.scores, paths.reference)],
     }

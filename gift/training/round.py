@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gift.project.errors import UserError
 from gift.project.work import Work, write_json
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, FullState, start_engine
-from gift.training.inputs import Inputs, Outputs, Parent, Plan, Settings, find_parent, plan_round, work_inputs
+from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
 from gift.training.outcome import Probe, check_saved, save_policy
 from gift.training.ranks import distributed, from_rank_0, share_cores
 from gift.training.schedule import learning_rate
@@ -65,39 +65,36 @@ class Checkpointing:
     label: str
 
 
-def update_policy(inputs: Inputs, outputs: Outputs, settings: Settings) -> dict[str, float | int] | None:
+def update_policy(paths: Paths, settings: Settings) -> dict[str, float | int] | None:
     """Train a round and publish its policy, optimizer state and metrics; returns these on rank 0, None elsewhere.
 
     Rank 0 alone looks at files, but for the tables, which every rank reads. The other ranks have ended when it saves.
     """
-    launch, label = settings.launch, f"update@{outputs.policy.parent.name}"
+    launch, label = settings.launch, f"update@{paths.out_policy.parent.name}"
     engine = engine_settings(settings.update, launch)
     with distributed(launch.timeout_minutes):
         share_cores()
-        parent = from_rank_0(lambda: find_parent(inputs, outputs, settings))
-        plan = plan_round(inputs, settings, parent)
-        work = from_rank_0(lambda: Work("update", outputs.policy, work_inputs(inputs, settings, parent.lineage)))
+        plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
+        work = from_rank_0(lambda: Work("update", paths.out_policy, work_inputs(paths, settings, plan.lineage)))
         keep = Checkpointing(work.folder, launch.checkpoint_every_steps, label)
-        trained = _train(inputs, settings, engine, parent, plan, keep)
-    return _save(work, outputs, settings, parent, plan, trained) if trained else None
+        trained = _train(paths, settings, engine, plan, keep)
+    return _save(work, paths, settings, plan, trained) if trained else None
 
 
-def _train(
-    inputs: Inputs, settings: Settings, how: EngineSettings, parent: Parent, plan: Plan, keep: Checkpointing
-) -> Trained | None:
+def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, keep: Checkpointing) -> Trained | None:
     """All that the ranks do together; the result is rank 0's."""
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
-    policy = open_policy(parent.files, update.dtype, training=Training(update.lora, settings.seed))
+    policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
     model = TokenLogprobs(policy, temperature, launch.packing)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{keep.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
-        go_on(engine, lambda: parents_state(inputs.optimizer, parent.lineage.digest))
+        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest))
     rows = plan.rows
     trainer = Trainer(engine, rows, update, launch.tokens_per_batch, model.layout)
-    step_rows = train_round(engine, trainer, plan.steps, update, parent.lineage.optimizer_steps, keep)
+    step_rows = train_round(engine, trainer, plan.steps, update, plan.lineage.optimizer_steps, keep)
     with torch.no_grad():
         logprobs = trainer.logprobs([rows.shortest])
     state = engine.full_state()
@@ -109,13 +106,11 @@ def _train(
     return Trained(step_rows, state, adapter_config(policy) if update.lora else None, probe)
 
 
-def _save(
-    work: Work, outputs: Outputs, settings: Settings, parent: Parent, plan: Plan, trained: Trained
-) -> dict[str, float | int]:
+def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:
     """Write what was trained, open the policy as the next stage will, and publish all of it."""
-    folder, dtype, lineage = work.folder, settings.update.dtype, parent.lineage
+    folder, dtype, lineage = work.folder, settings.update.dtype, plan.lineage
     weights = trained.state.tensors["weight"]
-    saved = save_policy(folder / "policy", parent.files, weights, dtype, trained.adapter)
+    saved = save_policy(folder / "policy", plan.files, weights, dtype, trained.adapter)
     check_saved(saved, weights, dtype, trained.probe)
     numbers = {**round_metrics(trained.rows), **plan.ledger}
     new = write_lineage(
@@ -131,7 +126,7 @@ def _save(
     write_steps(folder / "steps.csv", trained.rows)
     write_json(folder / "update.json", numbers)
     sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
-    work.publish(dict(zip(sources, astuple(outputs), strict=True)))
+    work.publish(dict(zip(sources, paths.outputs, strict=True)))
     return numbers
 
 
