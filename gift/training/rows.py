@@ -72,7 +72,7 @@ def read_round(
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
     check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
-    rows = join_rows(table, scored, referenced, scores_source["settings"]["rewards"])
+    rows = join_rows(table, scored, referenced, scores_source["rewards"])
     del table, scored, referenced
     pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
     return rows, source
