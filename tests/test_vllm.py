@@ -6,7 +6,6 @@ the third one more token ends a completion.
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import get_args
 
 import mini
 import pytest
+from forks import VLLM, forks
 
 from gift.policy.adapter import PolicyFiles
 from gift.policy.folder import load_tokenizer
@@ -66,18 +66,14 @@ def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 
-def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
+def run_engine(folder: Path, requests: list[Request], *folders: Path) -> list[list[Completion]]:
     """In a process of its own: vLLM leaves process groups and settings of torch behind."""
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, folders)],
-        input=json.dumps([asdict(request) for request in requests]),
-        capture_output=True,
-        text=True,
-        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [[Completion(**completion) for completion in run] for run in json.loads(done.stdout)]
+    asked, out, errors = (folder / name for name in ("requests.json", "runs.json", "errors.txt"))
+    asked.write_text(json.dumps([asdict(request) for request in requests]))
+    env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT)}
+    pid = forks(*VLLM).start([__file__, *map(str, folders)], env, out, errors=errors, stdin=asked)
+    assert forks(*VLLM).wait(pid) == 0, errors.read_text()
+    return [[Completion(**completion) for completion in run] for run in json.loads(out.read_text())]
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +94,8 @@ def requests(policy: Path) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
-    return run_engine(requests, policy)
+def runs(policy: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory) -> list[list[Completion]]:
+    return run_engine(tmp_path_factory.mktemp("vllm"), requests, policy)
 
 
 def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
@@ -193,7 +189,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
-    sampled, _, _ = run_engine(asked, policy, files.folder)
+    sampled, _, _ = run_engine(tmp_path, asked, policy, files.folder)
     prompts, completions = [each.prompt_ids for each in asked], [each.completion_ids for each in sampled]
     ours, without = (
         completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])
