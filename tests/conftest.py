@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,38 @@ from filelock import FileLock
 # No test needs a network, no library's progress bar is part of what a stage says, and so small models have no work for
 # two threads. Set before they are imported.
 os.environ.update(mini.QUIET)
+
+# The files that take longest: begun first, so that no worker still has one of them when the others are done.
+LONGEST = (
+    "test_reruns.py",
+    "test_launch.py",
+    "test_trainer.py",
+    "test_deepspeed.py",
+    "test_doctor.py",
+    "test_kill.py",
+    "test_lora.py",
+    "test_vllm.py",
+    "test_score.py",
+    "test_reward_laws.py",
+    "test_bad_input.py",
+    "test_where.py",
+    "test_engine.py",
+    "test_same_bytes.py",
+    "test_judge_vllm.py",
+    "test_reward_calls.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage() -> None:
+    """DeepSpeed looks for garbage whenever ZeRO 3 starts: not again in what was there before this file's tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
