@@ -1,6 +1,6 @@
 """Scripts in forks of a Python that has loaded the heavy libraries: to load them takes longer than most tests.
 
-Run as a script, with the names of libraries, it is that Python: requests from stdin, answers to stdout, one JSON a line.
+Run as a script, with names of libraries, it is that Python: requests (JSON) from stdin, numbers to stdout, one a line.
 """
 
 import atexit
@@ -41,8 +41,7 @@ class Forks:
 
     def __init__(self, libraries: tuple[str, ...]) -> None:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        # As after gift.project.console.quiet, and as vLLM sets it itself: to ask for a GPU leaves it to the forks. No
-        # PATH: who finds a compiler in it must do so without these libraries' help (tests/test_engine.py).
+        # vLLM is silent, and asking for a GPU leaves it to the forks. No PATH: DeepSpeed finds no compiler while it loads.
         env |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PATH": ""}
         command = [sys.executable, __file__, *libraries]
         self.python = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -52,7 +51,8 @@ class Forks:
     def start(self, arguments: list[str], env: dict[str, str], out: Path, **more: Any) -> int:
         """Start `python <arguments>`, both streams to the file `out`; returns the number of the process and its group.
 
-        arguments: a script and its own, or -m and a module. more: `errors`, `stdin` (files), `cwd`; `strict` is -W error.
+        arguments: a script and its own, or -m and a module. more: `errors` and `stdin` (files), `cwd`, `strict` (as
+        under -W error).
         """
         return self.ask({"arguments": arguments, "env": env, "out": out, **more})
 
@@ -119,6 +119,10 @@ def start(request: dict[str, Any]) -> int:
     os._exit(code if isinstance(code, int) else 1)
 
 
+def end_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def main(libraries: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the libraries' own words are no answers
@@ -132,11 +136,7 @@ def main(libraries: list[str]) -> None:
     print(0, file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
-            answer = start(request)
-        print(answer, file=answers, flush=True)
+        print(end_of(request["wait"]) if "wait" in request else start(request), file=answers, flush=True)
 
 
 if __name__ == "__main__":

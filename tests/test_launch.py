@@ -142,9 +142,7 @@ slow = pytest.mark.slow
             *("is killed", 1, "error: misfortune: a process was ended by signal 9, most often for want of memory"),
             marks=slow,
         ),
-        pytest.param(
-            *("loses another", 0, "error: rank 1: another rank ended; its own message says why"), marks=slow
-        ),
+        pytest.param(*("loses another", 0, "error: rank 1: another rank ended; its own message says why"), marks=slow),
         pytest.param(
             *("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"), marks=slow
         ),
