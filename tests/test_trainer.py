@@ -169,7 +169,7 @@ def worker(folder: Path) -> None:
                 save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What some ranks made of all cases. With four, each step leaves ranks with fewer groups than others, or none."""
     folder = tmp_path_factory.mktemp("trainer")

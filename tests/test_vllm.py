@@ -6,7 +6,6 @@ the third one more token ends a completion.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -14,6 +13,7 @@ from typing import get_args
 import mini
 import numpy as np
 import pytest
+from forks import VLLM, forks
 
 from gift.policy.files import PolicyFiles
 from gift.policy.folder import load_tokenizer
@@ -70,18 +70,14 @@ def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 
-def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
+def run_engine(folder: Path, requests: list[Request], *folders: Path) -> list[list[Completion]]:
     """In a process of its own: vLLM leaves process groups and settings of torch behind."""
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, folders)],
-        input=json.dumps([[each.prompt_ids.tolist(), each.seed, each.temperature] for each in requests]),
-        capture_output=True,
-        text=True,
-        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    runs = json.loads(done.stdout)
+    asked, out, errors = (folder / name for name in ("requests.json", "runs.json", "errors.txt"))
+    asked.write_text(json.dumps([[each.prompt_ids.tolist(), each.seed, each.temperature] for each in requests]))
+    env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT)}
+    pid = forks(*VLLM).start([__file__, *map(str, folders)], env, out, errors=errors, stdin=asked)
+    assert forks(*VLLM).wait(pid) == 0, errors.read_text()
+    runs = json.loads(out.read_text())
     return [[Completion(np.array(ids), np.array(logprobs), why) for ids, logprobs, why in run] for run in runs]
 
 
@@ -104,8 +100,8 @@ def requests(policy: Path) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
-    return run_engine(requests, policy)
+def runs(policy: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory) -> list[list[Completion]]:
+    return run_engine(tmp_path_factory.mktemp("vllm"), requests, policy)
 
 
 def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
@@ -198,7 +194,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     files = save_policy(tmp_path / "adapter", base, trained, "float32", adapter_config(model))
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
-    sampled, _, _ = run_engine(asked, policy, files.folder)
+    sampled, _, _ = run_engine(tmp_path, asked, policy, files.folder)
     prompts = Ragged.of([each.prompt_ids for each in asked], np.int32)
     completions = Ragged.of([each.completion_ids for each in sampled], np.int32)
     ours, without = (
