@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,12 @@ from gift.tables.parts import STATUSES
 SEND_SECONDS = 60
 LINE_BYTES = 2**24
 GARBAGE = "wrote to the connection of the pool"
+Line = tuple[float, list[Entry]]
+"""What became of a call: its seconds; an entry for each of its rows, or one for all."""
 
 
 class Broken(Exception):
     """The worker's connection is of no more use; its text says why, where that is not its death."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """What became of a call; see gift/scoring/workers/worker.py."""
-
-    seconds: float
-    again: str | None
-    whole: bool
-    entries: list[Entry]
 
 
 class WorkerProcess:
@@ -70,21 +61,19 @@ class WorkerProcess:
                 stderr=printed,
                 start_new_session=True,
             )
-        self.pid = self.process.pid
-        self.loaded, self.number, self.data = False, 0, bytearray()
+        self.ready, self.num_done, self.data = False, 0, bytearray()
         self.send((rewards, timeout_seconds, memory_gib))
 
     def send(self, message: Any) -> bool:
         """Send a message; False where the worker takes none, because it died or was stopped."""
-        data = pickle.dumps(message)
         try:
-            self.socket.sendall(len(data).to_bytes(8) + data)
+            self.socket.sendall(pickle.dumps(message))
         except OSError:
             return False
         return True
 
     def lines(self) -> Iterator[Line | None]:
-        """What the worker has said since the last look: None where it has loaded, then a `Line` a call.
+        """What the worker has said since the last look: None where it has loaded, then a line a call.
 
         Raises `Broken` where it has closed its connection or wrote something else, UserError where it cannot load.
         """
@@ -108,21 +97,21 @@ class WorkerProcess:
     def _understood(self, text: bytearray) -> Line | None:
         try:
             content = json.loads(text)
-            if not self.loaded:
+            if not self.ready:
                 if content is not None:
                     raise UserError(str(content))
-                self.loaded = True
+                self.ready = True
                 return None
-            number, seconds, again, whole, entries = content
-            if number != self.number or whole not in (True, False) or (whole and len(entries) != 1):
+            number, seconds, entries = content
+            if number != self.num_done:
                 raise ValueError(text)
-            line = Line(float(seconds), again, whole, [_entry(*entry) for entry in entries])
+            line = float(seconds), [_entry(*entry) for entry in entries]
         except (ValueError, TypeError, RecursionError):
             raise Broken(GARBAGE) from None
-        self.number += 1
+        self.num_done += 1
         return line
 
-    def death(self, doing: str = "") -> str:
+    def death(self, doing: str) -> str:
         """How the process ended, in words; one that lives on has lost or closed its connection."""
         try:
             code = self.process.wait(1)
@@ -134,14 +123,11 @@ class WorkerProcess:
             return f"died{doing} (SIGKILL, perhaps for its memory)"
         return f"died{doing} ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
 
-    def has_ended(self) -> bool:
-        return self.process.poll() is not None
-
     def kill(self) -> None:
         """Kill the process and its group, and wait for its end."""
         self.socket.close()
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
