@@ -149,8 +149,9 @@ class RewardPool:
         return found
 
     def _deadline(self, worker: _Worker) -> float:
-        loading = not worker.process.ready
-        return worker.started + (worker.lane.start_seconds if loading else self._limit(worker.calls[0][0]))
+        if not worker.process.ready:
+            return worker.started + worker.lane.start_seconds
+        return worker.started + self._limit(worker.calls[0][0]) if worker.calls else float("inf")
 
     def _limit(self, name: str) -> float:
         return self.rewards[name].timeout_seconds or self.timeout
