@@ -43,7 +43,9 @@ class Failures:
     def add_table(self, scores: pa.Table) -> None:
         """Count the failures of a part that was scored before."""
         for name in self.score.rewards:
-            columns = [scores[column].to_pylist() for column in ("prompt_id", "sample", f"{name}_status", f"{name}_message")]
+            columns = [
+                scores[column].to_pylist() for column in ("prompt_id", "sample", f"{name}_status", f"{name}_message")
+            ]
             for prompt_id, sample, status, message in zip(*columns, strict=True):
                 if status in FAILED:
                     self.add(name, prompt_id, sample, status, message)

@@ -40,7 +40,8 @@ class Scored:
     """A table of completions and its scores: two narrow tables with the same rows, and notes for people.
 
     `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages;
-    `slowest` names the call that took longest; `num_asked` has the completions that each reward was asked for.
+    `slowest` names the call that took longest; `num_asked` has the completions that each reward was asked for; `source`
+    is the metadata of the completions.
     """
 
     rows: pa.Table
@@ -48,6 +49,7 @@ class Scored:
     slowest: str
     num_reused: int
     num_asked: dict[str, int]
+    source: dict[str, Any]
 
 
 def score_table(
@@ -69,7 +71,7 @@ def score_table(
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in part_paths(rollouts)]
     inputs = {
         **metadata,
-        "rollouts": stamps,  # no digests: what is made again is newer, and no value of a reward is lost by a false alarm
+        "rollouts": stamps,  # no digests: what is made again is newer, and a false alarm costs no call of a reward
         "prompts": file_digest(prompts),
         "rewards": tree_digest(USER_FOLDER),
     }
@@ -123,7 +125,8 @@ def score_parts(
             narrow = part.select(["prompt_id", "sample", "finish_reason"])
             rows.append(narrow.append_column("num_tokens", pc.list_value_length(part["completion_ids"])))
             del part, table  # before the next is read
-    return Scored(pa.concat_tables(rows), pa.concat_tables(scores), scorer.slowest, scorer.num_reused, num_asked)
+    tables = pa.concat_tables(rows), pa.concat_tables(scores)
+    return Scored(*tables, scorer.slowest, scorer.num_reused, num_asked, source)
 
 
 def _prompt_ids(rollouts: Path, known: Prompts) -> list[str]:
@@ -174,8 +177,9 @@ class _Scorer:
         try:
             self._call(rows, calls, outcomes)
         finally:
-            for name in keys.keys() & {name for name, _ in calls}:
-                self.cache.write(name, index, keys[name], outcomes[name])
+            if self.cache:
+                for name in {name for name, _ in calls}:
+                    self.cache.write(name, index, keys[name], outcomes[name])
         for name, each in others.items():
             outcomes[name] |= dict.fromkeys(each, NOT_ASKED)
         return self._table(rows, outcomes)

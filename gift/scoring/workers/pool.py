@@ -20,7 +20,7 @@ from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.process import GARBAGE, Broken, Line, WorkerProcess
 from gift.scoring.workers.strays import adopt_orphans, children, kill_children
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.workers.worker import Entry, Outcome
 
 START_SECONDS, START_ALONE_SECONDS = 120.0, 1800.0
 MESSAGE_ROWS = 64
@@ -135,7 +135,9 @@ class RewardPool:
         readable = wait([worker.process.socket for worker in busy], max(0.0, min(nearest, GLANCE_SECONDS)))
         found: list[Found] = []
         for worker in busy:
-            has_ended = worker.process.process.poll() is not None  # asked before the last look for what it may have said
+            has_ended = (
+                worker.process.process.poll() is not None
+            )  # asked before the last look for what it may have said
             try:
                 for line in worker.process.lines():
                     found += self._receive(worker, line)
@@ -157,7 +159,7 @@ class RewardPool:
         return self.rewards[name].timeout_seconds or self.timeout
 
     def _take(self, worker: _Worker) -> None:
-        """Hand a worker its next calls: some rows at a time, fewer towards the end, so that all workers end together."""
+        """Hand a worker its next calls: some rows at a time, fewer towards the end, so that all end together."""
         pending = worker.lane.pending
         most = 1 + len(pending) // (2 * worker.lane.num_workers)
         while pending and len(worker.calls) < most and sum(len(rows) for _, rows in worker.calls) < MESSAGE_ROWS:
@@ -183,12 +185,11 @@ class RewardPool:
             if worker.calls:
                 self._send(worker)
             return []
-        seconds, entries = line
-        if not worker.calls or len(entries) not in (1, len(worker.calls[0][1])):
+        if not worker.calls or len(line[1]) not in (1, len(worker.calls[0][1])):
             raise Broken(GARBAGE)
         return self._settle(worker, *line)
 
-    def _settle(self, worker: _Worker, seconds: float, entries: list[Any]) -> list[Found]:
+    def _settle(self, worker: _Worker, seconds: float, entries: list[Entry]) -> list[Found]:
         """The outcomes of the rows of a worker's first call; where all of several failed at once, they wait again."""
         name, rows = worker.calls.popleft()
         if len(entries) < len(rows):
@@ -196,7 +197,7 @@ class RewardPool:
                 worker.lane.pending.extendleft((name, [row]) for row in reversed(rows))
                 return []
             entries = entries * len(rows)
-        return [(name, row, Outcome(*entry, seconds)) for row, entry in zip(rows, entries, strict=True)]
+        return [(name, row, Outcome(*entry, seconds=seconds)) for row, entry in zip(rows, entries, strict=True)]
 
     def _lost(self, worker: _Worker, why: str) -> list[Found]:
         """A worker died, or no longer speaks as it should; the call it was at is tried again, if it had made others."""
