@@ -19,7 +19,8 @@ from gift.scoring.loading import Loaded
 from gift.scoring.plan import USER_FOLDER, load_plan
 from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.settings import Reward, Score, ScoreLaunch
-from gift.scoring.workers.pool import Call, RewardPool
+from gift.scoring.workers.pool import RewardPool
+from gift.scoring.workers.process import Call
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.parts import (

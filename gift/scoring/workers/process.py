@@ -1,4 +1,4 @@
-"""One worker as the pool sees it: a process, a socket, and lines that are believed where their form is right."""
+"""One worker as the pool sees it: a process, a socket, its calls; lines are believed where their form is right."""
 
 import json
 import os
@@ -8,8 +8,11 @@ import socket
 import struct
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from gift.tables.parts import STATUSES
 SEND_SECONDS = 60
 LINE_BYTES = 2**24
 GARBAGE = "wrote to the connection of the pool"
+Call = tuple[str, list[int]]
+"""A reward's name and the rows that it is called with."""
 Line = tuple[float, list[Entry]]
 """What became of a call: its seconds; an entry for each of its rows, or one for all."""
 
@@ -29,20 +34,39 @@ class Broken(Exception):
     """The worker's connection is of no more use; its text says why, where that is not its death."""
 
 
-class WorkerProcess:
-    """A fresh interpreter in the project's folder, in a session of its own; it writes no bytecode to rewards/.
+@dataclass(eq=False)
+class Lane:
+    """Functions that share workers, and the calls that wait for one; seconds to load them, and to make a call."""
 
-    What functions print is shown with GIFT_VERBOSE=1 only. Where memory is limited a library gets one thread: its
-    threads' stacks and buffers count, and there is a worker for every core.
+    rewards: list[Loaded]
+    num_workers: int
+    memory_gib: float | None
+    start_seconds: float
+    timeout_seconds: float
+    environment: dict[str, str]
+    workers: list["Worker"] = field(default_factory=list)
+    pending: deque[Call] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.limits = {reward.name: reward.timeout_seconds or self.timeout_seconds for reward in self.rewards}
+
+    def num_open(self) -> int:
+        return len(self.pending) + sum(bool(worker.calls) for worker in self.workers)
+
+
+class Worker:
+    """A fresh interpreter in the project's folder, in a session of its own, that joins its lane; no bytecode in rewards/.
+
+    `calls` are those that it has, or gets once it is `ready`; it is at the first of them since `started`. What
+    functions print is shown with GIFT_VERBOSE=1 only. Where memory is limited a library gets one thread: its threads'
+    stacks and buffers count, and there is a worker for every core.
     """
 
-    def __init__(
-        self, rewards: list[Loaded], timeout_seconds: float, memory_gib: float | None, environment: dict[str, str]
-    ) -> None:
+    def __init__(self, lane: Lane, *calls: Call) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         root = str(Path(__file__).parents[3])
-        threads = {} if memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        threads = {} if lane.memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
             self.process = subprocess.Popen(
@@ -50,7 +74,7 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 env={
                     **os.environ,
-                    **environment,
+                    **lane.environment,
                     **threads,
                     "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
                     "PYTHONHASHSEED": "0",
@@ -61,8 +85,17 @@ class WorkerProcess:
                 stderr=printed,
                 start_new_session=True,
             )
+        self.pid = self.process.pid
+        self.lane, self.calls, self.started = lane, deque(calls), time.monotonic()
         self.ready, self.num_done, self.data = False, 0, bytearray()
-        self.send((rewards, timeout_seconds, memory_gib))
+        self.send((lane.rewards, lane.limits, lane.memory_gib))
+        lane.workers.append(self)
+
+    def deadline(self) -> float:
+        """When it must have loaded, or have made the call that it is at."""
+        if not self.ready:
+            return self.started + self.lane.start_seconds
+        return self.started + self.lane.limits[self.calls[0][0]] if self.calls else float("inf")
 
     def send(self, message: Any) -> bool:
         """Send a message; False where the worker takes none, because it died or was stopped."""
@@ -127,7 +160,7 @@ class WorkerProcess:
         """Kill the process and its group, and wait for its end."""
         self.socket.close()
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     messages = connection.makefile("rb")  # of the pool, which is trusted: they are pickled
-    rewards, timeout_seconds, memory_gib = pickle.load(messages)
+    rewards, limits, memory_gib = pickle.load(messages)
     adopt_orphans()
     limit_resources(memory_gib)
     functions: dict[str, Callable[..., Any]] = {}
@@ -63,7 +63,6 @@ def main() -> None:
             send_line(connection, f"params.yaml: score.rewards.{reward.name}.{problem}")
             return
     send_line(connection, None)
-    limits = {reward.name: reward.timeout_seconds or timeout_seconds for reward in rewards}
     try:
         _serve(connection, messages, functions, limits, memory_gib)
     finally:
