@@ -55,7 +55,7 @@ class Lane:
 
 
 class Worker:
-    """A fresh interpreter in the project's folder, in a session of its own, that joins its lane; no bytecode in rewards/.
+    """A fresh interpreter in the project's folder, in a session of its own; it joins its lane, and writes no bytecode.
 
     `calls` are those that it has, or gets once it is `ready`; it is at the first of them since `started`. What
     functions print is shown with GIFT_VERBOSE=1 only. Where memory is limited a library gets one thread: its threads'
