@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gift.scoring.loading import load
-from gift.scoring.workers.messages import describe, one_line, prints, show
+from gift.scoring.workers.messages import describe, one_line, printed, show
 from gift.scoring.workers.strays import (
     adopt_orphans,
     children,
@@ -149,8 +149,7 @@ def _entry(item: Any) -> Entry:
     if item is None:
         return None, "abstain", None
     if isinstance(item, Exception):
-        text = one_line(str(item)) if prints(item) else ""
-        return _failure(item, text or type(item).__name__)
+        return _failure(item, one_line(printed(item)) or type(item).__name__)
     if isinstance(item, (str, bytes)):
         return None, "invalid", one_line(f"returned the text {show(item)}; must be a number or None")
     try:
