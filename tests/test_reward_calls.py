@@ -17,20 +17,14 @@ from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import PartRows
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths
-from gift.tables.parts import (
-    ROLLOUTS,
-    check_rollouts,
-    check_scores,
-    read_part,
-    read_table,
-    scores_schema,
-    write_part,
-)
+from gift.tables.parts import read_part, read_table, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 
 # Every call leaves a line in calls.txt: its function's rows as prompt_id/place in the call.
 REWARDS = """
@@ -372,7 +366,7 @@ def test_one_of_ours_has_no_verl_signature_and_verls_settings_are_checked() -> N
 )
 def test_a_gated_reward_counts_where_its_gate_is_one(gate: Outcome, gated: Outcome, total: float | None) -> None:
     rewards = {"bonus": Reward(function="b", weight=3.0, only_if="right"), "right": Reward(function="a", weight=2.0)}
-    assert total_reward(rewards, {"bonus": gated, "right": gate}) == total
+    assert total_rewards(rewards, {"bonus": [gated], "right": [gate]}) == [total]
 
 
 def test_the_ledger_closes_where_a_gate_abstains() -> None:

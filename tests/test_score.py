@@ -14,13 +14,15 @@ from click.testing import CliRunner
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.scoring.metrics import score_metrics
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.messages import one_line
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths
-from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import write_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 from stages import score as stage
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +240,7 @@ def test_the_total_is_weighted_and_a_failure_makes_it_null(
     first: Outcome, second: Outcome, total: float | None
 ) -> None:
     rewards = {"a": Reward(function="a", weight=2.0), "b": Reward(function="b", weight=-3.0)}
-    assert total_reward(rewards, {"b": second, "a": first}) == total
+    assert total_rewards(rewards, {"b": [second], "a": [first]}) == [total]
 
 
 def test_the_stage_stops_once_too_many_rows_failed_and_says_where() -> None:

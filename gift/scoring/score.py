@@ -1,17 +1,19 @@
 """Rollouts to the scores table, part by part: every reward function on every row; a failed reward is null, never 0."""
 
-import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.console import Progress
 from gift.project.params import settings_of
 from gift.project.work import Work, file_digest, tree_digest
+from gift.rewards.total import totals
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
@@ -23,17 +25,9 @@ from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.process import Call
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
-from gift.tables.parts import (
-    ROLLOUTS,
-    check_key,
-    check_rollouts,
-    check_same_rows,
-    check_scores,
-    read_part,
-    read_parts,
-    scores_schema,
-    write_part,
-)
+from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def score_parts(
     asked = Asked(score, known)
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
     failures, schema = Failures(score, num_asked, folder), scores_schema(score.rewards)
-    num_done = sum(read_footer(path)[0] for path in folder.glob("*.parquet"))
+    num_done = sum(read_file(path, ["sample"])[0].num_rows for path in folder.glob("*.parquet"))
     rows: list[pa.Table] = []
     scores: list[pa.Table] = []
     with (
@@ -202,26 +196,19 @@ class _Scorer:
                 self.progress.advance()
 
     def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
-        numbers, rewards = range(len(rows.prompt_ids)), self.settings.rewards
-        totals = [total_reward(rewards, {name: each[row] for name, each in outcomes.items()}) for row in numbers]
+        rewards = self.settings.rewards
+        by_name = {name: [outcomes[name][row] for row in range(len(rows.prompt_ids))] for name in rewards}
+        totals = total_rewards(rewards, by_name)
         columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
-        for name, each in outcomes.items():
-            columns[name] = [each[row].value for row in numbers]
-            columns[f"{name}_status"] = [each[row].status for row in numbers]
-            columns[f"{name}_message"] = [each[row].message for row in numbers]
+        for name, each in by_name.items():
+            columns[name] = [outcome.value for outcome in each]
+            columns[f"{name}_status"] = [outcome.status for outcome in each]
+            columns[f"{name}_message"] = [outcome.message for outcome in each]
         return pa.table(columns, schema=scores_schema(rewards))
 
 
-def total_reward(rewards: dict[str, Reward], outcomes: dict[str, Outcome]) -> float | None:
-    """The weighted sum of the components that count; null where one failed or none counts.
-
-    A component counts where it has a value and, with `only_if`, where the value of that other component is 1.
-    """
-    if any(outcome.status in FAILED for outcome in outcomes.values()):
-        return None
-    products = []
-    for name, outcome in outcomes.items():
-        gate = rewards[name].only_if
-        if outcome.value is not None and (gate is None or outcomes[gate].value == 1):
-            products.append(rewards[name].weight * outcome.value)
-    return math.fsum(products) if products else None
+def total_rewards(rewards: dict[str, Reward], outcomes: Mapping[str, Sequence[Outcome]]) -> list[float | None]:
+    """The total of each row, from each component's outcomes row by row; None where one failed or none counts."""
+    values = {name: np.array([outcome.value for outcome in each], np.float64) for name, each in outcomes.items()}
+    failed = np.any([[outcome.status in FAILED for outcome in each] for each in outcomes.values()], axis=0)
+    return totals(values, failed, rewards)
