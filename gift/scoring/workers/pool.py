@@ -108,10 +108,10 @@ class RewardPool:
                 if has_ended and worker.socket not in readable:
                     raise Broken
             except Broken as why:
-                found += self._lost(worker, str(why))
+                found += self._lost(worker, "error", str(why) or worker.death())
                 continue
             if worker.socket not in readable and time.monotonic() > worker.deadline():
-                found += self._late(worker)
+                found += self._lost(worker, "timeout", worker.lateness())
         return found
 
     def _take(self, worker: Worker) -> None:
@@ -155,28 +155,22 @@ class RewardPool:
             entries = entries * len(rows)
         return [(name, row, Outcome(*entry, seconds=seconds)) for row, entry in zip(rows, entries, strict=True)]
 
-    def _lost(self, worker: Worker, why: str) -> list[Found]:
-        """A worker died, or no longer speaks as it should; the call it was at is tried again, if it had made others."""
-        loading = not worker.ready
-        cause = why or worker.death(" while loading" if loading else "")
-        if loading:
-            raise UserError(_unloaded(worker.lane, cause))
-        if worker.calls and worker.num_done:
-            call = worker.calls.popleft()
-            self._end(worker)
-            Worker(worker.lane, call)
-            return []
-        return self._fail(worker, time.monotonic() - worker.started, "error", f"the worker process {cause}")
+    def _lost(self, worker: Worker, status: str, cause: str) -> list[Found]:
+        """End a worker that died, hangs, or no longer speaks as it should; the call it was at has failed.
 
-    def _late(self, worker: Worker) -> list[Found]:
-        if not worker.ready:
-            raise UserError(_unloaded(worker.lane, f"did not finish loading within {worker.lane.start_seconds:g} s"))
-        limit = worker.lane.limits[worker.calls[0][0]]
-        return self._fail(worker, limit, "timeout", f"no result after {limit:g} s")
-
-    def _fail(self, worker: Worker, seconds: float, status: str, message: str) -> list[Found]:
-        found = self._settle(worker, seconds, [(None, status, message)]) if worker.calls else []
+        A death after other calls is no fault of this one, which is tried again in a new worker.
+        """
+        found: list[Found] = []
+        again = [worker.calls.popleft()] if worker.calls and worker.num_done and status == "error" else []
+        if not again and worker.calls:
+            seconds = time.monotonic() - worker.started
+            found = self._settle(worker, seconds, [(None, status, cause)])
         self._end(worker)
+        if not worker.ready:
+            names = ", ".join(reward.file or reward.function for reward in worker.lane.rewards)
+            raise UserError(f"params.yaml: score.rewards: {cause}; try `python` and import {names}")
+        for call in again:
+            Worker(worker.lane, call)
         return found
 
     def _end(self, worker: Worker) -> None:
@@ -185,8 +179,3 @@ class RewardPool:
         worker.lane.workers.remove(worker)
         worker.kill()
         kill_children(self.others | {each.pid for each in self._workers()})
-
-
-def _unloaded(lane: Lane, what: str) -> str:
-    names = ", ".join(reward.file or reward.function for reward in lane.rewards)
-    return f"params.yaml: score.rewards: the worker {what}; try `python` and import {names}"

@@ -23,7 +23,7 @@ from gift.tables.scores import STATUSES
 
 SEND_SECONDS = 60
 LINE_BYTES = 2**24
-GARBAGE = "wrote to the connection of the pool"
+GARBAGE = "the worker process wrote to the connection of the pool"
 Call = tuple[str, list[int]]
 """A reward's name and the rows that it is called with."""
 Line = tuple[float, list[Entry]]
@@ -144,17 +144,23 @@ class Worker:
         self.num_done += 1
         return line
 
-    def death(self, doing: str) -> str:
+    def lateness(self) -> str:
+        if not self.ready:
+            return f"the worker process did not finish loading within {self.lane.start_seconds:g} s"
+        return f"no result after {self.lane.limits[self.calls[0][0]]:g} s"
+
+    def death(self) -> str:
         """How the process ended, in words; one that lives on has lost or closed its connection."""
+        doing = "" if self.ready else " while loading"
         try:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
             code = CONNECTION_LOST
         if code == CONNECTION_LOST:
-            return f"closed its connection{doing}"
+            return f"the worker process closed its connection{doing}"
         if code == -signal.SIGKILL:
-            return f"died{doing} (SIGKILL, perhaps for its memory)"
-        return f"died{doing} ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
+            return f"the worker process died{doing} (SIGKILL, perhaps for its memory)"
+        return f"the worker process died{doing} ({f'exit code {code}' if code >= 0 else signal.Signals(-code).name})"
 
     def kill(self) -> None:
         """Kill the process and its group, and wait for its end."""
