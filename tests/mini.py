@@ -156,9 +156,8 @@ def files(path: Path) -> list[Path]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Name and bytes of every file below a folder, but for what holds a clock (gift/scoring/seconds.py)."""
-    clocks = folder / ".cache" / "seconds"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder) if path.parent != clocks}
+    """Name and bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
 
 
 def share_imports() -> None:

@@ -107,8 +107,9 @@ def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, column: str | None, s
     trial = Trial(reward, rows["prompt_id"].to_pylist(), share)
 
     def outcomes(texts: list[str]) -> list[Outcome]:
-        calls = [(index, reward.name, arguments(reward, rows, index, text)) for index, text in enumerate(texts)]
-        found = {index: outcome for index, _, outcome in pool.run(calls)}
+        calls = [(reward.name, [index]) for index in range(len(texts))]
+        made = pool.run(calls, lambda call: arguments(reward, rows, call[0], texts[call[0]]))
+        found = {index: outcome for _, index, outcome in made}
         return [found[index] for index in range(len(texts))]
 
     golds = [_text(value) for value in rows[column].to_pylist()] if column else []
