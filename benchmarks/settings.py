@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from gift.doctor.settings import Params
+from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs

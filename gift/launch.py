@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gift.project.errors import UserError
 from gift.project.params import read_launch
-from gift.training.launcher import allocation_problem, processes_problem, program_problem
+from gift.training.launcher import allocation_problem, hosts_problem, processes_problem, program_problem
 from gift.training.settings import UpdateLaunch
 
 # What a rank's end by a signal most often means.
@@ -26,8 +26,9 @@ def main(arguments: list[str]) -> None:
     module, rest = arguments[0], arguments[1:]
     try:
         launch = read_launch("update", UpdateLaunch)
-        if problem := processes_problem(launch) or allocation_problem(launch) or program_problem(launch):
-            raise UserError(problem)
+        for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem):
+            if problem := problem_of(launch):
+                raise UserError(problem)
     except UserError as error:
         error.show()
         sys.exit(1)
