@@ -16,7 +16,7 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.folder import load_model, policy_digest
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer
-from gift.rewards.text import text_format
+from gift.rewards.form.text_format import text_format
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"
 PRESET = mini.ROOT / "presets" / "gsm8k.yaml"

@@ -16,7 +16,8 @@ from gift.project.errors import UserError
 from gift.rewards.models.judge import judge
 from gift.rewards.models.judge_client import ENDPOINT
 from gift.rewards.names import REWARDS
-from gift.rewards.settings import wrong_settings
+from gift.rewards.signature import wrong_settings
+from gift.rewards.total import counting
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask, column_values
 from gift.scoring.check import check_rewards
@@ -96,10 +97,10 @@ def _asked_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:
     """Values that no prompt has, and prompts on which nothing can train, or that no accuracy counts."""
     score, judges = params.score, params.evaluate.judges
     train, held_out = Asked(score, rows.Prompts(prompts.train)), Asked(score, rows.Prompts(prompts.eval))
-    trains = np.zeros(prompts.train.num_rows, dtype=bool)
+    counts = counting(train.masks, train.masks, score.rewards)
+    weighted = [counts[name] for name, reward in score.rewards.items() if reward.weight]
+    trains = np.logical_or.reduce(weighted) if weighted else np.ones(prompts.train.num_rows, dtype=bool)  # said already
     for name, reward in score.rewards.items():
-        if reward.weight:
-            trains |= train.masks[name] & train.masks[reward.only_if or name]
         for column, wanted in reward.where.items():  # of a list, a misspelt one is missed by nobody else
             known = [*column_values(prompts.train[column]), *column_values(prompts.eval[column])]
             for value in wanted if isinstance(wanted, list) else [wanted]:

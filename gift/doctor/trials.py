@@ -15,7 +15,7 @@ from gift.scoring.failures import FAILED
 from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import PartRows, Prompts
-from gift.scoring.score import total_reward
+from gift.scoring.score import total_rewards
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
 
@@ -191,12 +191,9 @@ def _spread(project: Project, trials: list[Trial]) -> Iterator[Finding]:
             for trial in trials
             if prompt_id in trial.prompt_ids
         }
-        others = dict.fromkeys(rewards.keys() - by_text.keys(), NOT_ASKED)
         texts = set.intersection(*map(set, by_text.values()))
-        totals = {
-            total_reward(rewards, {**others, **{name: each[text] for name, each in by_text.items()}}) for text in texts
-        }
-        if len(totals - {None}) > 1:
+        outcomes = {name: [by_text[name][t] if name in by_text else NOT_ASKED for t in texts] for name in rewards}
+        if len({*total_rewards(rewards, outcomes)} - {None}) > 1:
             return
     text = "every text that was tried gives the same reward in its row: without spread no group can train"
     yield say.warning(f"{REWARDS_KEY}: {text}")

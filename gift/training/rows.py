@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
+from gift.rewards.total import gated
 from gift.scoring.settings import Score
 from gift.tables.parts import (
     REFERENCE,
@@ -81,27 +83,18 @@ def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: 
 
 def rewards_of(scores: pa.Table, score: Score, group_size: int) -> Rewards:
     """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all."""
-    values, known = zip(*(_column(scores, name, group_size) for name in score.rewards), strict=True)
-    columns = dict(zip(score.rewards, values, strict=True))
-    total, mask = _column(scores, "reward", group_size)
-    opened = {
-        name: columns[name] * (columns[reward.only_if] == 1) if reward.only_if else columns[name]
-        for name, reward in score.rewards.items()
-    }
+    opened = gated({name: scores[name].to_numpy() for name in score.rewards}, score.rewards)
+    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1)).view(
+        -1, group_size, 1 + len(opened)
+    )
+    known, numbers = ~values.isnan(), values.nan_to_num().float()
     return Rewards(
-        total=total,
-        mask=mask,
-        components=torch.stack(list(opened.values()), -1),
-        known=torch.stack(known, -1) & mask.unsqueeze(-1),
+        total=numbers[..., 0],
+        mask=known[..., 0],
+        components=numbers[..., 1:],
+        known=known[..., 1:] & known[..., :1],
         weights=torch.tensor([reward.weight for reward in score.rewards.values()]),
     )
-
-
-def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
-    """A column of the scores as float [P, G], 0 where null, and bool [P, G] where it is not."""
-    values = scores[name].to_pylist()
-    numbers = torch.tensor([0.0 if value is None else value for value in values])
-    return numbers.view(-1, group_size), torch.tensor([value is not None for value in values]).view(-1, group_size)
 
 
 def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:
