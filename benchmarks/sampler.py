@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import click
+import numpy as np
 
 from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, say
@@ -93,7 +94,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
         started = start_sampler(PolicyFiles(folder), sampling, [tokenizer.eos_token_id], 1024, launch)
     size = rollouts.group_size
     requests = [
-        Request(prompt, seed_of("benchmark", row) % 2**31, sampling.temperature)
+        Request(np.array(prompt), seed_of("benchmark", row) % 2**31, sampling.temperature)
         for row, prompt in enumerate(rollouts.prompt_ids)
     ]
     groups = [Group(f"{row // size:06d}", requests[row : row + size]) for row in range(0, len(requests), size)]
@@ -105,7 +106,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
             write_rollouts(Path(parts), groups, sampling.groups_per_part, metadata, lambda: started, decode, "sampler")
 
     def bare() -> int:
-        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
         wanted = [
             vllm.SamplingParams(
                 temperature=request.temperature,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from gift.doctor.whole import Params
@@ -19,6 +20,7 @@ from gift.methods.shape.zscore import single
 from gift.policy.folder import load_model, load_tokenizer
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.project.sections import check
 from gift.project.seeds import seed_of
 from gift.project.yaml import read_yaml
@@ -89,9 +91,9 @@ def sample(model: Any, params: Params, requests: list[Request], max_tokens: int)
 
 
 def evaluate(model: Any, params: Params, tokenizer: Any, held_out: list[dict[str, str]]) -> tuple[float, float]:
-    requests = [Request(tokenizer(row["prompt"])["input_ids"], 0, 0.0) for row in held_out]
+    requests = [Request(np.array(tokenizer(row["prompt"])["input_ids"]), 0, 0.0) for row in held_out]
     found = sample(model, params, requests, params.evaluate.max_tokens)
-    texts = [tokenizer.decode(completion.completion_ids, skip_special_tokens=True) for completion in found]
+    texts = [tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True) for completion in found]
     rights = arithmetic_answer(
         prompts=None, completions=texts, completion_ids=None, answer=[row["answer"] for row in held_out]
     )
@@ -105,22 +107,22 @@ def sample_round(
     settings = params.generate
     requests, answers = [], []
     for row in rows:
-        ids = tokenizer(row["prompt"])["input_ids"]
+        ids = np.array(tokenizer(row["prompt"])["input_ids"])
         for index in range(settings.group_size):
             seed = seed_of("generate", params.seed, number, row["prompt"], index)
             requests.append(Request(ids, seed, settings.temperature))
             answers.append(row["answer"])
     found = sample(model, params, requests, settings.max_tokens)
-    texts = [tokenizer.decode(completion.completion_ids, skip_special_tokens=True) for completion in found]
+    texts = [tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True) for completion in found]
     right = arithmetic_answer(prompts=None, completions=texts, completion_ids=None, answer=answers)
     formed = arithmetic_format(prompts=None, completions=texts, completion_ids=None)
     weights = {name: reward.weight for name, reward in params.score.rewards.items()}
     total = [weights.get("answer", 0) * a + weights.get("format", 0) * f for a, f in zip(right, formed, strict=True)]
-    prompt_ids = [request.prompt_ids for request in requests]
-    completion_ids = [completion.completion_ids for completion in found]
-    lengths = [(len(p), len(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    prompt_ids = Ragged.of([request.prompt_ids for request in requests], np.int32)
+    completion_ids = Ragged.of([completion.completion_ids for completion in found], np.int32)
+    lengths = np.stack([prompt_ids.lengths, completion_ids.lengths], axis=1)
     policy = TokenLogprobs(model, settings.temperature)
-    batches = row_batches([list(range(len(lengths)))], lengths, 16384, policy.layout)
+    batches = row_batches([list(range(len(prompt_ids)))], lengths, 16384, policy.layout)
     shape = (-1, settings.group_size)
     return Rows(
         prompt_ids,

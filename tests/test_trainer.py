@@ -4,6 +4,7 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from gift.methods.groups import GroupBatch
 from gift.methods.match.gift import gift
 from gift.methods.shape.zscore import Rewards, step_advantages
 from gift.project.errors import UserError
+from gift.project.ragged import Ints, Ragged
 from gift.training.engine import Engine, EngineSettings, distributed
 from gift.training.rows import Rows
 from gift.training.settings import Update
@@ -58,8 +60,9 @@ def round_rows() -> Rows:
         for _ in range(4):
             prompts.append(prompt)
             completions.append([rng.randrange(50) for _ in range(rng.randint(1, 5 + 3 * group))])
+    columns = Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
     logprobs = lambda seed: completion_logprobs(  # noqa: E731
-        TokenLogprobs(model(seed), TEMPERATURE), prompts, completions, [[i] for i in range(20)]
+        TokenLogprobs(model(seed), TEMPERATURE), *columns, [[i] for i in range(20)]
     )
     totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
@@ -67,7 +70,7 @@ def round_rows() -> Rows:
     length = torch.tensor([0.01 * len(completion) for completion in completions]).view(5, 4)
     components = torch.stack([totals - length, length], -1)
     known = mask.unsqueeze(-1).expand(5, 4, 2)
-    return Rows(prompts, completions, logprobs(1), logprobs(2), Rewards(totals, mask, components, known, torch.ones(2)))
+    return Rows(*columns, logprobs(1), logprobs(2), Rewards(totals, mask, components, known, torch.ones(2)))
 
 
 def settings(advantages: str = "group", **gift_settings: object) -> Update:
@@ -85,14 +88,14 @@ def plain_autograd(rows: Rows, update: Update) -> tuple[dict[str, Tensor], list[
         chosen = rows.rows_of(groups)
         parts = []
         for row in chosen:
-            ids = torch.tensor([rows.prompt_ids[row] + rows.completion_ids[row]])
+            ids = torch.tensor([[*rows.prompt_ids[row], *rows.completion_ids[row]]])
             start = len(rows.prompt_ids[row])
             logits = policy(ids).logits[0, start - 1 : -1] / TEMPERATURE
             parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
         batch = GroupBatch(
             torch.cat(parts),
-            torch.cat([rows.ref_logprobs[row] for row in chosen]),
-            torch.cat([rows.old_logprobs[row] for row in chosen]),
+            torch.cat([torch.tensor(rows.ref_logprobs[row]) for row in chosen]),
+            torch.cat([torch.tensor(rows.old_logprobs[row]) for row in chosen]),
             torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(part) for part in parts])),
             rows.rewards.total[groups],
             step_advantages(rows.rewards.take(groups), update.advantages),
@@ -221,8 +224,8 @@ def test_batches_hold_every_row_once_within_the_budget(layout: str) -> None:
         size = rng.randint(1, 6)
         groups = [list(range(index * size, index * size + size)) for index in range(rng.randint(1, 12))]
         prompts = [rng.randint(1, 20) for _ in groups]
-        lengths = [(prompt, rng.randint(1, 20)) for prompt in prompts for _ in range(size)]
-        budget = rng.randint(max(map(sum, lengths)), 300)
+        lengths = np.array([(prompt, rng.randint(1, 20)) for prompt in prompts for _ in range(size)])
+        budget = rng.randint(lengths.sum(1).max(), 300)
         batches = row_batches(groups, lengths, budget, layout)
         assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
         plan = micro_batches(groups, lengths, budget, layout)
@@ -240,14 +243,15 @@ def test_batches_hold_every_row_once_within_the_budget(layout: str) -> None:
         assert all(count <= budget for count in tokens)
 
 
-def rows_of(rows: list[int], lengths: list[tuple[int, int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token lists of these lengths; a prompt differs from every other one unless its length is the same."""
-    return [[1] * lengths[row][0] for row in rows], [[2] * lengths[row][1] for row in rows]
+def rows_of(rows: list[int], lengths: Ints) -> tuple[Ragged, Ragged]:
+    """Tokens of these lengths; a prompt differs from every other one unless its length is the same."""
+    prompts, completions = ([[token] * count for count in lengths[rows, token - 1]] for token in (1, 2))
+    return Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
 
 
 def test_a_row_longer_than_the_budget_is_refused() -> None:
     with pytest.raises(UserError, match="tokens_per_batch: 10 is less than one sequence of 11 tokens"):
-        fill([[0], [1]], [(3, 1), (6, 6)], 10, "packed")
+        fill([[0], [1]], np.array([(3, 1), (6, 6)]), 10, "packed")
 
 
 def test_steps_hold_every_group_once_an_epoch() -> None:

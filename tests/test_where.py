@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mini
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -16,6 +17,7 @@ from test_score import METADATA, score_of, write_rollouts
 from gift.doctor.whole import read_params
 from gift.methods.shape.zscore import group_advantages
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.project.sections import check
 from gift.sampling.settings import Evaluate
 from gift.scoring.asked import NOT_ASKED, Asked
@@ -25,8 +27,10 @@ from gift.scoring.rows import Prompts
 from gift.scoring.score import Scored, score_parts
 from gift.scoring.settings import Score
 from gift.tables.parquet import part_paths
-from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 from gift.training.rows import Rows, rewards_of, select_groups
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
@@ -170,8 +174,9 @@ def test_a_prompt_that_no_reward_is_asked_for_is_no_zero_and_does_not_train() ->
     numbers = score_metrics(known.rows, known.scores, settings.rewards)
     assert [numbers[f"num_{name}"] for name in ("rollouts", "scored", "failed", "abstained")] == [10, 4, 0, 6]
     assert (numbers["reward"], numbers["rewards/one/num_abstain"], numbers["rewards/one/num_ok"]) == (1.0, 6, 4)
-    rewards = rewards_of(known.scores, settings, 2)
-    chosen, ledger = select_groups(Rows([], [], [], [], rewards), read_params(mini.ROOT / "params.yaml").update)
+    rewards = rewards_of(known.scores, settings.model_dump()["rewards"], 2)
+    empty = Ragged.of([], np.int32)
+    chosen, ledger = select_groups(Rows(*[empty] * 4, rewards), read_params(mini.ROOT / "params.yaml").update)
     assert chosen == [0, 2]
     assert (ledger["num_groups_unscored"], ledger["num_completions_unscored"]) == (3, 6)
 
@@ -183,7 +188,8 @@ def test_a_group_trains_on_the_rewards_it_was_asked_as_if_there_were_no_other(ad
     )
     alone = score_of(one=own(weight=2.0, batch="group"))
     mixed, single = (
-        group_advantages(rewards_of(score(settings)[2].scores, settings, 2), advantages) for settings in (both, alone)
+        group_advantages(rewards_of(score(settings)[2].scores, settings.model_dump()["rewards"], 2), advantages)
+        for settings in (both, alone)
     )
     weight = 2.0 if advantages == "gdpo" else 1.0  # of a single function gdpo is group, whose size no weight changes
     assert torch.allclose(mixed[[1, 3, 4]], weight * single[[1, 3, 4]])

@@ -10,7 +10,7 @@ from gift.project.errors import UserError
 from gift.rewards.total import counted
 from gift.scoring.failures import FAILED
 from gift.scoring.settings import Reward
-from gift.tables.parts import STATUSES
+from gift.tables.scores import STATUSES
 
 
 def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:

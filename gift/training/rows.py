@@ -1,42 +1,41 @@
 """A round's completions as the update sees them, joined from the rollouts, scores and reference tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
-from gift.rewards.total import gated
-from gift.scoring.settings import Score
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    check_scores,
-    read_table,
-    scores_schema,
-)
+from gift.project.ragged import Ints, Ragged
+from gift.rewards.total import Term, gated
+from gift.tables.parts import check_lengths, check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import read_scores
 from gift.training.settings import Update
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A round's completions, groups in order: P groups of G rows, row = group * G + sample."""
+    """A round's completions, groups in order: P groups of G rows, row = group * G + sample.
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    ref_logprobs: list[Tensor]
-    old_logprobs: list[Tensor]
+    Tokens are int32, log-probs float32 in nats, both flat: `rows.ref_logprobs.take(chosen).values` are those of some
+    rows, in their order.
+    """
+
+    prompt_ids: Ragged
+    completion_ids: Ragged
+    ref_logprobs: Ragged
+    old_logprobs: Ragged
     rewards: Rewards
 
     @property
@@ -46,16 +45,23 @@ class Rows:
     def rows_of(self, groups: Sequence[int]) -> list[int]:
         return [group * self.group_size + sample for group in groups for sample in range(self.group_size)]
 
-    def length(self, row: int) -> int:
-        return len(self.prompt_ids[row]) + len(self.completion_ids[row])
+    @cached_property
+    def lengths(self) -> Ints:
+        """int64 [rows, 2]: tokens of each row's prompt, and of its completion."""
+        return np.stack([self.prompt_ids.lengths, self.completion_ids.lengths], axis=1)
+
+    @cached_property
+    def shortest(self) -> int:
+        """The first of the rows with the fewest tokens."""
+        return int(self.lengths.sum(1).argmin())
 
 
 def read_round(
-    rollouts: Path, scores: Path, reference: Path, score: Score, lineage: Lineage, policy: Path
-) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
-    """The three tables of a round and the rollouts' metadata; tables made with another policy are refused."""
-    table, source = read_table(rollouts, ROLLOUTS, check_rollouts)
-    scored, scores_source = read_table(scores, scores_schema(score.rewards), check_scores)
+    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path
+) -> tuple[Rows, dict[str, Any]]:
+    """The rows of a round and the rollouts' metadata; tables made with another policy are refused."""
+    table, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["prompt_ids", "completion_ids"])
+    scored, scores_source = read_scores(scores)
     referenced, reference_source = read_table(reference, REFERENCE, check_reference)
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
         if metadata["policy"] != lineage.digest:
@@ -65,35 +71,46 @@ def read_round(
             )
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
-    return (table, scored, referenced), source
+    check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
+    rows = join_rows(table, scored, referenced, scores_source["rewards"])
+    del table, scored, referenced
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
+    return rows, source
 
 
-def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score) -> Rows:
-    """Rows of three tables with the same key in the same order; a null reward does not train (mask False)."""
-    prompts = rollouts["prompt_id"].to_pylist()
-    group_size = prompts.count(prompts[0])
+def join_rows(
+    rollouts: pa.Table, scores: pa.Table, reference: pa.Table, rewards: Mapping[str, Mapping[str, Any]]
+) -> Rows:
+    """Rows of three tables with the same key in the same order; a null reward does not train (mask False).
+
+    rewards: score.rewards as the scores were made with it, from their table's metadata.
+    """
+    group_size = pc.max(rollouts["sample"]).as_py() + 1
     return Rows(
-        prompt_ids=rollouts["prompt_ids"].to_pylist(),
-        completion_ids=rollouts["completion_ids"].to_pylist(),
-        ref_logprobs=[torch.tensor(values) for values in reference["ref_logprobs"].to_pylist()],
-        old_logprobs=[torch.tensor(values) for values in reference["old_logprobs"].to_pylist()],
-        rewards=rewards_of(scores, score, group_size),
+        prompt_ids=Ragged.from_arrow(rollouts["prompt_ids"]),
+        completion_ids=Ragged.from_arrow(rollouts["completion_ids"]),
+        ref_logprobs=Ragged.from_arrow(reference["ref_logprobs"]),
+        old_logprobs=Ragged.from_arrow(reference["old_logprobs"]),
+        rewards=rewards_of(scores, rewards, group_size),
     )
 
 
-def rewards_of(scores: pa.Table, score: Score, group_size: int) -> Rewards:
-    """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all."""
-    opened = gated({name: scores[name].to_numpy() for name in score.rewards}, score.rewards)
-    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1)).view(
-        -1, group_size, 1 + len(opened)
-    )
+def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group_size: int) -> Rewards:
+    """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all.
+
+    rewards: as for `join_rows`. Components stand in the order of the table's columns.
+    """
+    terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
+    opened = gated({name: scores[name].to_numpy() for name in terms}, terms)
+    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1))
+    values = values.view(-1, group_size, 1 + len(opened))
     known, numbers = ~values.isnan(), values.nan_to_num().float()
     return Rewards(
         total=numbers[..., 0],
         mask=known[..., 0],
         components=numbers[..., 1:],
         known=known[..., 1:] & known[..., :1],
-        weights=torch.tensor([reward.weight for reward in score.rewards.values()]),
+        weights=torch.tensor([term.weight for term in terms.values()]),
     )
 
 

@@ -29,7 +29,6 @@ class Trainer:
         """`layout` is that of the `TokenLogprobs` in the engine."""
         self.engine, self.rows, self.settings = engine, rows, settings
         self.tokens_per_batch, self.layout = tokens_per_batch, layout
-        self._lengths = [(len(p), len(c)) for p, c in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
 
     def train_step(self, groups: Sequence[int], lr: float) -> dict[str, float | None]:
         """One optimizer step on the mean loss of `groups`; returns its metrics (the same on every rank).
@@ -39,7 +38,7 @@ class Trainer:
         of the objective, then backward of sum(c * logprob) part by part. Both give the same gradient.
         """
         rows = self.rows
-        tokens = [num_tokens([rows.rows_of([group])], self._lengths, self.layout) for group in groups]
+        tokens = [num_tokens([rows.rows_of([group])], rows.lengths, self.layout) for group in groups]
         shares = [[groups[i] for i in share] for share in share_groups(tokens, self.engine.world_size)]
         plans = [self._plan(share) for share in shares]
         own = plans[self.engine.rank]
@@ -66,7 +65,7 @@ class Trainer:
 
     def _plan(self, groups: Sequence[int]) -> MicroBatches:
         chosen = [self.rows.rows_of([group]) for group in groups]
-        return micro_batches(chosen, self._lengths, self.tokens_per_batch, self.layout)
+        return micro_batches(chosen, self.rows.lengths, self.tokens_per_batch, self.layout)
 
     def _first_pass(
         self, parts: list[list[int]], count: int, num_groups: int, targets: Tensor
@@ -80,7 +79,7 @@ class Trainer:
                     continue
                 part = parts[index]
                 logprobs = self.logprobs(part)
-                values.update(zip(part, logprobs.split([self._lengths[row][1] for row in part]), strict=True))
+                values.update(zip(part, logprobs.split(self._lengths(part)), strict=True))
         if not parts:
             return {}, torch.zeros(len(SUMS), dtype=torch.float64)
         own = sorted(values)
@@ -88,13 +87,15 @@ class Trainer:
         chosen = [row // self.rows.group_size for row in own[:: self.rows.group_size]]
         loss, sums = self._objective(leaf, chosen, targets)
         (gradient,) = torch.autograd.grad(loss / num_groups, leaf)
-        return dict(zip(own, gradient.split([self._lengths[row][1] for row in own]), strict=True)), sums
+        return dict(zip(own, gradient.split(self._lengths(own)), strict=True)), sums
+
+    def _lengths(self, rows: list[int]) -> list[int]:
+        return self.rows.completion_ids.lengths[rows].tolist()
 
     def logprobs(self, chosen: list[int]) -> Tensor:
         """Log-probs [N] of the completions of some rows; without rows, of the shortest one (to be weighted with 0)."""
-        chosen = chosen or [min(range(len(self._lengths)), key=lambda row: sum(self._lengths[row]))]
-        prompts, completions = self.rows.prompt_ids, self.rows.completion_ids
-        batch = token_batch([prompts[row] for row in chosen], [completions[row] for row in chosen], self.layout)
+        chosen = chosen or [self.rows.shortest]
+        batch = token_batch(self.rows.prompt_ids.take(chosen), self.rows.completion_ids.take(chosen), self.layout)
         logprobs: Tensor = self.engine.forward(batch.to(self.engine.device))
         return logprobs
 
@@ -105,12 +106,11 @@ class Trainer:
         """
         rows, device = self.rows, logprobs.device
         own = rows.rows_of(groups)
-        lengths = torch.tensor([len(rows.completion_ids[row]) for row in own])
         batch = GroupBatch(
             logprobs=logprobs,
-            ref_logprobs=torch.cat([rows.ref_logprobs[row] for row in own]).to(device),
-            old_logprobs=torch.cat([rows.old_logprobs[row] for row in own]).to(device),
-            completion=torch.repeat_interleave(torch.arange(len(own)), lengths).to(device),
+            ref_logprobs=torch.from_numpy(rows.ref_logprobs.take(own).values).to(device),
+            old_logprobs=torch.from_numpy(rows.old_logprobs.take(own).values).to(device),
+            completion=torch.repeat_interleave(torch.arange(len(own)), torch.tensor(self._lengths(own))).to(device),
             rewards=rows.rewards.total[groups].to(device),
             advantages=targets[groups].to(device),
             mask=rows.rewards.mask[groups].to(device),
