@@ -11,7 +11,7 @@ import click
 import numpy as np
 import torch
 
-from gift.doctor.settings import Params
+from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs

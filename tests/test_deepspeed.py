@@ -15,7 +15,7 @@ from gift.policy.files import PolicyFiles
 from gift.policy.folder import stored_in_bfloat16
 from gift.policy.open import Training, open_policy
 from gift.project.errors import UserError
-from gift.training.deepspeed_config import PASSES, deepspeed_config, refuse_keys
+from gift.training.deepspeed_config import PASSES, deepspeed_config, key_problems
 from gift.training.engine import Engine, FullState, start_engine
 from gift.training.ranks import distributed
 from tests.ranks import run_as_rank, run_ranks
@@ -250,9 +250,8 @@ def test_what_passes_is_known_to_deepspeed_and_the_rest_of_its_keys_does_not_pas
     for section, known, passing in (("", top, PASSES), ("zero_optimization", zeros, PASSES["zero_optimization"])):
         for key in known - passing.keys():
             keys = {section: {key: 1}} if section else {key: 1}
-            with pytest.raises(UserError) as error:
-                refuse_keys(keys)
-            assert "did you mean" not in error.value.message
+            (line,) = key_problems(keys)
+            assert "did you mean" not in line
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [

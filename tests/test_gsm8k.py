@@ -12,7 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.files import PolicyFiles
 from gift.policy.lineage import policy_digest

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.training.schedule import learning_rate
 
 
@@ -105,7 +105,7 @@ from gift.training.deepspeed_config import EngineSettings
 from gift.project.errors import UserError
 from gift.training.engine import Engine
 from gift.training.ranks import distributed
-from gift.doctor.settings import read_launch
+from gift.doctor.whole import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from gift.doctor.settings import read_launch, read_params
+from gift.doctor.whole import read_launch, read_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,7 +140,7 @@ def test_two_files_know_deepspeed_and_one_knows_vllm() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "gift.doctor.settings",
+        "gift.doctor.whole",
         "gift.launch",
         "gift.tables.parts",
         "gift.scoring.score",

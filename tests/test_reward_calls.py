@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.doctor.settings import read_launch
+from gift.doctor.whole import read_launch
 from gift.project.errors import UserError
 from gift.project.sections import check
 from gift.rewards import names

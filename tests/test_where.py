@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.methods.shape.zscore import group_advantages
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
