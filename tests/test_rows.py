@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name, read_file, write_file
