@@ -17,7 +17,6 @@ from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.sample.epochs import take_prompts
 from gift.methods.shape.zscore import single
-from gift.policy.fetch import make_base
 from gift.policy.folder import load_model, load_tokenizer
 from gift.project import console
 from gift.project.errors import UserError
@@ -32,6 +31,7 @@ from gift.training.round import check_step
 from gift.training.rows import Rows, select_groups
 from gift.training.steps import steps_of_groups
 from gift.training.trainer import Trainer
+from stages.base import train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "old, detached, floor 0.3": {},
@@ -48,7 +48,7 @@ DEFAULT = {"anchor": "old", "stats": "detached", "spread_floor": 0.3}
 def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
     """Rounds of one setting from a base policy: held-out greedy accuracy and mean length, by round."""
     tokenizer = load_tokenizer(base)
-    operands = params.prepare.arithmetic.num_operands
+    operands = params.arithmetic.num_operands
     train = {row["prompt"]: row for row in problems(params.prepare.num_train or 2048, params.seed, operands, "train")}
     held_out = problems(params.prepare.num_eval, params.seed, operands, "eval")
     model = load_model(base, "float32")
@@ -167,7 +167,7 @@ def main(
                     }
                     params = check(Params, {**content, "seed": seed, "update": update}, "params.yaml")
                     if not (base / "config.json").exists():
-                        make_base(params, base, work / f"training-{seed}")
+                        train(params.arithmetic, seed, base, work / f"training-{seed}")
                     start = time.monotonic()
                     result = run(params, base, num_rounds)
                     results.setdefault((name, rate), []).append(result)
