@@ -22,7 +22,7 @@ from gift.training.rows import Rows, read_round, rewards_of
 
 NAMES = ("rollouts", "scores", "reference")
 # Metadata are sorted by name; the columns of the scores are not.
-REWARDS = {"right": {"function": "x"}, "brief": {"function": "x", "weight": 0.5, "only_if": "right"}}
+REWARDS = {"right": {"weight": 1.0, "only_if": None}, "brief": {"weight": 0.5, "only_if": "right"}}
 
 
 def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, tokens: int = 9) -> None:
@@ -46,7 +46,7 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
         brief = [float(value) if value > 0.2 else None for value in rng.random(count)]
         total = [None if value is None else value + 0.1 for value in right]
         each = [[v, ["abstain" if x is None else "ok" for x in v], [None] * count] for v in (right, brief)]
-        metadata = {"policy": "d", "settings": {"rewards": REWARDS}}
+        metadata = {"policy": "d", "rewards": REWARDS}
         schema = scores_schema(REWARDS)
         rollouts, scores = pa.table(columns, ROLLOUTS), pa.table([*key, total, *each[0], *each[1]], schema)
         reference = pa.table([*key, logprobs(), logprobs()], REFERENCE)
@@ -138,7 +138,7 @@ def test_a_round_takes_few_bytes_a_token(tmp_path: Path) -> None:
 
 
 def test_components_gates_and_nulls() -> None:
-    settings = {"brief": {"function": "x", "weight": 0.5, "only_if": "answer"}, "answer": {"function": "gsm8k_answer"}}
+    settings = {"brief": {"weight": 0.5, "only_if": "answer"}, "answer": {"weight": 1.0, "only_if": None}}
     table = pa.table(
         {
             "reward": [1.25, 0.0, None, 0.0],

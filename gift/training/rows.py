@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
+from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -72,7 +72,7 @@ def read_round(
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
     check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
-    rows = join_rows(table, scored, referenced, scores_source["settings"]["rewards"])
+    rows = join_rows(table, scored, referenced, scores_source["rewards"])
     del table, scored, referenced
     pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
     return rows, source
@@ -100,25 +100,18 @@ def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group
 
     rewards: as for `join_rows`. Components stand in the order of the table's columns.
     """
-    names = [name for name in scores.column_names if name in rewards]
-    total, mask = _column(scores, "reward", group_size)
-    values, known = zip(*(_column(scores, name, group_size) for name in names), strict=True)
-    columns = dict(zip(names, values, strict=True))
-    gates = {name: rewards[name].get("only_if") for name in names}
-    opened = [columns[name] * (columns[gate] == 1) if gate else columns[name] for name, gate in gates.items()]
+    terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
+    opened = gated({name: scores[name].to_numpy() for name in terms}, terms)
+    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1))
+    values = values.view(-1, group_size, 1 + len(opened))
+    known, numbers = ~values.isnan(), values.nan_to_num().float()
     return Rewards(
-        total=total,
-        mask=mask,
-        components=torch.stack(opened, -1),
-        known=torch.stack(known, -1) & mask.unsqueeze(-1),
-        weights=torch.tensor([float(rewards[name].get("weight", 1.0)) for name in names]),
+        total=numbers[..., 0],
+        mask=known[..., 0],
+        components=numbers[..., 1:],
+        known=known[..., 1:] & known[..., :1],
+        weights=torch.tensor([term.weight for term in terms.values()]),
     )
-
-
-def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
-    """A column of the scores as float32 [P, G], 0 where null, and bool [P, G] where it is not."""
-    numbers = torch.tensor(pc.fill_null(scores[name], 0.0).to_numpy(), dtype=torch.float32)
-    return numbers.view(-1, group_size), torch.tensor(pc.is_valid(scores[name]).to_numpy()).view(-1, group_size)
 
 
 def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:

@@ -7,14 +7,13 @@ from pydantic import Field, model_validator
 from gift.logprobs.settings import Packing
 from gift.methods.settings import Advantages, GiftObjective
 from gift.policy.settings import Lora
-from gift.project.errors import UserError
 from gift.project.sections import Count, Dtype, Positive, Section, Share
 
 
 class Reference(Section):
     """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
 
-    policy: Literal["initial", "previous"] = "initial"
+    policy: Literal["base", "previous"] = "base"
     max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
 
 
@@ -82,12 +81,3 @@ class UpdateLaunch(Section):
     checkpoint_every_steps: Count = 8
     timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
-
-
-def refuse_launch(launch: UpdateLaunch) -> None:
-    """Raise `UserError` where the launcher cannot start so many processes."""
-    if launch.launcher == "in_process" and launch.num_processes != 1:
-        raise UserError(
-            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
-            "deepspeed or srun"
-        )
