@@ -111,6 +111,11 @@ def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path:
     lineage = Lineage(digest="d", initial="d")
     with pytest.raises(UserError, match=r"part-00000.parquet: the column 'reward' is missing"):
         read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
+    path = tmp_path / "scores" / part_name(0)
+    table, metadata = read_file(path)
+    write_file(path, table, {**metadata, "settings": {"rewards": {**REWARDS, "other": {}}}})
+    with pytest.raises(UserError, match=r"part-00000.parquet: the column 'other' is missing"):
+        joined(tmp_path)
 
 
 def test_a_round_takes_few_bytes_a_token(tmp_path: Path) -> None:
