@@ -18,7 +18,8 @@ from gift.methods.match.gift import gift
 from gift.methods.shape.zscore import Rewards, step_advantages
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
-from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.engine import Engine, EngineSettings
+from gift.training.ranks import distributed
 from gift.training.rows import Rows
 from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
@@ -168,7 +169,7 @@ def worker(folder: Path) -> None:
                 save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What some ranks made of all cases. With four, each step leaves ranks with fewer groups than others, or none."""
     folder = tmp_path_factory.mktemp("trainer")

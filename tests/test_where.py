@@ -75,6 +75,11 @@ def score(
     return table.to_pylist(), sorted(Path("calls.txt").read_text().splitlines()), known
 
 
+def weights(settings: Score) -> dict[str, dict[str, Any]]:
+    """As the metadata of the scores have them."""
+    return {name: {"weight": each.weight, "only_if": each.only_if} for name, each in settings.rewards.items()}
+
+
 # --- who is asked -----------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +179,7 @@ def test_a_prompt_that_no_reward_is_asked_for_is_no_zero_and_does_not_train() ->
     numbers = score_metrics(known.rows, known.scores, settings.rewards)
     assert [numbers[f"num_{name}"] for name in ("rollouts", "scored", "failed", "abstained")] == [10, 4, 0, 6]
     assert (numbers["reward"], numbers["rewards/one/num_abstain"], numbers["rewards/one/num_ok"]) == (1.0, 6, 4)
-    rewards = rewards_of(known.scores, settings.model_dump()["rewards"], 2)
+    rewards = rewards_of(known.scores, weights(settings), 2)
     empty = Ragged.of([], np.int32)
     chosen, ledger = select_groups(Rows(*[empty] * 4, rewards), read_params(mini.ROOT / "params.yaml").update)
     assert chosen == [0, 2]
@@ -188,7 +193,7 @@ def test_a_group_trains_on_the_rewards_it_was_asked_as_if_there_were_no_other(ad
     )
     alone = score_of(one=own(weight=2.0, batch="group"))
     mixed, single = (
-        group_advantages(rewards_of(score(settings)[2].scores, settings.model_dump()["rewards"], 2), advantages)
+        group_advantages(rewards_of(score(settings)[2].scores, weights(settings), 2), advantages)
         for settings in (both, alone)
     )
     weight = 2.0 if advantages == "gdpo" else 1.0  # of a single function gdpo is group, whose size no weight changes

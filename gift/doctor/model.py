@@ -1,6 +1,5 @@
 """What the files of the base policy say, read without loading it: config, names and sizes of the weights."""
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.whole import Launch, Params
 from gift.policy.fetch import in_cache, name_problem
-from gift.policy.folder import max_model_len
+from gift.policy.folder import max_model_len, read_config
 from gift.policy.refusals import (
     config_refusals,
     dropout_refusal,
@@ -20,7 +19,6 @@ from gift.policy.refusals import (
     is_target,
     linear_modules,
     target_refusals,
-    text_config,
 )
 from gift.policy.settings import Base
 from gift.policy.weights import weight_shapes
@@ -76,11 +74,7 @@ def read_model(folder: Path) -> Model:
     """Config and weights' shapes of a model folder, or a `UserError` with a line for each reason not to open it."""
     if reasons := file_refusals(folder):
         raise UserError("\n       ".join(f"{folder}: {reason}" for reason in reasons))
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error}); fetch it again") from None
-    return Model(text_config(config), weight_shapes(folder), folder)
+    return Model(read_config(folder), weight_shapes(folder), folder)
 
 
 def context_findings(params: Params, model: Model | None) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ def _findings(
     yield from rewards
     if quick or not prompts:
         return
-    if model and (model.folder or params.base.model == "arithmetic"):
+    if model:
         yield from token_findings(params, model.folder, prompts)
     if not has_error(rewards):
         yield from trial_findings(project, prompts.train)

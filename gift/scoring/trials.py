@@ -78,9 +78,9 @@ def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, share: float) -> Tria
     def outcomes(texts: list[str]) -> list[Outcome]:
         ids = pa.array([range(len(text)) for text in texts], pa.list_(pa.int32()))  # as many as there would be at most
         part = {"prompt_id": rows["prompt_id"], "sample": [0] * len(texts), "completion": texts, "completion_ids": ids}
-        calls = [(row, reward.name, [row]) for row in range(len(texts))]
+        calls = [(reward.name, [row]) for row in range(len(texts))]
         arguments = PartRows(pa.table(part), Prompts(rows), "").arguments
-        found = {row: outcome for row, _, outcome in pool.run(calls, arguments)}
+        found = {row: outcome for _, row, outcome in pool.run(calls, arguments)}
         return [found[row] for row in range(len(texts))]
 
     golds = gold_texts(reward.settings, rows)

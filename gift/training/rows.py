@@ -13,7 +13,7 @@ import torch
 
 from gift.methods.select.spread import enough_rewards, has_preference
 from gift.methods.shape.zscore import Rewards
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.rewards.total import Term, gated
