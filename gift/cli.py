@@ -1,6 +1,7 @@
 """The `gift` command: check a project, extend its rounds, look at one, merge an adapter, draw plots off line."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -34,12 +35,12 @@ def doctor(quick: bool, as_json: bool) -> None:
     from gift.project import console
 
     console.quiet()
-    from gift.doctor.findings import as_rows, closing, has_error, report
+    from gift.doctor.findings import closing, has_error, report
     from gift.doctor.run import check_project
 
     findings = check_project(quick)
     if as_json:
-        click.echo(json.dumps(as_rows(findings), indent=1))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         click.echo("\n".join([*report(findings), closing(findings)]))
     if has_error(findings):

@@ -20,18 +20,21 @@ from safetensors.numpy import save_file
 
 from gift.cli import main as cli
 from gift.doctor.findings import Finding, Theme
-from gift.doctor.machine import Gpus, find_gpus, machine_findings, package_findings
-from gift.doctor.model import CPU_HEAD_SIZES, Model, find_model, model_findings
+from gift.doctor.machine import machine_findings, package_findings
+from gift.doctor.model import Model, find_model, model_findings
 from gift.doctor.rewards import GRADED
 from gift.doctor.run import check_project
-from gift.doctor.sizes import memory_findings, training_bytes
+from gift.doctor.sizes import memory_findings
 from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
 from gift.doctor.whole import Project, read_project
 from gift.embedded.settings import Arithmetic
 from gift.project.errors import UserError
+from gift.project.gpus import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
+from gift.sampling.vllm_limits import CPU_HEAD_SIZES
 from gift.tables.prompts import prompts_table, write_prompts
+from gift.training.deepspeed_config import engine_settings
 from stages.doctor import main as stage
 
 Damage = Callable[[], None]
@@ -305,7 +308,7 @@ QUICK: dict[str, Case] = {
         params(update={"warmup_steps": 32}),
         "warning",
         "params.yaml: update.warmup_steps",
-        ("all 4 rounds of the chain have 32 optimizer steps",),
+        ("the chain of rounds has 32 optimizer steps", "never reaches"),
     ),
     "a decay that ends before the last round": (
         params(update={"lr_schedule": "linear", "schedule_steps": 24}),
@@ -421,7 +424,7 @@ QUICK: dict[str, Case] = {
         params(base={"model": "./models/mine"}, update={"lr": 1e-5}),
         "error",
         "params.yaml: base.model",
-        ("no such folder, and no hub id",),
+        ("is neither 'arithmetic', a local folder, nor a hub id",),
     ),
     "heads that do not share the width": (
         params(arithmetic={"num_heads": 3}),
@@ -953,7 +956,8 @@ def test_memory_is_counted_by_hand() -> None:
 
     def bytes_of_a_rank(launch: dict[str, Any], dtype: str, world: int) -> int:
         project = settings({"update": launch}, update={"dtype": dtype})
-        return training_bytes(project.params, project.launch.update, model, world)
+        trained = model.num_trained(project.params)
+        return engine_settings(project.params.update, project.launch.update).bytes_a_rank(1000, trained, world)
 
     bytes_of = {stage: bytes_of_a_rank({**deepspeed, "zero_stage": stage}, "bfloat16", 2) for stage in (1, 2, 3)}
     assert bytes_of == {1: 2000 + 4000 + 6000, 2: 2000 + 2000 + 6000, 3: 1000 + 2000 + 6000}

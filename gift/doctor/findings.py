@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partialmethod
+from typing import Literal
 
 import click
 
@@ -36,18 +37,6 @@ class Theme:
 
     name: str
 
-    def ok(self, line: str) -> Finding:
-        return self.found("ok", line)
-
-    def note(self, line: str, where: str = "") -> Finding:
-        return self.found("note", line, where)
-
-    def warning(self, line: str, where: str = "") -> Finding:
-        return self.found("warning", line, where)
-
-    def error(self, line: str, where: str = "") -> Finding:
-        return self.found("error", line, where)
-
     def found(self, level: Level, line: str, where: str = "") -> Finding:
         text = " ".join(line.split())
         place = None if where else _PLACE.fullmatch(text)
@@ -55,6 +44,9 @@ class Theme:
             return Finding(level, self.name, text, where)
         key = f": {place['key']}" if place["key"] else ""
         return Finding(level, self.name, place["text"], place["file"] + key)
+
+    ok, note = partialmethod(found, "ok"), partialmethod(found, "note")
+    warning, error = partialmethod(found, "warning"), partialmethod(found, "error")
 
     def refused(self, error: UserError, before: str = "", level: Level = "error") -> list[Finding]:
         """What a stage would end with: a finding for each line, with `before` in front of it."""
@@ -84,11 +76,6 @@ def closing(findings: Sequence[Finding]) -> str:
     words = [f"{number['ok']} ok"]
     words += [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in LEVELS[1:]]
     return f"doctor: {', '.join(words)}"
-
-
-def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Plain values, for JSON."""
-    return [asdict(finding) for finding in findings]
 
 
 def amount(number: float) -> str:

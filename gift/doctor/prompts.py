@@ -1,12 +1,10 @@
 """The prompts that training will see: prepared already, or made in memory as `prepare` will make them."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,12 +13,10 @@ from gift.doctor.whole import Params
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.prompts.decontamination import normalized
-from gift.prompts.files import local_files
-from gift.prompts.origins import HUB, origins
+from gift.prompts.origins import num_bytes
 from gift.prompts.sources import prepare_prompts
-from gift.rewards.names import REWARDS
 from gift.scoring import rows
-from gift.scoring.asked import Asked, Mask
+from gift.scoring.asked import Asked
 from gift.scoring.settings import Score
 from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
 
@@ -45,7 +41,7 @@ def find_prompts(params: Params, limit: float) -> tuple[Prompts | None, list[Fin
     Sources are read anew where that is quick, for a file may have changed since `prepare` ran.
     """
     try:
-        size = _size(params)
+        size = num_bytes(params.prepare)
         tables = _prepared(params) if size > limit or size == inf else None
         if tables is None and size > limit:
             text = "a large source is not looked at in a quick check; `gift doctor` does before `prepare` has run"
@@ -105,39 +101,10 @@ def _empty_findings(table: pa.Table, path: Path, score: Score) -> Iterator[Findi
     except UserError:
         return  # said of the rewards
     for name in table.column_names:
-        column = table[name].filter(pa.array(_read_in(name, asked)))
+        column = table[name].filter(pa.array(asked.readers(name)))
         empty = column.null_count
         if pa.types.is_string(column.type):
             empty += pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0
         if empty:
             text = f"column '{name}' is empty in {empty:,} of {table.num_rows:,} rows; a reward that reads it fails"
             yield say.found("warning" if name == "answer" else "note", f"{text} there", str(path))
-
-
-def _read_in(column: str, asked: Asked) -> Mask:
-    """The prompts for which a reward that reads the column is asked: the rows of another source may well lack it.
-
-    Ours read what their parameters and settings name; where none does, a function of the user may; else all prompts.
-    """
-    ours: list[Mask] = []
-    others: list[Mask] = []
-    for name, reward in asked.score.rewards.items():
-        if reward.function not in REWARDS or reward.function == "judge":
-            others.append(asked.masks[name])
-            continue
-        parameters = inspect.signature(REWARDS[reward.function]).parameters
-        defaults = {key: parameter.default for key, parameter in parameters.items()}
-        if column in parameters or column in [*{**defaults, **reward.settings}.values()]:
-            ours.append(asked.masks[name])
-    return np.logical_or.reduce(ours or others or [np.ones(asked.prompts.table.num_rows, dtype=bool)])
-
-
-def _size(params: Params) -> float:
-    """Bytes behind the sources, about; a hub's data set is large until it is prepared."""
-    named = [each for split in ("train", "eval") for each in origins(params.prepare, split)]
-    if any(each.source.startswith(HUB) for each in named):
-        return inf
-    if any(each.source == "arithmetic" for each in named):
-        return 100 * ((params.prepare.num_train or 0) + params.prepare.num_eval)
-    files = {file for each in named for file in local_files(each.source, each.source_key)}
-    return sum(file.stat().st_size for file in files)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,11 @@ from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.whole import Params, Project
 from gift.project.errors import UserError
-from gift.rewards.models.judge import judge
 from gift.rewards.models.judge_client import ENDPOINT
-from gift.rewards.names import REWARDS
-from gift.rewards.signature import wrong_settings
 from gift.rewards.total import counting
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask, column_values
-from gift.scoring.check import check_rewards
-from gift.scoring.loading import try_without_rows
-from gift.scoring.plan import load_plan
-from gift.scoring.settings import Score
+from gift.scoring.check import check_rewards, settings_problems
 from gift.tables.where import is_one_of
 
 say = Theme("rewards")
@@ -51,7 +44,9 @@ def reward_findings(project: Project, prompts: Prompts | None) -> Iterator[Findi
                 yield from say.refused(error, f"{REWARDS_KEY}.{name}.settings.model: ")
     try:
         if prompts is None:
-            yield from _without_columns(score)
+            yield from map(say.error, settings_problems(score))
+            text = "not loaded: the columns that they get are not known before `prepare` has run"
+            yield say.note(f"{REWARDS_KEY}: {text}")
             return
         plan = check_rewards(score, judges, prompts.train, prompts.eval)
     except UserError as error:
@@ -75,22 +70,6 @@ def _weight_findings(params: Params) -> Iterator[Finding]:
         if rewards[name].function in GRADED:
             text = f"{name}: {rewards[name].function} is graded; it must be 1 where the answer is right, else 0"
             yield say.error(f"params.yaml: evaluate.correct: {text}")
-
-
-def _without_columns(score: Score) -> Iterator[Finding]:
-    """Before `prepare` has run: files and names, and of ours the settings; a judge's are tried on columns they name."""
-    for each in load_plan(score, None):
-        if each.file:
-            continue
-        wrong = wrong_settings(REWARDS[each.function], each.settings)
-        if not wrong and each.function == "judge":
-            named = [each.settings.get(key) for key in ("reference_column", "against_column")]
-            columns = ["prompts", "completions", "completion_ids", "prompt_id", *dict.fromkeys(filter(None, named))]
-            wrong = try_without_rows(replace(each, arguments=columns), judge)
-        if wrong:
-            yield from say.refused(UserError(wrong), f"{REWARDS_KEY}.{each.name}.")
-    text = "not loaded: the columns that they get are not known before `prepare` has run"
-    yield say.note(f"{REWARDS_KEY}: {text}")
 
 
 def _asked_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:

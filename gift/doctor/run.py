@@ -1,19 +1,22 @@
 """All checks of a project: the quick ones import nothing heavy; the full ones end within a minute, on a CPU."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 from gift.doctor.findings import Finding, has_error
-from gift.doctor.machine import Gpus, find_gpus, machine_findings, package_findings
+from gift.doctor.machine import machine_findings, package_findings
 from gift.doctor.model import Model, context_findings, find_model, model_findings
 from gift.doctor.prompts import QUICK_BYTES, Prompts, find_prompts, prompt_findings
 from gift.doctor.rewards import reward_findings
 from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
-from gift.doctor.storage import disk_findings, free_bytes, keeping_findings
+from gift.doctor.storage import disk_findings, keeping_findings
 from gift.doctor.tokens import token_findings
 from gift.doctor.trials import trial_findings
 from gift.doctor.whole import Project, read_project
+from gift.project.gpus import Gpus, find_gpus
 
 
 def check_project(quick: bool) -> list[Finding]:
@@ -32,7 +35,7 @@ def check_project(quick: bool) -> list[Finding]:
         findings += [replace(each, text=f"{each.text} ({name})") for each in changed if each not in findings]
     findings += package_findings({params.generate.engine, params.evaluate.engine})
     findings += keeping_findings()
-    findings += disk_findings(project, model, free_bytes()) if model else []
+    findings += disk_findings(project, model, shutil.disk_usage(Path()).free) if model else []
     findings += prompt_findings(prompts, params.score) if prompts and not quick else []
     said: dict[tuple[str, str], Finding] = {}
     for each in findings:  # of two checks that meet the same rule of an owner the first says it
@@ -55,7 +58,7 @@ def _findings(
     yield from rewards
     if quick or not prompts:
         return
-    if model and (model.folder or params.base.model == "arithmetic"):
+    if model:
         yield from token_findings(params, model.folder, prompts)
     if not has_error(rewards):
         yield from trial_findings(project, prompts.train)

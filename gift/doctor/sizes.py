@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from gift.doctor.findings import Finding, Theme, amount
-from gift.doctor.machine import Gpus
+from gift.doctor.findings import Finding, Level, Theme, amount
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.methods.sample.epochs import supply_problem
+from gift.project.gpus import Gpus
 from gift.training.deepspeed_config import engine_settings
-from gift.training.schedule import check_schedule, schedule_problem
-from gift.training.settings import UpdateLaunch
+from gift.training.schedule import check_schedule, schedule_problem, warmup_problem
 from gift.training.steps import steps_of_groups
 
 say, memory = Theme("batches"), Theme("memory")
@@ -27,7 +26,9 @@ def batch_findings(project: Project) -> Iterator[Finding]:
         f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)} optimizer "
         f"steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps"
     )
-    yield from _warmup_findings(project, total)
+    if problem := warmup_problem(project.params.update, total):
+        level: Level = "warning" if project.params.update.warmup_steps >= total else "note"
+        yield say.found(level, f"{problem}, or add rounds")
     yield from _decay_findings(project, steps, total)
 
 
@@ -104,18 +105,6 @@ def _step_findings(params: Params) -> Iterator[Finding]:
         yield say.found("warning" if off > 0.2 else "note", f"{line}generate.prompts_per_round is met exactly")
 
 
-def _warmup_findings(project: Project, total: int) -> Iterator[Finding]:
-    update, chain = project.params.update, project.longest_chain
-    line = f"params.yaml: update.warmup_steps: {update.warmup_steps}: "
-    if update.warmup_steps >= total:
-        yield say.warning(
-            f"{line}all {len(chain)} rounds of the chain have {total} optimizer steps, so the learning rate never "
-            f"reaches {update.lr:g}; lower it, or add rounds"
-        )
-    elif update.warmup_steps > total / 2:
-        yield say.note(f"{line}more than half of all {total} optimizer steps of the chain are warm-up")
-
-
 def _decay_findings(project: Project, steps: dict[str, int], total: int) -> Iterator[Finding]:
     """The first round that `update` would refuse or run at the end rate, if all its groups train; or an unused decay.
 
@@ -140,7 +129,8 @@ def memory_findings(project: Project, model: Model, gpus: Gpus) -> Iterator[Find
     """Rough sizes against this machine's: what a rank of `update` holds, activations aside, and a GPU that samples."""
     launch, params = project.launch, project.params
     world = launch.update.num_processes if launch.update.launcher != "in_process" else 1
-    update = training_bytes(params, launch.update, model, world)
+    settings = engine_settings(params.update, launch.update)
+    update = settings.bytes_a_rank(model.num_parameters, model.num_trained(params), world)
     if not gpus.count:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         text = f"update: about {amount(update * world)} besides activations, of this machine's {amount(total)}"
@@ -159,15 +149,6 @@ def memory_findings(project: Project, model: Model, gpus: Gpus) -> Iterator[Find
     text = f"generate: {amount(sampler)} of weights a GPU, of {amount(share)} (gpu_memory_utilization)"
     remedy = "raise tensor_parallel_size, or use bfloat16"
     yield _fits(sampler, share, text, remedy, "launch.yaml: generate.tensor_parallel_size")
-
-
-def training_bytes(params: Params, launch: UpdateLaunch, model: Model, world: int) -> int:
-    """Weights (shared out at ZeRO 3), float32 gradients (from 2 on), Adam's state and masters (from 1 on)."""
-    settings = engine_settings(params.update, launch)
-    half, trained = settings.dtype == "bfloat16", model.num_trained(params)
-    state = trained * (12 if half else 8) * (not settings.offload_optimizer)
-    parts = ((model.num_parameters * (2 if half else 4), 3), (trained * 4, 2), (state, 1))
-    return sum(size // world if settings.zero_stage >= least else size for size, least in parts)
 
 
 def _fits(need: int, there: int, text: str, remedy: str, where: str) -> Finding:

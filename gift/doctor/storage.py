@@ -93,8 +93,3 @@ def round_bytes(params: Params, model: Model) -> tuple[int, int]:
     tokens = generate.prompts_per_round * generate.group_size * generate.max_tokens
     tokens += params.prepare.num_eval * (1 + evaluate.num_samples) * evaluate.max_tokens
     return model.num_trained(params) * (width + STATE_BYTES), tokens * TOKEN_BYTES
-
-
-def free_bytes() -> int:
-    """Of the disk that holds the project."""
-    return shutil.disk_usage(Path()).free

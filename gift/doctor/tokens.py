@@ -26,7 +26,12 @@ MOST_PROMPTS = 20_000
 def token_findings(params: Params, folder: Path | None, prompts: Prompts) -> Iterator[Finding]:
     """Everything below; `folder` None: the embedded model, whose tokenizer is known before it is trained."""
     try:
-        tokenizer = _tokenizer(folder)
+        if folder is None:
+            from gift.embedded.base_policy import make_tokenizer
+
+            tokenizer: Any = make_tokenizer()
+        else:
+            tokenizer = load_tokenizer(folder)
     except (UserError, OSError, ValueError) as error:
         yield say.error(f"{WHERE}: the tokenizer does not load ({str(error).splitlines()[0]})")
         return
@@ -55,14 +60,6 @@ def token_findings(params: Params, folder: Path | None, prompts: Prompts) -> Ite
     if tokenizer.chat_template:
         text = "false: the model has a chat template, and an instruct model seldom saw plain text; set it to true"
         yield say.warning(f"params.yaml: prepare.chat: {text}, unless this is meant")
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    if folder is not None:
-        return load_tokenizer(folder)
-    from gift.embedded.base_policy import make_tokenizer
-
-    return make_tokenizer()
 
 
 def _encode(params: Params, tokenizer: Any, folder: Path | None, table: pa.Table, section: str) -> EncodedPrompts:

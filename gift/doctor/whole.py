@@ -1,6 +1,5 @@
 """The settings of the whole project: whether its files load, and whether a secret stands in them."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from gift.policy.settings import Base
 from gift.project.errors import UserError
 from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import ROUNDS, Round, lay_over, read_rounds
+from gift.project.secrets import secret_lines
 from gift.project.sections import Section, check
 from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
@@ -26,16 +26,6 @@ from gift.training.settings import Reference, ReferenceLaunch, Update, UpdateLau
 
 say = Theme("settings")
 Read = TypeVar("Read")
-# Prefixes that services give their tokens. A commit (40 hex digits) is none of them.
-_TOKEN = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
-    r"|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}|xox[a-z]-[\w-]{10,}|nvapi-[\w-]{16,})|://[^/\s:@]+:[^/\s:@]+@"
-)
-_SECRET_KEY = re.compile(
-    r"""^[\s{,]*["']?(?:\w*api_?key|\w*password|\w*secret\w*|\w*auth\w*_token|hf_token|account_key|sas_token)["']?"""
-    r"""\s*[:=]\s*["']?(?!(?:null|true|false)\b|["'{\[#$])[^\s"'}]""",
-    re.IGNORECASE,
-)
 
 
 class Params(Section):
@@ -138,11 +128,9 @@ def _of_round(each: Round) -> Params:
 
 
 def secret_findings() -> Iterator[Finding]:
-    """Lines that hold what looks like a token; none is ever shown. These files are in git, params in artifacts too."""
+    """These files are in git, params in artifacts too."""
     for path in (PARAMS, LAUNCH, ROUNDS, Path(".dvc/config")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         remedy = "`dvc remote modify --local`" if path.name == "config" else "the environment (HF_TOKEN, say)"
         text = f"this line looks like a token or a password, and the file is in git; put it into {remedy}, and revoke "
-        for number, line in enumerate(lines, 1):
-            if _TOKEN.search(line) or _SECRET_KEY.search(line):
-                yield say.error(f"{text}it if it was ever committed", f"{path}:{number}")
+        for number in secret_lines(path):
+            yield say.error(f"{text}it if it was ever committed", f"{path}:{number}")

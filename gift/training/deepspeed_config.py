@@ -102,6 +102,13 @@ class EngineSettings:
         """DeepSpeed's names of the two kinds of offload, and whether we want them."""
         return {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_parameters}
 
+    def bytes_a_rank(self, num_parameters: int, num_trained: int, world: int) -> int:
+        """Weights (shared out at ZeRO 3), float32 gradients (from 2 on), Adam's state and masters (from 1 on)."""
+        half = self.dtype == "bfloat16"
+        state = num_trained * (12 if half else 8) * (not self.offload_optimizer)
+        parts = ((num_parameters * (2 if half else 4), 3), (num_trained * 4, 2), (state, 1))
+        return sum(size // world if self.zero_stage >= least else size for size, least in parts)
+
 
 def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
     """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""

@@ -33,6 +33,17 @@ def schedule_problem(first_step: int, num_steps: int, settings: Update) -> str |
     )
 
 
+def warmup_problem(settings: Update, num_steps: int) -> str | None:
+    """What to say of a warm-up that fills more than half of all steps of a chain of rounds."""
+    if settings.warmup_steps <= num_steps / 2:
+        return None
+    never = f", and the learning rate never reaches {settings.lr:g}" if settings.warmup_steps >= num_steps else ""
+    return (
+        f"params.yaml: update.warmup_steps: {settings.warmup_steps}: the chain of rounds has {num_steps} optimizer "
+        f"steps, most of them warm-up{never}; lower it"
+    )
+
+
 def check_schedule(first_step: int, num_steps: int, settings: Update) -> str | None:
     """What to say of a round whose steps run past `schedule_steps`, where it is not refused."""
     if problem := schedule_problem(first_step, num_steps, settings):
