@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from gift.methods import statistics as groups
-from gift.methods.groups import GroupBatch
-from gift.methods.match.gift import gift
+from gift.methods.before import GroupBatch, Rewards, gift, group_advantages, single, standardise, step_advantages
 from gift.methods.select import spread as selection
-from gift.methods.shape.zscore import Rewards, group_advantages, single, standardise, step_advantages
 from gift.params import GiftObjective
 
 TINY = 1e-9

@@ -250,6 +250,7 @@ def test_one_file_knows_deepspeed_and_one_knows_vllm() -> None:
     "module",
     [
         "gift.params",
+        "gift.methods.names",
         "gift.launch",
         "gift.tables.parts",
         "gift.scoring.score",

@@ -12,9 +12,7 @@ from torch import Tensor
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.methods.groups import GroupBatch
-from gift.methods.match.gift import gift
-from gift.methods.shape.zscore import Rewards, step_advantages
+from gift.methods.before import GroupBatch, Rewards, gift, step_advantages
 from gift.params import Update
 from gift.project.errors import UserError
 from gift.training.engine import Engine, EngineSettings, distributed

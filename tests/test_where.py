@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.methods.shape.zscore import group_advantages
+from gift.methods.before import group_advantages
 from gift.params import Evaluate, Score, read_params
 from gift.project.errors import UserError
 from gift.project.sections import check

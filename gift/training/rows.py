@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from gift.methods.before import Rewards
 from gift.methods.select.spread import enough_rewards, has_preference
-from gift.methods.shape.zscore import Rewards
 from gift.params import Score, Update
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError

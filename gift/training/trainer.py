@@ -7,9 +7,7 @@ from torch import Tensor
 
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import token_batch
-from gift.methods.groups import GroupBatch
-from gift.methods.match.gift import OBJECTIVES
-from gift.methods.shape.zscore import step_advantages
+from gift.methods.before import OBJECTIVES, GroupBatch, step_advantages
 from gift.params import Layout, Update
 from gift.training.engine import Engine
 from gift.training.rows import Rows

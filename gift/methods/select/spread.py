@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from gift.methods.shape.zscore import EPS, Rewards, group_advantages
+from gift.methods.before import Rewards, group_advantages
+from gift.methods.shape.zscore import EPS
 from gift.params import Advantages
 
 
