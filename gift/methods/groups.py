@@ -110,6 +110,10 @@ class Targets:
     pairs: Tensor | None = None
     num_pairs: int = 0
 
+    def of_tokens(self, groups: Groups) -> Tensor:
+        """Each token's target: float [N]."""
+        return groups.to_tokens(self.completions) if self.tokens is None else self.tokens
+
     def part(self, groups: Groups, rows: Sequence[int]) -> Targets:
         """Those of `groups.part(rows)`, where `groups` has all completions; of the pairs those with both ends there."""
         group, local, token = _places(groups, rows)
@@ -166,7 +170,7 @@ def _old(_: Any) -> Anchor:
 class Match(Generic[S]):
     """A loss. metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole
     group at once; if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics.
-    anchor: the policy that the drift of a step is measured from."""
+    anchor: the policy that the drift of a step is measured from. shapes: those that it can take; none is any."""
 
     settings: type[S]
     loss: Callable[[Groups, Targets, Outputs, S], Loss]
@@ -175,6 +179,7 @@ class Match(Generic[S]):
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
     anchor: Callable[[S], Anchor] = _old
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
