@@ -47,10 +47,11 @@ def start_trainer(
 
     from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.shape.zscore import single
-    from gift.params import Update, check
     from gift.policy.folder import load_model
+    from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.rows import Rows
+    from gift.training.settings import Update
     from gift.training.trainer import Trainer
 
     model = load_model(folder, "float32")

@@ -106,8 +106,8 @@ def verify_pairs(folder: Path, side: str, count: int) -> float:
     Path("rewards/verifier.py").write_text(VERIFIER)
     if side == "bare":
         return bare_seconds(pairs)
-    from gift.params import Score
     from gift.project.sections import check
+    from gift.scoring.settings import Score
 
     nothing = side == SIDES[-1]
     reward = {"right": {"function": f"rewards/verifier.py:{'nothing' if nothing else 'right'}"}}

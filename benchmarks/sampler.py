@@ -15,8 +15,10 @@ import click
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, met, options, start
 from benchmarks.shapes import ROOT, Rollouts, Shape, make_model, make_rollouts, shape_of
-from gift.methods.sample.epochs import seed_of
-from gift.params import Sampling, check, read_params
+from gift.doctor.settings import read_params
+from gift.project.sections import check
+from gift.project.seeds import seed_of
+from gift.sampling.settings import Sampling
 
 GOAL = 0.03
 CASES = ("embedded", "long prompts")
@@ -79,7 +81,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import vllm
 
-    from gift.launch import read_launch
+    from gift.doctor.settings import read_launch
     from gift.policy.adapter import PolicyFiles
     from gift.policy.folder import load_tokenizer
     from gift.sampling.engine import Request, start_sampler

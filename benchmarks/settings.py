@@ -10,16 +10,18 @@ from typing import Any
 import click
 import torch
 
+from gift.doctor.settings import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.methods.sample.epochs import seed_of, take_prompts
+from gift.methods.sample.epochs import take_prompts
 from gift.methods.shape.zscore import single
-from gift.params import Params, check
 from gift.policy.fetch import make_base
 from gift.policy.folder import load_model, load_tokenizer
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.sections import check
+from gift.project.seeds import seed_of
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler

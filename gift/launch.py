@@ -1,4 +1,4 @@
-"""launch.yaml: how this machine runs the stages; and the starter of `update` on one process, many, or a cluster."""
+"""Starts a stage as launch.yaml says: in this process, in several by DeepSpeed's launcher, or on a cluster by srun."""
 
 import os
 import runpy
@@ -7,14 +7,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from gift.params import Packing, Positive
 from gift.project.errors import UserError
-from gift.project.sections import Count, Section, check
-from gift.project.yaml import read_yaml
+from gift.project.params import read_launch
+from gift.training.settings import UpdateLaunch, refuse_launch
 
 # What a rank's end by a signal most often means.
 SIGNALS = {
@@ -24,73 +20,11 @@ SIGNALS = {
 }
 
 
-class GenerateLaunch(Section):
-    """The sampler's machine: vLLM's words."""
-
-    tensor_parallel_size: Count = 1
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    kv_cache_gib: Annotated[int, Field(ge=1, description="KV cache on a CPU, in GiB")] = 1
-    max_num_seqs: Count = 256
-    enforce_eager: bool | None = Field(None, description="null: true on a CPU, false on a GPU")
-
-
-class ScoreLaunch(Section):
-    """The workers of rewards, and where the judge answers."""
-
-    workers: Count = 2
-    judge_endpoint: str | None = Field(None, description="e.g. http://127.0.0.1:8000/v1")
-
-
-class ReferenceLaunch(Section):
-    tokens_per_batch: Count = 16384
-    packing: Packing = "auto"
-
-
-class UpdateLaunch(Section):
-    """The trainer's machine. Results are the same for every choice here, up to float rounding."""
-
-    launcher: Literal["in_process", "deepspeed", "srun"] = "in_process"
-    num_processes: Count = 1
-    launcher_args: list[str] = Field(default_factory=list, description="e.g. ['--hostfile', 'hosts']")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
-    tokens_per_batch: Count = 16384
-    packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
-    gradient_checkpointing: bool = False
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-    checkpoint_every_steps: Count = 8
-    timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
-
-
-class Launch(Section):
-    generate: GenerateLaunch = GenerateLaunch()
-    score: ScoreLaunch = ScoreLaunch()
-    reference: ReferenceLaunch = ReferenceLaunch()
-    update: UpdateLaunch = UpdateLaunch()
-
-
-def read_launch(path: Path = Path("launch.yaml")) -> Launch:
-    """launch.yaml as a typed object; without the file, one process on this machine."""
-    if not path.exists():
-        return Launch()
-    return check(Launch, read_yaml(path), str(path))
-
-
-def refuse_launch(launch: UpdateLaunch) -> None:
-    """Raise `UserError` where the launcher cannot start so many processes."""
-    if launch.launcher == "in_process" and launch.num_processes != 1:
-        raise UserError(
-            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
-            "deepspeed or srun"
-        )
-
-
 def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
     try:
-        launch = read_launch().update
+        launch = read_launch("update", UpdateLaunch)
         refuse_launch(launch)
     except UserError as error:
         error.show()

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift.params import read_params
 from gift.project import console
+from gift.project.params import read_section
 from gift.project.work import refuse_existing, write_text
+from gift.sampling.settings import Evaluate
 from gift.scoring.check import check_rewards
+from gift.scoring.settings import Score, refuse_judges
 from gift.tables.prompts import read_prompts
 
 
@@ -19,8 +21,9 @@ def main(train: Path, evaluation: Path, out: Path) -> None:
     """OUT has the same bytes whatever the rewards, so that nothing is sampled again when they change."""
     console.quiet()
     refuse_existing(out)
-    params = read_params()
-    plan = check_rewards(params.score, params.evaluate.judges, read_prompts(train)[0], read_prompts(evaluation)[0])
+    score, evaluate = read_section("score", Score), read_section("evaluate", Evaluate)
+    refuse_judges(evaluate.judges, score)
+    plan = check_rewards(score, evaluate.judges, read_prompts(train)[0], read_prompts(evaluation)[0])
     write_text(out, "ok\n")
     loaded = dict.fromkeys(reward.name for reward in plan if not reward.alone)
     left = dict.fromkeys(reward.name for reward in plan if reward.alone)

@@ -8,11 +8,12 @@ import click
 import pyarrow.compute as pc
 
 from gift.evaluation.estimates import evaluation, rights_of
-from gift.launch import read_launch
-from gift.params import read_params
 from gift.project import console
+from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
+from gift.sampling.settings import Evaluate
 from gift.scoring.score import score_table
+from gift.scoring.settings import Score, ScoreLaunch, refuse_judges
 
 
 @click.command()
@@ -25,15 +26,15 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     """OTHERS are the round's other metrics (JSON) and its steps (CSV), gathered into HISTORY for plots."""
     console.quiet()
     refuse_existing(metrics, history)
-    params, launch = read_params(), read_launch()
-    judges = params.evaluate.judges
+    score, judges = read_section("score", Score), read_section("evaluate", Evaluate).judges
+    refuse_judges(judges, score)
     opened = score_table(
         "evaluate",
         answers,
         prompts,
         answers,
-        params.score,
-        launch.score,
+        score,
+        read_launch("score", ScoreLaunch),
         refuse=lambda asked: asked.correct(judges) if judges else None,
     )
     name, work, source, asked = answers.parent.name, opened.work, opened.source, opened.prompts
@@ -49,7 +50,7 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
             rewards,
             rights,
             dict(zip(asked["prompt_id"].to_pylist(), domains, strict=True)),
-            source["settings"]["num_samples"],
+            source["num_samples"],
         ),
         "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
         "eval/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),

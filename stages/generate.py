@@ -6,16 +6,17 @@ from pathlib import Path
 import click
 import pyarrow.compute as pc
 
-from gift.launch import read_launch
-from gift.methods.sample.epochs import seed_of, take_prompts
-from gift.params import read_params
+from gift.methods.sample.epochs import take_prompts
 from gift.policy.adapter import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
+from gift.project.params import read_launch, read_section, read_seed, settings_of
+from gift.project.seeds import seed_of
 from gift.project.work import Work, file_digest, refuse_existing, write_json
 from gift.sampling.encoding import encode_split, refuse_long_prompts
 from gift.sampling.engine import Request, start_sampler
 from gift.sampling.rollouts import Group, write_rollouts
+from gift.sampling.settings import Generate, GenerateLaunch
 from gift.sampling.templates import chat_findings
 from gift.tables.parts import ROLLOUTS, check_rollouts, read_table
 from gift.tables.prompts import prompt_column, read_prompts
@@ -30,8 +31,8 @@ from gift.tables.prompts import prompt_column, read_prompts
 def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    params, launch = read_params(), read_launch()
-    settings = params.generate
+    settings, seed = read_section("generate", Generate), read_seed()
+    launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, initial)
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
@@ -41,17 +42,13 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
     if prompt_column(table) == "messages":
         for finding in chat_findings(tokenizer, encoded.ends, encoded.opening, variables, policy):
             click.echo(f"generate: {finding}", err=True)
-    taken, position = take_prompts(
-        list(encoded.prompt_ids), lineage.prompts_consumed, settings.prompts_per_round, params.seed
-    )
+    taken, position = take_prompts(list(encoded.prompt_ids), lineage.prompts_consumed, settings.prompts_per_round, seed)
     number = lineage.round + 1
     groups = [
         Group(
             key,
             [
-                Request(
-                    encoded.prompt_ids[key], seed_of("generate", params.seed, number, key, sample), settings.temperature
-                )
+                Request(encoded.prompt_ids[key], seed_of("generate", seed, number, key, sample), settings.temperature)
                 for sample in range(settings.group_size)
             ],
         )
@@ -62,8 +59,9 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         "policy": lineage.digest,
         "round": number,
         "prompts_consumed": position,
-        "settings": settings.model_dump(mode="json"),
-        "seed": params.seed,
+        "temperature": settings.temperature,
+        "settings": settings_of(settings),
+        "seed": seed,
         "generation_prompt": encoded.opening,
     }
     work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
@@ -73,7 +71,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch.generate),
+        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch),
         partial(tokenizer.decode, skip_special_tokens=True),
         f"generate@{out.parent.name}",
     )

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import click
 
-from gift.launch import read_launch
-from gift.methods.sample.epochs import seed_of
-from gift.params import read_params
 from gift.policy.adapter import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
+from gift.project.params import read_launch, read_section, read_seed, settings_of
+from gift.project.seeds import seed_of
 from gift.project.work import Work, file_digest, refuse_existing
 from gift.sampling.encoding import encode_split, refuse_long_prompts
 from gift.sampling.engine import Request, start_sampler
 from gift.sampling.rollouts import Group, write_rollouts
+from gift.sampling.settings import Evaluate, GenerateLaunch
 from gift.tables.prompts import read_prompts
 
 
@@ -26,8 +26,8 @@ from gift.tables.prompts import read_prompts
 def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
-    params, launch = read_params(), read_launch()
-    settings = params.evaluate
+    settings, seed = read_section("evaluate", Evaluate), read_seed()
+    launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, initial)
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
@@ -40,7 +40,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
             key,
             # The same seeds in every round, so that rounds are compared on common random numbers.
             [
-                Request(encoded.prompt_ids[key], seed_of("evaluate", params.seed, key, sample), temperature)
+                Request(encoded.prompt_ids[key], seed_of("evaluate", seed, key, sample), temperature)
                 for sample, temperature in enumerate(temperatures)
             ],
         )
@@ -50,8 +50,9 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         "artifact": "rollouts",
         "policy": lineage.digest,
         "round": lineage.round,
-        "settings": settings.model_dump(mode="json"),
-        "seed": params.seed,
+        "num_samples": settings.num_samples,
+        "settings": settings_of(settings),
+        "seed": seed,
         "generation_prompt": encoded.opening,
         "num_prompts_too_long": num_long,
     }
@@ -62,7 +63,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
         groups,
         settings.groups_per_part,
         metadata,
-        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch.generate),
+        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch),
         partial(tokenizer.decode, skip_special_tokens=True),
         label,
     )

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift.params import read_params
+from gift.embedded.settings import Arithmetic
 from gift.project import console
+from gift.project.params import read_section, read_seed, settings_of
 from gift.project.work import Work, refuse_existing, write_json
 from gift.prompts.origins import untracked_sources
+from gift.prompts.settings import Prepare
 from gift.prompts.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
 
@@ -19,14 +21,17 @@ from gift.tables.prompts import prompts_table, write_prompts
 def main(train: Path, evaluation: Path, ledger: Path) -> None:
     console.quiet()
     refuse_existing(train, evaluation, ledger)
-    params = read_params()
-    made = prepare_prompts(params.prepare, params.seed)
+    settings, seed = read_section("prepare", Prepare), read_seed()
+    num_operands = read_section("arithmetic", Arithmetic).num_operands
+    made = prepare_prompts(settings, seed, num_operands)
     metadata = {
         "artifact": "prompts",
-        "settings": params.prepare.model_dump(mode="json"),
-        "seed": params.seed,
-        "chat_template_kwargs": params.prepare.chat_template_kwargs,
+        "settings": settings_of(settings),
+        "seed": seed,
+        "chat_template_kwargs": settings.chat_template_kwargs,
     }
+    if settings.source == "arithmetic":
+        metadata["num_operands"] = num_operands
     work = Work("prepare", train, metadata)
     moves = {}
     for rows, path, split in ((made.train, train, "train"), (made.eval, evaluation, "eval")):
@@ -36,7 +41,7 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
     counts = {**made.ledger, "sources": made.by_source} if made.by_source else made.ledger
     write_json(work.folder / "prepare.json", counts)
     work.publish({**moves, work.folder / "prepare.json": ledger})
-    for source in untracked_sources(params.prepare):
+    for source in untracked_sources(settings):
         click.echo(f"prepare: {source} is not in sources/: when it changes, run `dvc repro -f -s prepare`", err=True)
     console.say("prepare", **{name.removeprefix("num_"): count for name, count in made.ledger.items() if count})
 

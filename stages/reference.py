@@ -4,12 +4,11 @@ from pathlib import Path
 
 import click
 
-from gift.launch import read_launch
-from gift.params import read_params
 from gift.policy.adapter import PolicyFiles, find_policy
 from gift.policy.folder import read_lineage
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.params import read_launch, read_section
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parquet import part_paths
 from gift.tables.parts import (
@@ -21,6 +20,7 @@ from gift.tables.parts import (
     read_table,
 )
 from gift.training.reference import audit, write_reference
+from gift.training.settings import Reference, ReferenceLaunch, Update
 
 
 @click.command()
@@ -32,7 +32,8 @@ from gift.training.reference import audit, write_reference
 def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    params, launch = read_params(), read_launch()
+    settings, dtype = read_section("reference", Reference), read_section("update", Update).dtype
+    launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
     files, lineage = find_policy(policy, initial)
     if source["policy"] != lineage.digest:
@@ -41,7 +42,7 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
             f"run `dvc repro generate@{out.parent.name}`"
         )
     reference, reference_digest = files, lineage.digest
-    if params.reference.policy == "initial":
+    if settings.policy == "initial":
         base = read_lineage(initial, verify=files.model != initial)  # an adapter's base is verified already
         if base.digest != lineage.digest:
             reference, reference_digest = PolicyFiles(initial), base.digest
@@ -49,16 +50,16 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
         "artifact": "reference",
         "policy": lineage.digest,
         "reference": reference_digest,
-        "settings": {"policy": params.reference.policy, "dtype": params.update.dtype},
+        "settings": {"policy": settings.policy, "dtype": dtype},
     }
     work = Work("reference", out, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"
     label = f"reference@{out.parent.name}"
-    parts, dtype = part_paths(rollouts), params.update.dtype
-    write_reference(folder, parts, files, reference, dtype, launch.reference, metadata, label)
+    parts = part_paths(rollouts)
+    write_reference(folder, parts, files, reference, dtype, launch, metadata, label)
     table, _ = read_table(folder, REFERENCE, check_reference)
     check_same_rows(table, sampled, folder)
-    numbers = audit(sampled, table, params.reference.max_mean_gap)
+    numbers = audit(sampled, table, settings.max_mean_gap)
     write_json(work.folder / "reference.json", numbers)
     work.publish({folder: out, work.folder / "reference.json": metrics})
     gap = numbers["sampling/sampling_logp_difference/mean"]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift.launch import read_launch
-from gift.params import read_params
 from gift.project import console
+from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_table
+from gift.scoring.settings import Score, ScoreLaunch
 
 
 @click.command()
@@ -20,13 +20,11 @@ from gift.scoring.score import score_table
 def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    params, launch = read_params(), read_launch()
-    opened = score_table(
-        "score", rollouts, prompts, out, params.score, launch.score, refuse=lambda asked: asked.refuse_useless()
-    )
+    score, launch = read_section("score", Score), read_launch("score", ScoreLaunch)
+    opened = score_table("score", rollouts, prompts, out, score, launch, refuse=lambda asked: asked.refuse_useless())
     work, scored, slowest = opened.work, opened.scored, opened.scored.slowest
-    numbers = score_metrics(scored.rows, scored.scores, params.score.rewards)
-    asked = {name: scored.num_asked[name] for name, reward in params.score.rewards.items() if reward.where}
+    numbers = score_metrics(scored.rows, scored.scores, score.rewards)
+    asked = {name: scored.num_asked[name] for name, reward in score.rewards.items() if reward.where}
     numbers |= {f"rewards/{name}/num_asked": count for name, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
     work.publish({opened.folder: out, work.folder / "score.json": metrics})

@@ -6,21 +6,22 @@ from typing import Any
 import click
 import torch
 
-from gift.launch import read_launch
 from gift.logprobs.tokens import TokenLogprobs
-from gift.methods.sample.epochs import seed_of
-from gift.params import read_params
 from gift.policy.adapter import find_policy
 from gift.policy.folder import load_model, stored_in_bfloat16, write_lineage
 from gift.policy.lora import check_parent, load_trainable
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.params import read_launch, read_section, read_seed, settings_of
+from gift.project.seeds import seed_of
 from gift.project.work import Work, refuse_existing, tree_digest, work_folder, write_json
+from gift.scoring.settings import Score
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, distributed
 from gift.training.round import Checkpointing, round_metrics, share_cores, train_round, write_steps
 from gift.training.rows import join_rows, read_round, select_groups
 from gift.training.schedule import check_schedule
+from gift.training.settings import Update, UpdateLaunch
 from gift.training.state import check_saved, load_state, save_policy, save_state
 from gift.training.steps import steps_of_groups
 from gift.training.trainer import Trainer
@@ -50,26 +51,27 @@ def main(
     steps_csv: Path,
 ) -> None:
     console.quiet()
-    params, launch = read_params(), read_launch().update
-    settings = engine_settings(params.update, launch)
+    update, seed = read_section("update", Update), read_seed()
+    launch, score = read_launch("update", UpdateLaunch), read_section("score", Score)
+    settings = engine_settings(update, launch)
     label = f"update@{out_policy.parent.name}"
     files, lineage = find_policy(policy, initial)
-    check_parent(files, lineage, params.update.lora)
-    tables, source = read_round(rollouts, scores, reference, params.score, lineage, policy)
-    rows = join_rows(*tables, params.score)
-    groups, ledger = select_groups(rows, params.update)
+    check_parent(files, lineage, update.lora)
+    tables, source = read_round(rollouts, scores, reference, score, lineage, policy)
+    rows = join_rows(*tables, score)
+    groups, ledger = select_groups(rows, update)
     if not groups:
         raise UserError(
             f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have equal "
             f"rewards and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise "
             "generate.group_size, or choose prompts that are neither always nor never solved"
         )
-    seed = seed_of("update", params.seed, source["round"])
-    steps = steps_of_groups(groups, params.update.groups_per_step, params.update.epochs, seed)
-    note = check_schedule(lineage.optimizer_steps, len(steps), params.update)
+    order = seed_of("update", seed, source["round"])
+    steps = steps_of_groups(groups, update.groups_per_step, update.epochs, order)
+    note = check_schedule(lineage.optimizer_steps, len(steps), update)
     inputs = {
-        "update": params.update.model_dump(mode="json"),
-        "seed": params.seed,
+        "update": settings_of(update),
+        "seed": seed,
         "policy": lineage.model_dump(),
         "optimizer": tree_digest(optimizer),
         "tables": [tree_digest(path) for path in (rollouts, scores, reference)],
@@ -85,17 +87,17 @@ def main(
                 click.echo(f"{label}: {note}", err=True)
         torch.distributed.barrier()
         folder = work_folder("update", out_policy)
-        temperature = source["settings"]["temperature"]
-        lora = params.update.lora and load_trainable(files, params.update.lora, params.update.dtype, params.seed)
+        temperature = source["temperature"]
+        lora = update.lora and load_trainable(files, update.lora, update.dtype, seed)
         model = TokenLogprobs(lora or load_masters(policy, settings), temperature, launch.packing)
         if model.note and rank == 0:
             click.echo(f"{label}: {model.note}", err=True)
         engine = start_engine(model, settings, launch.gradient_checkpointing)
-        if params.update.optimizer_state == "carry":
+        if update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
-        trainer = Trainer(engine, rows, params.update, launch.tokens_per_batch, model.layout)
+        trainer = Trainer(engine, rows, update, launch.tokens_per_batch, model.layout)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
-        step_rows = train_round(engine, trainer, steps, params.update, lineage.optimizer_steps, keep)
+        step_rows = train_round(engine, trainer, steps, update, lineage.optimizer_steps, keep)
         probed = min(range(len(rows.prompt_ids)), key=rows.length)
         with torch.no_grad():
             trained = trainer.logprobs([probed])
@@ -103,9 +105,9 @@ def main(
         if state is None:
             return
         weights = state.tensors["weight"]
-        saved = save_policy(folder / "policy", files, weights, params.update.dtype, lora)
+        saved = save_policy(folder / "policy", files, weights, update.dtype, lora)
         sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
-        check_saved(saved, weights, params.update.dtype, temperature, *sample, trained)
+        check_saved(saved, weights, update.dtype, temperature, *sample, trained)
         numbers = {**round_metrics(step_rows), **ledger}
         new = write_lineage(
             folder / "policy",

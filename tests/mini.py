@@ -34,15 +34,13 @@ ORDER = (
 SAMPLING = {"engine": "transformers", "max_tokens": 24, "groups_per_part": 4}
 TINY: dict[str, Any] = {
     "prepare": {"num_train": 64, "num_eval": 16},
-    "base": {
-        "arithmetic": {
-            "hidden_size": 64,  # 32 a head, the least that vLLM takes on a CPU
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_problems": 200,
-            "steps": 210,
-            "batch_size": 16,
-        }
+    "arithmetic": {
+        "hidden_size": 64,  # 32 a head, the least that vLLM takes on a CPU
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_problems": 200,
+        "steps": 210,
+        "batch_size": 16,
     },
     "generate": {**SAMPLING, "prompts_per_round": 16, "group_size": 4},
     # So small a policy is never right: the length of its answers is what differs inside a group.

@@ -46,7 +46,7 @@ def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:
 
 
 def run_as_rank(worker: Callable[[Path], None]) -> None:
-    """What such a file does when it is started: `worker(folder)`, then the end that stages have (gift.project.console.run).
+    """What such a file does when it is started: `worker(folder)`, then the end that stages have (console.run).
 
     At the end of Python gloo's threads abort the process once in a few hundred times, though all its work is done.
     """

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from bubblewrap import WHY_NOT
 
-from gift.params import Reward, Score
 from gift.project.errors import UserError
 from gift.rewards.programs.code import Verdict, code_tests, judge_row, program_of
 from gift.rewards.programs.code_tasks import BrokenTest
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError
 from gift.scoring.score import load_plan
+from gift.scoring.settings import Reward, Score
 
 needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 

@@ -28,8 +28,9 @@ from gift.doctor.quick import quick_findings
 from gift.doctor.rewards import GRADED
 from gift.doctor.settings import Project, read_project
 from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
-from gift.params import ArithmeticBase
+from gift.embedded.settings import Arithmetic
 from gift.project.errors import UserError
+from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
 from gift.tables.prompts import prompts_table, write_prompts
 from stages.doctor import main as stage
@@ -406,13 +407,13 @@ QUICK: dict[str, Case] = {
         ("no such folder, and no hub id",),
     ),
     "heads that do not share the width": (
-        params(base={"arithmetic": {"num_heads": 3}}),
+        params(arithmetic={"num_heads": 3}),
         "error",
-        "params.yaml: base.arithmetic.num_heads",
+        "params.yaml: arithmetic.num_heads",
         ("hidden_size = 64",),
     ),
     "heads too small for vLLM on a CPU": (
-        params(base={"arithmetic": {"num_heads": 4}}, generate={"engine": "vllm"}, evaluate={"engine": "vllm"}),
+        params(arithmetic={"num_heads": 4}, generate={"engine": "vllm"}, evaluate={"engine": "vllm"}),
         "error",
         "params.yaml: generate.engine",
         ("the model's are 16",),
@@ -957,7 +958,7 @@ def test_memory_is_counted_by_hand() -> None:
 
 def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
     project = settings()
-    model = embedded(project.params.base.arithmetic)
+    model = embedded(project.params.arithmetic)
     policy, tables = round_bytes(project, model)
     assert policy == model.num_parameters * (4 + STATE_BYTES)
     assert tables == 20 * (16 * 4 * 24 + 16 * 3 * 24)
@@ -971,7 +972,7 @@ def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
 def test_the_embedded_model_is_counted_as_it_will_be() -> None:
     from gift.embedded.base_policy import make_model, make_tokenizer
 
-    shape = ArithmeticBase(hidden_size=64, num_layers=2, num_heads=2)
+    shape = Arithmetic(hidden_size=64, num_layers=2, num_heads=2)
     made = {name: tuple(each.shape) for name, each in make_model(shape, make_tokenizer(), 0).named_parameters()}
     assert embedded(shape).shapes == made
 
@@ -1052,7 +1053,7 @@ def test_columns_of_large_sources_come_from_the_prepared_prompts() -> None:
     findings = quick_findings()
     assert serious(findings) == []
     assert "not loaded" in " ".join(each.text for each in findings if each.theme == "rewards")
-    metadata = {"settings": project.params.prepare.model_dump(mode="json"), "seed": project.params.seed}
+    metadata = {"settings": settings_of(project.params.prepare), "seed": project.params.seed}
     for name in ("train", "eval"):
         path = Path(f"data/prompts/{name}.parquet")
         rows = [{"prompt_id": f"{name}{n}", "prompt": f"{n}+1=", "level": n} for n in range(64)]

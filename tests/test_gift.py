@@ -9,7 +9,7 @@ from torch import Tensor
 from gift.methods import statistics as groups
 from gift.methods.before import GroupBatch, Rewards, gift, group_advantages, single, standardise, step_advantages
 from gift.methods.select import spread as selection
-from gift.params import GiftObjective
+from gift.methods.settings import GiftObjective
 
 TINY = 1e-9
 

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from gift.doctor.settings import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.params import read_params
 from gift.policy.folder import load_model, policy_digest
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer

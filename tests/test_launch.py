@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gift.params import read_params
+from gift.doctor.settings import read_params
 from gift.training.schedule import learning_rate
 
 
@@ -104,7 +104,7 @@ from gift.project import console
 from gift.training.deepspeed_config import EngineSettings
 from gift.training.engine import Engine, distributed
 from gift.project.errors import UserError
-from gift.launch import read_launch
+from gift.doctor.settings import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from gift import cli
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.params import Lora
 from gift.policy.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
 from gift.policy.folder import Lineage, load_model
 from gift.policy.lora import check_parent, load_trainable
+from gift.policy.settings import Lora
 from gift.project.errors import UserError
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.training.engine import Engine, EngineSettings, FullState, distributed

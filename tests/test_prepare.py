@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from gift.project.errors import UserError
-from gift.prompts.settings import ArithmeticTask, Prepare
+from gift.prompts.settings import Prepare
 from gift.prompts.sources import prepare_prompts
 from gift.tables.prompts import prompts_table, read_prompts, write_prompts
 from stages.prepare import main
@@ -40,7 +40,6 @@ def settings(source: str, **changes: Any) -> Prepare:
             "source": source,
             "columns": {"prompt": "question"},
             "num_eval": 10,
-            "arithmetic": ArithmeticTask(),
             **changes,
         }
     )
@@ -53,7 +52,7 @@ def refusal(source: str, **changes: Any) -> str:
 
 
 def test_arithmetic_is_seeded_and_its_splits_are_disjoint() -> None:
-    choice = Prepare(source="arithmetic", num_train=300, num_eval=50, arithmetic=ArithmeticTask())
+    choice = Prepare(source="arithmetic", num_train=300, num_eval=50)
     made, again, other = (prepare_prompts(choice, seed) for seed in (0, 0, 1))
     assert (len(made.train), len(made.eval)) == (300, 50)
     assert made == again
@@ -305,7 +304,7 @@ def write_params(**prepare: Any) -> None:
     import ruamel.yaml
 
     content = ruamel.yaml.YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    content["prepare"] = {"arithmetic": {}, **prepare}
+    content["prepare"] = prepare
     Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gift.params import Params, read_params
+from gift.doctor.settings import Params, read_params
 from gift.prompts.settings import Prepare
 from gift.prompts.sources import Prompts, prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 from test_score import METADATA, score_of, write_project, write_rollouts
 
-from gift.params import Score
 from gift.scoring import code as reward_code
 from gift.scoring.cache import ROOT, row_keys
 from gift.scoring.code import function_digest, imported_files, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
+from gift.scoring.settings import Score
 from gift.tables.parquet import part_paths, read_file
 from gift.tables.prompts import write_prompts
 from stages import score as stage

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.launch import read_launch
-from gift.params import Reward, Score
+from gift.doctor.settings import read_launch
 from gift.project.errors import UserError
 from gift.project.sections import check
 from gift.rewards import names
@@ -19,6 +18,7 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_reward
+from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths, read_file

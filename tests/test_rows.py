@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from gift.params import Score, check
+from gift.project.sections import check
+from gift.scoring.settings import Score
 from gift.training.rows import rewards_of
 
 

@@ -436,7 +436,8 @@ def test_no_process_is_left_behind(sandbox: Runner) -> None:
 def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
     marker = "gift-orphan"
     program = NAME_ITSELF.replace(MARKER, marker) + "import time\ntime.sleep(60)"
-    script = f"from gift.sandbox.bubblewrap import Limits\nfrom gift.sandbox.run import run\nrun({program!r}, limits=Limits(seconds=60))"
+    imports = "from gift.sandbox.bubblewrap import Limits\nfrom gift.sandbox.run import run\n"
+    script = f"{imports}run({program!r}, limits=Limits(seconds=60))"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as worker:
         wait_until(lambda: len(named(marker)) == 1)
         worker.kill()

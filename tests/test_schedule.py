@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from gift.params import Update
 from gift.project.errors import UserError
 from gift.training.schedule import check_schedule, learning_rate
+from gift.training.settings import Update
 
 
 def settings(**more: object) -> Update:

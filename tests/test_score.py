@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from gift.params import Reward, Score
 from gift.project.errors import UserError
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_reward
+from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.messages import one_line
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths

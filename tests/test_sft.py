@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gift.embedded.base_policy import draw_examples, make_tokenizer, train_base
+from gift.embedded.settings import Arithmetic
 from gift.embedded.task import CHARACTERS, problems
-from gift.params import ArithmeticBase
 
-TINY = ArithmeticBase(hidden_size=32, num_layers=1, num_heads=1, num_problems=200, steps=12, batch_size=8)
+TINY = Arithmetic(hidden_size=32, num_layers=1, num_heads=1, num_problems=200, steps=12, batch_size=8)
 
 
 def weights(folder=None, seed=0, checkpoint_every=5):
-    model, _ = train_base(TINY, 4, seed, folder, checkpoint_every=checkpoint_every)
+    model, _ = train_base(TINY, seed, folder, checkpoint_every=checkpoint_every)
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
@@ -49,9 +49,9 @@ def test_training_cut_off_between_two_checkpoints_ends_with_the_same_bytes(undis
             raise Cut
 
     with pytest.raises(Cut):
-        train_base(TINY, 4, 0, tmp_path, cut, checkpoint_every=5)
+        train_base(TINY, 0, tmp_path, cut, checkpoint_every=5)
     done = []
-    model, _ = train_base(TINY, 4, 0, tmp_path, lambda step, loss: done.append(step), checkpoint_every=5)
+    model, _ = train_base(TINY, 0, tmp_path, lambda step, loss: done.append(step), checkpoint_every=5)
     assert done == list(range(6, 13))
     assert {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()} == undisturbed
 
@@ -59,11 +59,11 @@ def test_training_cut_off_between_two_checkpoints_ends_with_the_same_bytes(undis
 def test_training_killed_with_sigkill_ends_with_the_same_bytes(undisturbed, tmp_path):
     script = f"""
 import os, signal
-from gift.params import ArithmeticBase
+from gift.embedded.settings import Arithmetic
 from gift.embedded.base_policy import train_base
-settings = ArithmeticBase(**{TINY.model_dump()!r})
+settings = Arithmetic(**{TINY.model_dump()!r})
 kill = lambda step, loss: step == 8 and os.kill(os.getpid(), signal.SIGKILL)
-train_base(settings, 4, 0, __import__("pathlib").Path({str(tmp_path)!r}), kill, checkpoint_every=5)
+train_base(settings, 0, __import__("pathlib").Path({str(tmp_path)!r}), kill, checkpoint_every=5)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     assert (tmp_path / "checkpoint.safetensors").exists()
@@ -74,7 +74,7 @@ train_base(settings, 4, 0, __import__("pathlib").Path({str(tmp_path)!r}), kill, 
 def test_a_finished_training_is_only_loaded(tmp_path):
     expected = weights(tmp_path, checkpoint_every=TINY.steps)
     done = []
-    model, _ = train_base(TINY, 4, 0, tmp_path, lambda step, loss: done.append(step))
+    model, _ = train_base(TINY, 0, tmp_path, lambda step, loss: done.append(step))
     assert done == []
     assert {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()} == expected
 
@@ -82,12 +82,12 @@ def test_a_finished_training_is_only_loaded(tmp_path):
 def test_training_lowers_the_loss():
     losses = []
     settings = TINY.model_copy(update={"steps": 100, "lr": 1.0e-2})
-    train_base(settings, 4, 0, progress=lambda step, loss: losses.append(loss))
+    train_base(settings, 0, progress=lambda step, loss: losses.append(loss))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 def test_examples_have_the_shares_of_the_styles():
-    settings = ArithmeticBase(worked=0.4, guess=0.5, malformed=0.1, batch_size=50)
+    settings = Arithmetic(worked=0.4, guess=0.5, malformed=0.1, batch_size=50)
     pool = problems(200, 0, 4, "train")
     styles = Counter(style for step in range(80) for _, _, style in draw_examples(settings, pool, 0, step))
     for style, share in {"worked": 0.4, "guess": 0.5, "malformed": 0.1}.items():
@@ -115,7 +115,7 @@ def test_one_token_a_character_and_back():
 
 
 def test_the_saved_folder_opens_with_transformers(tmp_path):
-    model, tokenizer = train_base(TINY, 4, 0)
+    model, tokenizer = train_base(TINY, 0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     opened, reader = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)

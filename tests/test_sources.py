@@ -30,7 +30,7 @@ def jsonl(rows: list[dict[str, Any]], name: str = "data.jsonl") -> str:
 
 
 def prepared(**changes: Any) -> Prompts:
-    made = prepare_prompts(Prepare.model_validate({"num_eval": 2, "arithmetic": {}, **changes}), seed=0)
+    made = prepare_prompts(Prepare.model_validate({"num_eval": 2, **changes}), seed=0)
     for split in ("train", "eval"):
         counts = {name: count for name, count in made.ledger.items() if name.startswith(f"num_{split}_")}
         assert sum(counts.values()) == 2 * counts[f"num_{split}_read"]

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from gift.methods.sample.epochs import seed_of, take_prompts
+from gift.methods.sample.epochs import take_prompts
 from gift.project.errors import UserError
+from gift.project.seeds import seed_of
 
 IDS = [f"p{index}" for index in range(10)]
 

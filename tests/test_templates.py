@@ -231,8 +231,8 @@ def test_both_kinds_of_end_tokens_end_completions_of_the_transformers_engine() -
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from gift.params import Sampling
     from gift.sampling.engine import Request, transformers_sampler
+    from gift.sampling.settings import Sampling
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -13,10 +13,10 @@ from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.before import GroupBatch, Rewards, gift, step_advantages
-from gift.params import Update
 from gift.project.errors import UserError
 from gift.training.engine import Engine, EngineSettings, distributed
 from gift.training.rows import Rows
+from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
 from gift.training.trainer import Trainer
 from tests.ranks import run_as_rank, run_ranks

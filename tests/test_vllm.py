@@ -15,12 +15,11 @@ from typing import get_args
 import mini
 import pytest
 
-from gift.launch import GenerateLaunch
-from gift.params import Sampling
 from gift.policy.adapter import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
+from gift.sampling.settings import GenerateLaunch, Sampling
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
 PROMPTS = [f"{a}+{b}-{c}+{d}=" for a, b, c, d in ((1, 2, 3, 4), (9, 9, 1, 5), (7, 1, 8, 2), (3, 3, 3, 3), (5, 6, 2, 9))]
@@ -181,10 +180,10 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.params import Lora
     from gift.policy.adapter import adapter_weights, fill, load_policy
     from gift.policy.folder import load_model
     from gift.policy.lora import load_trainable
+    from gift.policy.settings import Lora
     from gift.training.state import save_policy
 
     base = PolicyFiles(policy)

@@ -13,15 +13,17 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
+from gift.doctor.settings import read_params
 from gift.methods.before import group_advantages
-from gift.params import Evaluate, Score, read_params
 from gift.project.errors import UserError
 from gift.project.sections import check
+from gift.sampling.settings import Evaluate
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT
 from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import Prompts
 from gift.scoring.score import Scored, score_parts
+from gift.scoring.settings import Score
 from gift.tables.parquet import part_paths
 from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
 from gift.tables.prompts import read_prompts
@@ -302,7 +304,7 @@ def write_completions(folder: Path, prompts: Path, wrong: str, only: str | None 
                     "seed": 0,
                 }
             )
-    metadata = {"policy": "p", "round": 1, "settings": {"num_samples": 1}, "num_prompts_too_long": 0}
+    metadata = {"policy": "p", "round": 1, "num_samples": 1, "num_prompts_too_long": 0}
     write_part(folder, 0, pa.Table.from_pylist(rows, schema=ROLLOUTS), ROLLOUTS, check_rollouts, metadata)
 
 

@@ -6,9 +6,9 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.project.errors import UserError
-from gift.prompts.settings import is_one_of
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask, column_values
+from gift.tables.where import is_one_of
 
 THEME = "rewards"
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.settings import Project
-from gift.params import Sampling
 from gift.project.errors import UserError
+from gift.sampling.settings import Sampling
 from gift.training.schedule import check_schedule
 from gift.training.steps import steps_of_groups
 

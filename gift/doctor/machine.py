@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gift.doctor.findings import Finding
 from gift.doctor.settings import Project
-from gift.launch import UpdateLaunch
+from gift.training.settings import UpdateLaunch
 
 THEME = "machine"
 OLDEST_PYTHON = (3, 11)

@@ -10,8 +10,8 @@ from typing import Any
 
 from gift.doctor.findings import Finding, Level, amount, refusal
 from gift.doctor.settings import Project
+from gift.embedded.settings import Arithmetic
 from gift.embedded.task import CHARACTERS
-from gift.params import ArithmeticBase
 from gift.policy.folder import check_files, max_model_len
 from gift.project.errors import UserError
 
@@ -62,8 +62,8 @@ def find_model(project: Project) -> tuple[Model | None, list[Finding]]:
     """The base policy's files, or None where they are not here yet or cannot be used; and what is to be said."""
     base = project.params.base
     if base.model == "arithmetic":
-        model = embedded(base.arithmetic)
-        wrong = _shape_problem(base.arithmetic)
+        model = embedded(project.params.arithmetic)
+        wrong = _shape_problem(project.params.arithmetic)
         return (None, [wrong]) if wrong else (model, [_described(model, "the embedded model")])
     findings: list[Finding] = []
     folder: Path | None = Path(base.model)
@@ -128,8 +128,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def embedded(settings: ArithmeticBase) -> Model:
-    """The model that `base` will train (gift/embedded/base_policy.py): a Qwen3 with tied embeddings and one token a character."""
+def embedded(settings: Arithmetic) -> Model:
+    """The model that `base` will train (embedded/base_policy.py): a Qwen3, tied embeddings, one token a character."""
     size, layers, wide = settings.hidden_size, settings.num_layers, 3 * settings.hidden_size
     head = size // settings.num_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (3 + len(CHARACTERS), size)}
@@ -225,12 +225,12 @@ def _is_target(name: str, targets: str | list[str]) -> bool:
     return isinstance(targets, str) or any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _shape_problem(settings: ArithmeticBase) -> Finding | None:
+def _shape_problem(settings: Arithmetic) -> Finding | None:
     head, rest = divmod(settings.hidden_size, settings.num_heads)
     if not rest and head % 2 == 0:
         return None
     text = f"{settings.num_heads}: does not cut hidden_size = {settings.hidden_size} into even parts; choose another"
-    return Finding("error", THEME, text, "params.yaml: base.arithmetic.num_heads")
+    return Finding("error", THEME, text, "params.yaml: arithmetic.num_heads")
 
 
 def _described(model: Model, name: str) -> Finding:

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.doctor.findings import Finding, Level, refusal
-from gift.params import Params, Score
+from gift.doctor.settings import Params
 from gift.project.errors import UserError
+from gift.project.params import settings_of
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.names import REWARDS
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask
+from gift.scoring.settings import Score
 from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
 
 THEME = "data"
@@ -52,7 +54,7 @@ def find_prompts(params: Params, limit: int | None) -> tuple[Prompts | None, lis
         text = f"{', '.join(names)}: not looked at in a quick check; `gift doctor` does before `prepare` has run"
         return None, [Finding("note", THEME, text, "params.yaml: prepare")]
     try:
-        made = prepare_prompts(params.prepare, params.seed)
+        made = prepare_prompts(params.prepare, params.seed, params.arithmetic.num_operands)
         tables = Prompts(prompts_table(made.train, TRAIN), prompts_table(made.eval, EVAL))
         check_prompts(tables.train, TRAIN)
         check_prompts(tables.eval, EVAL)
@@ -105,7 +107,7 @@ def _prepared(params: Params) -> Prompts | None:
             table, metadata = read_prompts(path)
         except UserError:
             return None
-        if metadata.get("settings") != params.prepare.model_dump(mode="json") or metadata.get("seed") != params.seed:
+        if metadata.get("settings") != settings_of(params.prepare) or metadata.get("seed") != params.seed:
             return None
         tables.append(table)
     return Prompts(*tables)

@@ -12,7 +12,6 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
-from gift.params import Reward
 from gift.project.errors import UserError
 from gift.rewards.models.judge import judge
 from gift.rewards.models.judge_client import ENDPOINT
@@ -20,6 +19,7 @@ from gift.rewards.names import DEFAULTS, REWARDS
 from gift.rewards.settings import wrong_settings
 from gift.scoring.loading import Loaded, try_without_rows
 from gift.scoring.plan import load_plan
+from gift.scoring.settings import Reward
 from gift.scoring.workers.pool import RewardPool
 from gift.tables.prompts import prompt_column
 

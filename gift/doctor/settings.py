@@ -3,14 +3,22 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
 
 from gift.doctor.findings import Finding, refusal
-from gift.launch import Launch, read_launch, refuse_launch
-from gift.params import Params, read_params
+from gift.embedded.settings import Arithmetic
+from gift.policy.settings import Base
 from gift.project.errors import UserError
+from gift.project.params import LAUNCH, PARAMS
+from gift.project.sections import Section, check
 from gift.project.yaml import read_yaml
+from gift.prompts.settings import Prepare
+from gift.sampling.settings import Evaluate, Generate, GenerateLaunch
+from gift.scoring.settings import Score, ScoreLaunch, unknown_judge
 from gift.training.deepspeed_config import engine_settings
+from gift.training.settings import Reference, ReferenceLaunch, Update, UpdateLaunch, refuse_launch
 
 THEME = "settings"
 ROUNDS = Path("rounds.yaml")
@@ -25,6 +33,43 @@ _SECRET_KEY = re.compile(
     r"""\s*[:=]\s*["']?(?!(?:null|true|false)\b|["'{\[#$])[^\s"'}]""",
     re.IGNORECASE,
 )
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)]
+    arithmetic: Arithmetic = Arithmetic()
+    prepare: Prepare
+    base: Base
+    generate: Generate
+    score: Score
+    reference: Reference
+    update: Update
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def correct_is_a_reward(self) -> "Params":
+        if wrong := unknown_judge(self.evaluate.judges, self.score):
+            raise ValueError(wrong)
+        return self
+
+
+class Launch(Section):
+    """The whole of launch.yaml."""
+
+    generate: GenerateLaunch = GenerateLaunch()
+    score: ScoreLaunch = ScoreLaunch()
+    reference: ReferenceLaunch = ReferenceLaunch()
+    update: UpdateLaunch = UpdateLaunch()
+
+
+def read_params(path: Path = PARAMS) -> Params:
+    return check(Params, read_yaml(path), str(path))
+
+
+def read_launch(path: Path = LAUNCH) -> Launch:
+    return check(Launch, read_yaml(path) if path.exists() else {}, str(path))
 
 
 @dataclass(frozen=True)

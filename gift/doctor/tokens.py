@@ -8,10 +8,10 @@ import pyarrow as pa
 from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
-from gift.params import Sampling
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 from gift.sampling.encoding import EncodedPrompts, encode_prompts, encode_split
+from gift.sampling.settings import Sampling
 from gift.sampling.templates import chat_findings
 from gift.tables.prompts import prompt_column
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from gift.embedded.settings import Arithmetic
 from gift.embedded.task import CHARACTERS, Style, completion, problems
-from gift.params import ArithmeticBase
 
 CONTEXT = 1024
 CHECKPOINT_EVERY = 100
@@ -22,8 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def train_base(
-    settings: ArithmeticBase,
-    num_operands: int,
+    settings: Arithmetic,
     seed: int,
     checkpoint_dir: Path | None = None,
     progress: Callable[[int, float], None] = lambda step, loss: None,
@@ -38,7 +37,7 @@ def train_base(
     tokenizer = make_tokenizer()
     model = make_model(settings, tokenizer, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    pool = problems(settings.num_problems, seed, num_operands, split="train")
+    pool = problems(settings.num_problems, seed, settings.num_operands, split="train")
     model.train()
     for step in range(_load_checkpoint(checkpoint_dir, model, optimizer), settings.steps):
         for group in optimizer.param_groups:
@@ -69,7 +68,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(settings: ArithmeticBase, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+def make_model(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """An untrained float32 Qwen3 whose weights depend on the seed only; torch's global random state stays as it was."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -92,9 +91,7 @@ def make_model(settings: ArithmeticBase, tokenizer: PreTrainedTokenizerFast, see
         return Qwen3ForCausalLM(config)
 
 
-def draw_examples(
-    settings: ArithmeticBase, pool: list[dict[str, str]], seed: int, step: int
-) -> list[tuple[str, str, str]]:
+def draw_examples(settings: Arithmetic, pool: list[dict[str, str]], seed: int, step: int) -> list[tuple[str, str, str]]:
     """The (prompt, completion, style) triples of one step, drawn from `(seed, step)` alone."""
     rng = random.Random(f"sft {seed} {step}")
     shares: dict[Style, float] = {"worked": settings.worked, "guess": settings.guess, "malformed": settings.malformed}

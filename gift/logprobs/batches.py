@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gift.params import Layout
+from gift.logprobs.settings import Layout
 from gift.project.errors import UserError
 
 Lengths = tuple[int, int]  # of a row: tokens of its prompt, and of its completion

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gift.params import Layout
+from gift.logprobs.settings import Layout
 
 # Sequences of a packed batch are padded to each other inside attention only, in blocks: with at most this much padding
 # (a share of the tokens, and some slots that cost less than another call), and this many entries of a mask.

@@ -10,8 +10,8 @@ from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, packed_attention
 from gift.logprobs.gather import gather_rows
 from gift.logprobs.head import LogprobHead
 from gift.logprobs.layouts import TokenBatch, token_batch
+from gift.logprobs.settings import Layout, Packing
 from gift.logprobs.tied import tie
-from gift.params import Layout, Packing
 from gift.project.errors import UserError
 
 # The largest difference in nats between two ways to the same log-prob that rounding explains.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gift.methods import statistics as groups
+from gift.methods.settings import Advantages, GiftObjective
 from gift.methods.shape.zscore import standardise
-from gift.params import Advantages, GiftObjective
 
 WHITENING_EPS = 1e-4  # TRL's and the authors' of GDPO
 

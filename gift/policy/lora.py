@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gift.methods.sample.epochs import seed_of
-from gift.params import Lora
 from gift.policy.adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,7 +23,9 @@ from gift.policy.adapter import (
     read_weights,
 )
 from gift.policy.folder import Lineage, load_model
+from gift.policy.settings import Lora
 from gift.project.errors import UserError
+from gift.project.seeds import seed_of
 from gift.project.work import write_json
 
 

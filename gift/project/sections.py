@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
@@ -13,6 +13,7 @@ from gift.project.errors import UserError
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):

@@ -6,7 +6,8 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.prompts.files import Row
-from gift.prompts.settings import Filters, is_one_of
+from gift.prompts.settings import Filters
+from gift.tables.where import is_one_of
 
 
 def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], Counter[str]]:

@@ -82,12 +82,12 @@ def check_origins(settings: Prepare) -> None:
             raise _wrong("num_train", None, "arithmetic makes as many problems as you ask for; give a number")
 
 
-def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split) -> Iterator[Row]:
+def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, num_operands: int) -> Iterator[Row]:
     """The rows of a source, one by one."""
     if origin.source == "arithmetic":
         num = settings.num_eval if split == "eval" else settings.num_train
         try:
-            rows = problems(num or 0, seed, settings.arithmetic.num_operands, split)
+            rows = problems(num or 0, seed, num_operands, split)
         except ValueError as error:
             raise UserError(f"params.yaml: prepare: {error}") from None
         return (Row(f"arithmetic problem {number}", dict(row)) for number, row in enumerate(rows))

@@ -1,11 +1,11 @@
 """The section `prepare` of params.yaml: where prompts come from, and which rows become prompts in which words."""
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gift.project.sections import Count, Section
+from gift.tables.where import Where
 
 Bounds = Annotated[list[float | None], Field(min_length=2, max_length=2, description="[least, most], either null")]
 LengthBounds = Annotated[list[int | None], Field(min_length=2, max_length=2, description="[least, most] characters")]
@@ -16,30 +16,6 @@ RENDERER_ARGUMENTS = {
     *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
-
-
-def _plain(wanted: Any) -> Any:
-    values = wanted if isinstance(wanted, list) else [wanted]
-    plain = all(each is None or isinstance(each, str | int | float) for each in values)
-    if not values or not plain or any(isinstance(each, float) and not math.isfinite(each) for each in values):
-        raise ValueError("must be a text, a number, true, false, null, or a list of at least one of these")
-    return wanted
-
-
-Where = dict[str, Annotated[Any, AfterValidator(_plain)]]
-"""Columns, each with a value or a list of values: all of them must hold one of theirs."""
-
-
-def is_one_of(value: Any, wanted: Any) -> bool:
-    """Whether a cell holds what a `Where` wants of its column; true is not 1, and a text is not a number."""
-    values = wanted if isinstance(wanted, list) else [wanted]
-    return any(isinstance(value, bool) == isinstance(each, bool) and bool(value == each) for each in values)
-
-
-class ArithmeticTask(Section):
-    """The embedded task: problems with visible steps (see gift/embedded/task.py)."""
-
-    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
 
 
 class Filters(Section):
@@ -62,7 +38,7 @@ class Filters(Section):
 
 
 class Decontaminate(Section):
-    """Training prompts that share a run of words with a prompt of eval are left out (gift/prompts/decontamination.py)."""
+    """Training prompts that share a run of words with a prompt of eval are left out (`prompts/decontamination.py`)."""
 
     ngram: Annotated[int, Field(ge=3, description="words in a run; 13 is usual, 8 is stricter")] = 13
     max_prompts: Count = Field(10, description="a run in more eval prompts than this is a common phrase, and no match")
@@ -105,7 +81,6 @@ class Prepare(Rows):
     decontaminate: Decontaminate | None = None
     num_train: Count | None = None
     num_eval: Count = 200
-    arithmetic: ArithmeticTask = Field(description="settings of the embedded task; {} where it is not used")
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -47,16 +47,17 @@ class Candidate:
     origin: Origin
 
 
-def prepare_prompts(settings: Prepare, seed: int) -> Prompts:
+def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prompts:
     """Read the sources, make prompts, drop duplicates, split, choose; the ledger's sums close or it raises.
 
-    A prompt that eval holds (all of the eval source, not just the `num_eval` chosen) is never in train.
+    A prompt that eval holds (all of the eval source, not just the `num_eval` chosen) is never in train. `num_operands`
+    is that of the embedded task's problems.
     """
     check_origins(settings)
     ledger = Ledger()
-    train = _gather(settings, seed, "train", ledger)
+    train = _gather(settings, seed, "train", ledger, num_operands)
     if origins(settings, "eval"):
-        whole_eval = _gather(settings, seed, "eval", ledger)
+        whole_eval = _gather(settings, seed, "eval", ledger, num_operands)
         chosen_eval = _take(whole_eval, settings.num_eval, seed, "eval", ledger)
     else:
         if settings.num_eval >= len(train):
@@ -78,11 +79,11 @@ def prepare_prompts(settings: Prepare, seed: int) -> Prompts:
     return Prompts([each.row for each in chosen], [each.row for each in chosen_eval], ledger.totals(), by_source)
 
 
-def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger) -> list[Candidate]:
+def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_operands: int) -> list[Candidate]:
     """The different rows of a split's sources that pass their filters, as prompts; sorted by id."""
     found: dict[str, Candidate] = {}
     for origin in origins(settings, split):
-        rows, num_read = _distinct(read_rows(origin, settings, seed, split), origin.rows)
+        rows, num_read = _distinct(read_rows(origin, settings, seed, split, num_operands), origin.rows)
         ledger.add(split, origin.source_key, "read", num_read)
         ledger.add(split, origin.source_key, "duplicates", num_read - len(rows))
         mapped = map_rows([row.values for row in rows], origin.rows, origin.key)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.params import Sampling
 from gift.policy.folder import max_model_len
 from gift.project.errors import UserError
+from gift.sampling.settings import Sampling
 from gift.sampling.templates import end_token_ids, render_chats
 
 
@@ -47,7 +47,7 @@ def encode_prompts(
 ) -> tuple[dict[str, list[int]], str]:
     """Token ids of every prompt as the policy's tokenizer makes them, and the text right before every completion.
 
-    That text is what the chat template adds for the policy to answer (gift/sampling/templates.py), empty for text prompts.
+    That text is what the chat template adds for the policy to answer (templates.py), empty for text prompts.
     `variables` are the template's: prepare.chat_template_kwargs.
     """
     if "messages" in prompts.column_names:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gift.launch import GenerateLaunch
-from gift.params import Sampling
 from gift.policy.adapter import PolicyFiles, load_policy, read_adapter_config
 from gift.policy.folder import check_files
 from gift.project.errors import UserError
+from gift.sampling.settings import GenerateLaunch, Sampling
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def start_sampler(
 ) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
-    ends: ids of the tokens that end a completion (gift/sampling/templates.py: end_token_ids), the same for both engines.
+    ends: ids of the tokens that end a completion (`end_token_ids`), the same for both engines.
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
     check_files(policy.model)

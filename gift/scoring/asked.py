@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from gift.params import Score
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
-from gift.prompts.settings import is_one_of
 from gift.scoring.rows import Prompts
+from gift.scoring.settings import Score
 from gift.scoring.workers.worker import Outcome
+from gift.tables.where import is_one_of
 
 NOT_ASKED = Outcome(None, "abstain", "not asked: the prompt has other values than the reward's `where`")
 NUM_SHOWN = 10

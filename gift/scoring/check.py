@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from gift.params import Score
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded, misfit, try_without_rows
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import Prompts
+from gift.scoring.settings import Score
 from gift.scoring.workers.pool import RewardPool
 
 

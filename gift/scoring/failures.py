@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gift.params import Score
 from gift.project.errors import UserError
+from gift.scoring.settings import Score
 
 FAILED = ("timeout", "error", "invalid")
 NUM_EXAMPLES = 5

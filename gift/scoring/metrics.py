@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.params import Reward
 from gift.project.errors import UserError
 from gift.scoring.failures import FAILED
+from gift.scoring.settings import Reward
 from gift.tables.parts import STATUSES
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from gift.params import Reward, Score
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
@@ -13,6 +12,7 @@ from gift.rewards.verl import missing_columns
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded
 from gift.scoring.rows import Prompts
+from gift.scoring.settings import Reward, Score
 
 USER_FOLDER = Path("rewards")
 

@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.launch import ScoreLaunch
-from gift.params import Reward, Score
 from gift.project.console import Progress
+from gift.project.params import settings_of
 from gift.project.work import Work, file_digest, tree_digest
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
@@ -21,6 +20,7 @@ from gift.scoring.loading import Loaded
 from gift.scoring.plan import USER_FOLDER, load_plan
 from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.seconds import Seconds, Slowest
+from gift.scoring.settings import Reward, Score, ScoreLaunch
 from gift.scoring.workers.pool import Call, RewardPool
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
@@ -80,7 +80,14 @@ def score_table(
     _, source = read_footer(part_paths(rollouts)[0])
     asked, _ = read_prompts(prompts)
     refuse(Asked(score, Prompts(asked)))
-    metadata = {"artifact": "scores", "policy": source["policy"], "settings": score.model_dump(mode="json")}
+    metadata = {
+        "artifact": "scores",
+        "policy": source["policy"],
+        "rewards": {
+            name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()
+        },
+        "settings": settings_of(score),
+    }
     inputs = {
         **metadata,
         "rollouts": tree_digest(rollouts),

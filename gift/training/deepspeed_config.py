@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gift.launch import UpdateLaunch
-from gift.params import Update
 from gift.project.errors import UserError
+from gift.training.settings import Update, UpdateLaunch
 
 WHERE = "launch.yaml: update.deepspeed"
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from gift.launch import ReferenceLaunch
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import PolicyFiles, adapter_off, load_policy
@@ -20,6 +19,7 @@ from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name
 from gift.tables.parts import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
+from gift.training.settings import ReferenceLaunch
 
 
 def write_reference(
@@ -58,7 +58,7 @@ def write_reference(
                 is_base = policy.adapter is not None and wanted == PolicyFiles(policy.model)
                 opened = policy if is_base else wanted
                 if opened not in models:
-                    temperature = source["settings"]["temperature"]
+                    temperature = source["temperature"]
                     models[opened] = TokenLogprobs(load_policy(opened, dtype, device), temperature, launch.packing)
                     if len(models) == 1 and models[opened].note:
                         click.echo(f"{label}: {models[opened].note}", err=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from gift.params import Update
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.training.engine import Engine
 from gift.training.schedule import learning_rate
+from gift.training.settings import Update
 from gift.training.state import load_state, save_state
 from gift.training.trainer import Trainer
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gift.methods.before import Rewards
 from gift.methods.select.spread import enough_rewards, has_preference
-from gift.params import Score, Update
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
+from gift.scoring.settings import Score
 from gift.tables.parts import (
     REFERENCE,
     ROLLOUTS,
@@ -24,6 +24,7 @@ from gift.tables.parts import (
     read_table,
     scores_schema,
 )
+from gift.training.settings import Update
 
 
 @dataclass(frozen=True)

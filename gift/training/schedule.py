@@ -2,8 +2,8 @@
 
 import math
 
-from gift.params import Update
 from gift.project.errors import UserError
+from gift.training.settings import Update
 
 
 def learning_rate(step: int, settings: Update) -> float:

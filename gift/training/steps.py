@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gift.logprobs.batches import Groups, Lengths, fill, num_tokens, row_batches
-from gift.params import Layout
+from gift.logprobs.settings import Layout
 
 
 def steps_of_groups(groups: Sequence[int], per_step: int, epochs: int, seed: int) -> list[list[int]]:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import token_batch
+from gift.logprobs.settings import Layout
 from gift.methods.before import OBJECTIVES, GroupBatch, step_advantages
-from gift.params import Layout, Update
 from gift.training.engine import Engine
 from gift.training.rows import Rows
+from gift.training.settings import Update
 from gift.training.steps import MicroBatches, micro_batches, share_groups
 
 GROUP_STATISTICS = ("loss", "log_ratio", "log_ratio_std", "correlation", "implied_beta")

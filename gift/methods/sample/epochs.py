@@ -1,16 +1,10 @@
 """The order in which rounds consume prompts: an endless stream of epochs, each a seeded permutation."""
 
-import hashlib
 import random
 from collections.abc import Sequence
 
 from gift.project.errors import UserError
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed that depends on the parts and nothing else (not on batch order, sharding or processes)."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+from gift.project.seeds import seed_of
 
 
 def take_prompts(prompt_ids: Sequence[str], start: int, count: int, seed: int) -> tuple[list[str], int]:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from gift.methods.before import Rewards, group_advantages
+from gift.methods.settings import Advantages
 from gift.methods.shape.zscore import EPS
-from gift.params import Advantages
 
 
 def enough_rewards(mask: Tensor) -> Tensor:

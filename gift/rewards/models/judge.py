@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gift.params import Positive
 from gift.project.errors import UserError
-from gift.project.sections import Count, Section
+from gift.project.sections import Count, Positive, Section
 from gift.rewards.models.judge_client import Body, Line, ask_all
 from gift.rewards.models.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
 from gift.rewards.settings import check_settings

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gift.params import Dtype
 from gift.project.errors import UserError
-from gift.project.sections import Count, Section
+from gift.project.sections import Count, Dtype, Section
 from gift.rewards.settings import check_settings
 from gift.rewards.text import Completion, completion_text
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gift.params import Positive
 from gift.project.errors import UserError
-from gift.project.sections import Count
+from gift.project.sections import Count, Positive
 from gift.rewards.programs import code_judge, code_wire
 from gift.rewards.programs.code_tasks import BrokenTest, asserts_task, check_task, texts
 from gift.rewards.text import Completion, completion_text

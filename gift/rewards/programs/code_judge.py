@@ -1,7 +1,7 @@
 """The program inside the sandbox that judges another: the tests run in one process, the judged program in a second.
 
 Only plain values pass between them, so an answer is fixed before anything compares it: the program never sees what is
-expected, nor the judge's memory, and cannot change what `assert` or `==` mean there. gift/rewards/programs/code.py starts it in
+expected, nor the judge's memory, and cannot change what `assert` or `==` mean there. `programs/code.py` starts it in
 the sandbox with the task as JSON on stdin, and reads the verdicts, one JSON line a test, from stdout.
 """
 

@@ -1,0 +1,73 @@
+"""How completions are sampled: the sections `generate` and `evaluate` of params.yaml, `generate` of launch.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gift.project.sections import Count, Dtype, Positive, Section
+
+Engine = Literal["vllm", "transformers"]
+
+
+class Sampling(Section):
+    """What `generate` and `evaluate` share: the engine and vLLM's words for sampling."""
+
+    engine: Engine = "vllm"
+    dtype: Dtype = "float32"
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count
+    max_model_len: Count | None = None
+    long_prompts: Literal["fail", "drop"] = "fail"
+    stop_tokens: list[str] = Field(default_factory=list, description="tokens that end a completion, beside the model's")
+    groups_per_part: Count = 256
+
+
+class Generate(Sampling):
+    """The group rollouts of a round."""
+
+    prompts_per_round: Count
+    group_size: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def whole_distribution(self) -> "Generate":
+        if self.top_p != 1:
+            raise ValueError(
+                "top_p must be 1 for training: the log-probs that the update recomputes are those of the whole "
+                "distribution (evaluate.top_p is free)"
+            )
+        return self
+
+
+class Evaluate(Sampling):
+    """Held-out accuracy: one greedy completion and `num_samples` sampled ones a prompt."""
+
+    num_samples: Count = 4
+    correct: str | list[str] | None = Field(
+        description="the reward (a key of score.rewards), or one for each kind of prompts, that is 1 when the answer "
+        "is right; null: mean rewards alone"
+    )
+
+    @field_validator("correct", mode="plain")
+    @classmethod
+    def one_or_several_or_null(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        texts = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) > 0
+        if value is not None and not texts:
+            raise ValueError("must be a key of score.rewards, a list of different ones, or null")
+        return value
+
+    @property
+    def judges(self) -> list[str]:
+        """The rewards that say what is right, each for prompts of its own; none where `correct` is null."""
+        return self.correct if isinstance(self.correct, list) else [self.correct] if self.correct else []
+
+
+class GenerateLaunch(Section):
+    """The sampler's machine: vLLM's words."""
+
+    tensor_parallel_size: Count = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    kv_cache_gib: Annotated[int, Field(ge=1, description="KV cache on a CPU, in GiB")] = 1
+    max_num_seqs: Count = 256
+    enforce_eager: bool | None = Field(None, description="null: true on a CPU, false on a GPU")

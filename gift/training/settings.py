@@ -1,0 +1,93 @@
+"""How a round trains: the sections `reference` and `update` of params.yaml, and those of launch.yaml."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gift.logprobs.settings import Packing
+from gift.methods.settings import Advantages, GiftObjective
+from gift.policy.settings import Lora
+from gift.project.errors import UserError
+from gift.project.sections import Count, Dtype, Positive, Section, Share
+
+
+class Reference(Section):
+    """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
+
+    policy: Literal["initial", "previous"] = "initial"
+    max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
+
+
+class Update(Section):
+    """One round of training."""
+
+    objective: Literal["gift"] = "gift"
+    advantages: Advantages = "group"
+    gift: GiftObjective = GiftObjective()
+    lora: Lora | None = Field(None, description="null: the whole model is trained")
+    groups_per_step: Count
+    epochs: Count = 1
+    lr: Positive
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_steps: Count | None = Field(None, description="optimizer steps over all rounds, warm-up included")
+    min_lr_ratio: Share = 0.0
+    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
+    eps: Positive = 1.0e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive | None = 1.0
+    optimizer_state: Literal["carry", "reset"] = "carry"
+    dtype: Dtype = Field(description="float32 or bfloat16 (with float32 masters); the reference stage uses it too")
+    max_drift: Positive = Field(
+        5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
+    )
+
+    @model_validator(mode="after")
+    def schedule_has_an_end(self) -> "Update":
+        if self.lr_schedule == "constant":
+            if self.schedule_steps is not None or self.min_lr_ratio:
+                raise ValueError(
+                    "lr_schedule: constant has no schedule_steps or min_lr_ratio; remove them, or use linear or cosine"
+                )
+        elif self.schedule_steps is None:
+            raise ValueError(
+                f"schedule_steps: missing; lr_schedule: {self.lr_schedule} needs the number of optimizer steps over "
+                "all rounds, after which the learning rate stays at lr * min_lr_ratio"
+            )
+        elif self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps: {self.schedule_steps}: must be more than warmup_steps ({self.warmup_steps}), which "
+                "it includes"
+            )
+        return self
+
+
+class ReferenceLaunch(Section):
+    tokens_per_batch: Count = 16384
+    packing: Packing = "auto"
+
+
+class UpdateLaunch(Section):
+    """The trainer's machine. Results are the same for every choice here, up to float rounding."""
+
+    launcher: Literal["in_process", "deepspeed", "srun"] = "in_process"
+    num_processes: Count = 1
+    launcher_args: list[str] = Field(default_factory=list, description="e.g. ['--hostfile', 'hosts']")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
+    tokens_per_batch: Count = 16384
+    packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    checkpoint_every_steps: Count = 8
+    timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
+
+
+def refuse_launch(launch: UpdateLaunch) -> None:
+    """Raise `UserError` where the launcher cannot start so many processes."""
+    if launch.launcher == "in_process" and launch.num_processes != 1:
+        raise UserError(
+            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
+            "deepspeed or srun"
+        )
