@@ -18,12 +18,14 @@ from gift.project.work import Work, refuse_existing, tree_digest, work_folder, w
 from gift.scoring.settings import Score
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, distributed
+from gift.training.learned import PREFIX, policy_module, refuse_other_head
 from gift.training.round import Checkpointing, round_metrics, share_cores, train_round, write_steps
-from gift.training.rows import join_rows, read_round, select_groups
+from gift.training.rows import join_rows, read_round
 from gift.training.schedule import check_schedule
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.state import check_saved, load_state, save_policy, save_state
 from gift.training.steps import steps_of_groups
+from gift.training.targets import choose
 from gift.training.trainer import Trainer
 
 
@@ -58,16 +60,18 @@ def main(
     files, lineage = find_policy(policy, initial)
     check_parent(files, lineage, update.lora)
     tables, source = read_round(rollouts, scores, reference, score, lineage, policy)
-    rows = join_rows(*tables, score)
-    groups, ledger = select_groups(rows, update)
-    if not groups:
+    rows = join_rows(*tables, score, source["settings"]["max_tokens"])
+    chosen = choose(rows.groups, update)
+    if not chosen.indices:
+        ledger = chosen.ledger
         raise UserError(
-            f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have equal "
-            f"rewards and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise "
-            "generate.group_size, or choose prompts that are neither always nor never solved"
+            f"{scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_targets']} have equal "
+            f"rewards, {ledger['num_groups_unscored']} fewer than two scores and {ledger['num_groups_not_selected']} "
+            "fewer than two completions that update.select keeps; look at the rewards, raise generate.group_size, or "
+            "choose prompts that are neither always nor never solved"
         )
     order = seed_of("update", seed, source["round"])
-    steps = steps_of_groups(groups, update.groups_per_step, update.epochs, order)
+    steps = steps_of_groups(chosen.indices, update.groups_per_step, update.epochs, order)
     note = check_schedule(lineage.optimizer_steps, len(steps), update)
     inputs = {
         "update": settings_of(update),
@@ -89,13 +93,14 @@ def main(
         folder = work_folder("update", out_policy)
         temperature = source["temperature"]
         lora = update.lora and load_trainable(files, update.lora, update.dtype, seed)
-        model = TokenLogprobs(lora or load_masters(policy, settings), temperature, launch.packing)
+        own = lora or load_masters(policy, settings)
+        model = policy_module(own, temperature, launch.packing, update.match, seed)
         if model.note and rank == 0:
             click.echo(f"{label}: {model.note}", err=True)
         engine = start_engine(model, settings, launch.gradient_checkpointing)
         if update.optimizer_state == "carry":
             carry_state(engine, optimizer, lineage.digest)
-        trainer = Trainer(engine, rows, update, launch.tokens_per_batch, model.layout)
+        trainer = Trainer(engine, rows, chosen, update, launch.tokens_per_batch, model.layout)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
         step_rows = train_round(engine, trainer, steps, update, lineage.optimizer_steps, keep)
         probed = min(range(len(rows.prompt_ids)), key=rows.length)
@@ -104,11 +109,11 @@ def main(
         state = engine.full_state()
         if state is None:
             return
-        weights = state.tensors["weight"]
+        weights = {name: each for name, each in state.tensors["weight"].items() if not name.startswith(PREFIX)}
         saved = save_policy(folder / "policy", files, weights, update.dtype, lora)
         sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
         check_saved(saved, weights, update.dtype, temperature, *sample, trained)
-        numbers = {**round_metrics(step_rows), **ledger}
+        numbers = {**round_metrics(step_rows, update.match.record.metrics), **chosen.ledger}
         new = write_lineage(
             folder / "policy",
             initial=lineage.initial,
@@ -119,7 +124,7 @@ def main(
             completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
         )
         save_state(folder / "optimizer" / "state.safetensors", state, {"policy": new.digest})
-        write_steps(folder / "steps.csv", step_rows)
+        write_steps(folder / "steps.csv", step_rows, update.match.record.metrics)
         write_json(folder / "update.json", numbers)
         sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
         work.publish(dict(zip(sources, outputs, strict=True)))
@@ -172,6 +177,7 @@ def carry_state(engine: Engine, optimizer: Path, policy: str) -> None:
                 f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {policy[:12]}; `dvc "
                 "checkout` brings the pair back, or set update.optimizer_state to reset"
             )
+        refuse_other_head(path, set(state.tensors["weight"]), engine.names)
     engine.load_full_state(state)
 
 

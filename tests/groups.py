@@ -1,12 +1,11 @@
 """Groups of random completions in float64, shared by the tests of the methods."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, Step
+from gift.methods.groups import Groups, groups_of
 
 
 def make_groups(
@@ -20,31 +19,12 @@ def make_groups(
     """Groups with these rewards [P, G]; completions of one token with log-prob -1 unless said otherwise."""
     mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     lengths = torch.ones_like(rewards, dtype=torch.int64) if lengths is None else lengths
-    completion = torch.repeat_interleave(torch.arange(rewards.numel()), lengths.flatten())
-    anchor = torch.full((len(completion),), -1.0, dtype=rewards.dtype)
-    trains = lengths * mask
-    step = Step(len(rewards), int(mask.sum()), int(trains.sum()), 2 * int(lengths.max()))
-    made = Groups(
-        mask=mask,
-        sampled=torch.ones_like(mask),
-        rewards=rewards,
-        components=rewards.unsqueeze(-1),
-        known=mask.unsqueeze(-1),
-        weights=torch.ones(1, dtype=rewards.dtype),
-        names=("reward",),
-        lengths=lengths,
-        truncated=torch.zeros_like(mask),
-        answers=torch.full_like(lengths, -1),
-        domains=(None,) * len(rewards),
-        solved=torch.full((len(rewards),), torch.nan, dtype=rewards.dtype),
-        completion=completion,
-        ref_logprobs=anchor if ref_logprobs is None else ref_logprobs,
-        old_logprobs=anchor if old_logprobs is None else old_logprobs,
-        rollout_logprobs=anchor if old_logprobs is None else old_logprobs,
-        token_weights=None,
-        step=step,
-    )
-    return replace(made, **fields)
+    anchor = torch.full((int(lengths.sum()),), -1.0, dtype=rewards.dtype)
+    given = {
+        "ref_logprobs": anchor if ref_logprobs is None else ref_logprobs,
+        "old_logprobs": anchor if old_logprobs is None else old_logprobs,
+    }
+    return groups_of(rewards, mask, lengths, 2 * int(lengths.max()), **given, **fields)
 
 
 def two_components(first: Any, second: Any, weights: tuple[float, float], **fields: Any) -> Groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from gift.project.sections import Section
@@ -35,9 +36,9 @@ class Groups:
     where its gate is shut; known: bool [P, G, K], where it gave a value; weights: float [K]; names: K words.
     lengths: int64 [P, G], tokens; truncated: bool [P, G]; answers: int64 [P, G], equal final answers of a group share
     a number, -1 is unknown. domains: P words; solved: float [P], share right in earlier rounds, nan if new.
-    completion: int64 [N], the place (0 .. P*G-1) of a token. ref_logprobs, old_logprobs, rollout_logprobs: float [N],
-    nats, of each token under the reference, the policy that the round started from, and the sampler.
-    token_weights: float [N], or None where all are 1.
+    order: int64 [R], the places (0 .. P*G-1) of completions in the order in which their tokens lie; tokens of others
+    are not here. ref_logprobs, old_logprobs, rollout_logprobs: float [N], nats, of each token under the reference, the
+    policy that the round started from, and the sampler (None: not read). token_weights: float [N], None: all are 1.
     """
 
     mask: Tensor
@@ -52,12 +53,17 @@ class Groups:
     answers: Tensor
     domains: tuple[str | None, ...]
     solved: Tensor
-    completion: Tensor
+    order: Tensor
     ref_logprobs: Tensor
     old_logprobs: Tensor
-    rollout_logprobs: Tensor
+    rollout_logprobs: Tensor | None
     token_weights: Tensor | None
     step: Step
+
+    @cached_property
+    def completion(self) -> Tensor:
+        """int64 [N], the place (0 .. P*G-1) of each token."""
+        return self.order.repeat_interleave(self.lengths.flatten()[self.order])
 
     def sum_tokens(self, values: Tensor) -> Tensor:
         """Sum of a per-token value over each completion: [N] to [P, G]."""
@@ -84,17 +90,11 @@ class Groups:
         group, local, token = _places(self, rows)
         mask = self.mask.new_zeros(len(group) * self.mask.shape[1]).index_fill(0, local, True)
         of_group = ("sampled", "rewards", "components", "known", "lengths", "truncated", "answers", "solved")
-        of_token = ("ref_logprobs", "old_logprobs", "rollout_logprobs")
-        return replace(
-            self,
-            mask=mask.view(len(group), -1),
-            **{name: getattr(self, name)[group] for name in of_group},
-            **{name: getattr(self, name)[token] for name in of_token},
-            domains=tuple(self.domains[index] for index in group.tolist()),
-            completion=local.repeat_interleave(self.lengths.flatten()[rows]),
-            token_weights=None if self.token_weights is None else self.token_weights[token],
-            step=step,
-        )
+        of_token = ("ref_logprobs", "old_logprobs", "rollout_logprobs", "token_weights")
+        taken = {name: getattr(self, name)[group] for name in of_group}
+        taken |= {name: None if (all_ := getattr(self, name)) is None else all_[token] for name in of_token}
+        domains = tuple(self.domains[index] for index in group.tolist())
+        return replace(self, mask=mask.view(len(group), -1), order=local, domains=domains, step=step, **taken)
 
     def to(self, device: torch.device) -> Groups:
         return _to(self, device)
@@ -199,9 +199,32 @@ class Select(Generic[S]):
     keep: Callable[[Groups, S], Tensor]
 
 
+def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, **fields: Any) -> Groups:
+    """Groups with all their completions in order; of what is not in `fields` nothing is known.
+
+    rewards: float [P, G], the only component unless `fields` say otherwise; mask, lengths: as in `Groups`.
+    """
+    unknown: dict[str, Any] = {
+        "sampled": mask.new_ones(mask.shape),
+        "components": rewards.unsqueeze(-1),
+        "known": mask.unsqueeze(-1),
+        "weights": rewards.new_ones(1),
+        "names": ("reward",),
+        "truncated": mask.new_zeros(mask.shape),
+        "answers": lengths.new_full(mask.shape, -1),
+        "domains": (None,) * len(mask),
+        "solved": rewards.new_full((len(mask),), float("nan")),
+        "rollout_logprobs": None,
+        "token_weights": None,
+    }
+    order = lengths.new_ones(mask.numel()).cumsum(0) - 1
+    step = Step(len(mask), int(mask.sum()), int((lengths * mask).sum()), max_tokens)
+    return Groups(mask=mask, rewards=rewards, lengths=lengths, **(unknown | {"order": order, "step": step} | fields))
+
+
 def _places(groups: Groups, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Of some rows: their groups [P'], ascending; their places [R] in P' * G; indices [N'] of their tokens."""
-    row = groups.completion.new_tensor(rows)
+    row = groups.order.new_tensor(rows)
     size = groups.mask.shape[1]
     group, inverse = (row // size).unique(return_inverse=True)
     lengths = groups.lengths.flatten()

@@ -16,22 +16,10 @@ from gift.training.engine import Engine
 from gift.training.schedule import learning_rate
 from gift.training.settings import Update
 from gift.training.state import load_state, save_state
+from gift.training.tally import COMMON
 from gift.training.trainer import Trainer
 
-STEP_COLUMNS = (
-    "step",
-    "loss",
-    "correlation",
-    "log_ratio",
-    "log_ratio_std",
-    "implied_beta",
-    "kl",
-    "entropy",
-    "grad_norm",
-    "learning_rate",
-    "num_groups",
-    "num_tokens",
-)
+WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -62,10 +50,13 @@ def train_round(
         state, facts = load_state(path)
         engine.load_full_state(state if engine.rank == 0 else None)
         rows = facts["rows"]
+        for row in rows:
+            trainer.adapt(row)
     with Progress(keep.label, len(steps), "steps", len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = first_step + index + 1
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
+            trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
             check_step(rows[-1], settings, keep.label)
             if engine.rank == 0:
@@ -88,24 +79,22 @@ def check_step(row: dict[str, float | None], settings: Update, label: str) -> No
         raise UserError(
             f"{label}: step {row['step']}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
             f"update.max_drift = {settings.max_drift:g}: the policy drifts away without the loss noticing. Nothing was "
-            "published. Lower update.lr, use update.gift.stats: detached, or raise update.max_drift"
+            "published. Lower update.lr, choose a loss that pulls towards its anchor (docs/objectives.md), or raise "
+            "update.max_drift"
         )
 
 
-def write_steps(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """steps.csv: one row an optimizer step; what is not known (a correlation before the policy moved) is empty."""
+def write_steps(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """steps.csv: one row an optimizer step; `metrics` are the method's own, and what is not known of them is empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, STEP_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+def round_metrics(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, float | int]:
     """The round in flat numbers: drift and fit at its last step, work done over all of them."""
-    last = {
-        name: rows[-1][name]
-        for name in ("loss", "correlation", "log_ratio", "log_ratio_std", "implied_beta", "kl", "entropy")
-    }
+    last = {name: rows[-1][name] for name in (*COMMON, *metrics)}
     return {
         **{name: value for name, value in last.items() if value is not None},
         "grad_norm": sum(row["grad_norm"] for row in rows) / len(rows),

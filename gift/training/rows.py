@@ -1,16 +1,15 @@
 """A round's completions as the update sees them, joined from the rollouts, scores and reference tables."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.before import Rewards
-from gift.methods.select.spread import enough_rewards, has_preference
+from gift.methods.groups import Groups, groups_of
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.scoring.settings import Score
@@ -24,7 +23,6 @@ from gift.tables.parts import (
     read_table,
     scores_schema,
 )
-from gift.training.settings import Update
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,7 @@ class Rows:
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    ref_logprobs: list[Tensor]
-    old_logprobs: list[Tensor]
-    rewards: Rewards
-
-    @property
-    def group_size(self) -> int:
-        return self.rewards.mask.shape[1]
-
-    def rows_of(self, groups: Sequence[int]) -> list[int]:
-        return [group * self.group_size + sample for group in groups for sample in range(self.group_size)]
+    groups: Groups
 
     def length(self, row: int) -> int:
         return len(self.prompt_ids[row]) + len(self.completion_ids[row])
@@ -66,35 +55,45 @@ def read_round(
     return (table, scored, referenced), source
 
 
-def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score) -> Rows:
-    """Rows of three tables with the same key in the same order; a null reward does not train (mask False)."""
+def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score, max_tokens: int) -> Rows:
+    """Rows of three tables with the same key in the same order; max_tokens: the longest that a completion may be."""
     prompts = rollouts["prompt_id"].to_pylist()
-    group_size = prompts.count(prompts[0])
-    return Rows(
-        prompt_ids=rollouts["prompt_ids"].to_pylist(),
-        completion_ids=rollouts["completion_ids"].to_pylist(),
-        ref_logprobs=[torch.tensor(values) for values in reference["ref_logprobs"].to_pylist()],
-        old_logprobs=[torch.tensor(values) for values in reference["old_logprobs"].to_pylist()],
-        rewards=rewards_of(scores, score, group_size),
+    size = prompts.count(prompts[0])
+    groups = groups_of(
+        **rewards_of(scores, score, size),
+        lengths=torch.tensor(pc.list_value_length(rollouts["completion_ids"]).to_numpy()).long().view(-1, size),
+        max_tokens=max_tokens,
+        truncated=torch.tensor(pc.equal(rollouts["finish_reason"], "length").to_numpy()).view(-1, size),
+        ref_logprobs=_flat(reference, "ref_logprobs"),
+        old_logprobs=_flat(reference, "old_logprobs"),
     )
+    return Rows(rollouts["prompt_ids"].to_pylist(), rollouts["completion_ids"].to_pylist(), groups)
 
 
-def rewards_of(scores: pa.Table, score: Score, group_size: int) -> Rewards:
-    """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all."""
+def rewards_of(scores: pa.Table, score: Score, group_size: int) -> dict[str, Any]:
+    """The scores table as fields of `Groups`; a null reward does not train (mask False).
+
+    A component whose gate is shut counts as 0, one without a value not at all.
+    """
+    rewards, mask = _column(scores, "reward", group_size)
     values, known = zip(*(_column(scores, name, group_size) for name in score.rewards), strict=True)
     columns = dict(zip(score.rewards, values, strict=True))
-    total, mask = _column(scores, "reward", group_size)
     opened = {
         name: columns[name] * (columns[reward.only_if] == 1) if reward.only_if else columns[name]
         for name, reward in score.rewards.items()
     }
-    return Rewards(
-        total=total,
-        mask=mask,
-        components=torch.stack(list(opened.values()), -1),
-        known=torch.stack(known, -1) & mask.unsqueeze(-1),
-        weights=torch.tensor([reward.weight for reward in score.rewards.values()]),
-    )
+    return {
+        "rewards": rewards,
+        "mask": mask,
+        "components": torch.stack(list(opened.values()), -1),
+        "known": torch.stack(known, -1) & mask.unsqueeze(-1),
+        "weights": torch.tensor([reward.weight for reward in score.rewards.values()]),
+        "names": tuple(score.rewards),
+    }
+
+
+def _flat(table: pa.Table, name: str) -> Tensor:
+    return torch.tensor(pc.list_flatten(table[name]).to_numpy())
 
 
 def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
@@ -102,20 +101,3 @@ def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tenso
     values = scores[name].to_pylist()
     numbers = torch.tensor([0.0 if value is None else value for value in values])
     return numbers.view(-1, group_size), torch.tensor([value is not None for value in values]).view(-1, group_size)
-
-
-def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:
-    """The groups that train, and the ledger of the others; its sums close."""
-    mask = rows.rewards.mask
-    enough = enough_rewards(mask)
-    spread = has_preference(rows.rewards, settings.advantages)
-    chosen = enough & spread if settings.gift.zero_spread == "mask" else enough
-    ledger = {
-        "num_groups": len(mask),
-        "num_completions": mask.numel(),
-        "num_completions_unscored": int((~mask).sum()),
-        "num_groups_unscored": int((~enough).sum()),
-        "num_groups_zero_spread": int((enough & ~spread).sum()),
-        "num_groups_selected": int(chosen.sum()),
-    }
-    return chosen.nonzero().squeeze(-1).tolist(), ledger

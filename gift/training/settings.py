@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
-from gift.methods.settings import Advantages, GiftObjective
+from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
-from gift.project.sections import Count, Dtype, Positive, Section, Share
+from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
 
 
 class Reference(Section):
@@ -21,9 +21,10 @@ class Reference(Section):
 class Update(Section):
     """One round of training."""
 
-    objective: Literal["gift"] = "gift"
-    advantages: Advantages = "group"
-    gift: GiftObjective = GiftObjective()
+    select: list[choice(SELECT)] = Field([], description="methods that leave completions out, in order")  # type: ignore[valid-type]
+    shape: choice(SHAPE) = Field({"zscore": {}}, validate_default=True)  # type: ignore[valid-type]
+    match: choice(MATCH) = Field({"gift": {}}, validate_default=True)  # type: ignore[valid-type]
+    zero_targets: Literal["drop", "keep"] = Field("drop", description="groups all of whose targets are 0")
     lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count
     epochs: Count = 1
@@ -41,6 +42,13 @@ class Update(Section):
     max_drift: Positive = Field(
         5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
     )
+
+    @model_validator(mode="after")
+    def shape_fits(self) -> "Update":
+        fitting = self.match.record.shapes
+        if fitting and self.shape.name not in fitting:
+            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {' or '.join(fitting)}")
+        return self
 
     @model_validator(mode="after")
     def schedule_has_an_end(self) -> "Update":
