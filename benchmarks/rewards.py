@@ -162,7 +162,8 @@ def write_rows(
     import numpy as np
     import pyarrow as pa
 
-    from gift.tables.parts import ROLLOUTS, check_rollouts, write_part
+    from gift.tables.parts import write_part
+    from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
     count = len(prompt_ids)
     draw = np.random.default_rng(index)

@@ -18,8 +18,9 @@ from gift.sampling.engine import Request, start_sampler
 from gift.sampling.rollouts import Group, write_rollouts
 from gift.sampling.settings import Generate, GenerateLaunch
 from gift.sampling.templates import chat_findings
-from gift.tables.parts import ROLLOUTS, check_rollouts, read_table
+from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column, read_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
 @click.command()
@@ -75,7 +76,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         partial(tokenizer.decode, skip_special_tokens=True),
         f"generate@{out.parent.name}",
     )
-    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts)
+    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
     lengths = pc.list_value_length(rollouts["completion_ids"])
     numbers = {
         "num_prompts": table.num_rows,

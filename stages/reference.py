@@ -11,14 +11,9 @@ from gift.project.errors import UserError
 from gift.project.params import read_launch, read_section
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parquet import part_paths
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    read_table,
-)
+from gift.tables.parts import check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference import audit, write_reference
 from gift.training.settings import Reference, ReferenceLaunch, Update
 
@@ -34,7 +29,7 @@ def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) 
     refuse_existing(out, metrics)
     settings, dtype = read_section("reference", Reference), read_section("update", Update).dtype
     launch = read_launch("reference", ReferenceLaunch)
-    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
+    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, initial)
     if source["policy"] != lineage.digest:
         raise UserError(

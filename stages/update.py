@@ -15,12 +15,11 @@ from gift.project.errors import UserError
 from gift.project.params import read_launch, read_section, read_seed, settings_of
 from gift.project.seeds import seed_of
 from gift.project.work import Work, refuse_existing, tree_digest, work_folder, write_json
-from gift.scoring.settings import Score
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, distributed
 from gift.training.learned import PREFIX, policy_module, refuse_other_head
 from gift.training.round import Checkpointing, round_metrics, share_cores, train_round, write_steps
-from gift.training.rows import join_rows, read_round
+from gift.training.rows import read_round
 from gift.training.schedule import check_schedule
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.state import check_saved, load_state, save_policy, save_state
@@ -54,13 +53,12 @@ def main(
 ) -> None:
     console.quiet()
     update, seed = read_section("update", Update), read_seed()
-    launch, score = read_launch("update", UpdateLaunch), read_section("score", Score)
+    launch = read_launch("update", UpdateLaunch)
     settings = engine_settings(update, launch)
     label = f"update@{out_policy.parent.name}"
     files, lineage = find_policy(policy, initial)
     check_parent(files, lineage, update.lora)
-    tables, source = read_round(rollouts, scores, reference, score, lineage, policy)
-    rows = join_rows(*tables, score, source["settings"]["max_tokens"])
+    rows, source = read_round(rollouts, scores, reference, lineage, policy)
     chosen = choose(rows.groups, update)
     if not chosen.indices:
         ledger = chosen.ledger
@@ -103,15 +101,14 @@ def main(
         trainer = Trainer(engine, rows, chosen, update, launch.tokens_per_batch, model.layout)
         keep = Checkpointing(folder, launch.checkpoint_every_steps, label)
         step_rows = train_round(engine, trainer, steps, update, lineage.optimizer_steps, keep)
-        probed = min(range(len(rows.prompt_ids)), key=rows.length)
         with torch.no_grad():
-            trained = trainer.logprobs([probed])
+            trained = trainer.logprobs([rows.shortest])
         state = engine.full_state()
         if state is None:
             return
         weights = {name: each for name, each in state.tensors["weight"].items() if not name.startswith(PREFIX)}
         saved = save_policy(folder / "policy", files, weights, update.dtype, lora)
-        sample = (rows.prompt_ids[probed], rows.completion_ids[probed])
+        sample = (rows.prompt_ids.take([rows.shortest]), rows.completion_ids.take([rows.shortest]))
         check_saved(saved, weights, update.dtype, temperature, *sample, trained)
         numbers = {**round_metrics(step_rows, update.match.record.metrics), **chosen.ledger}
         new = write_lineage(

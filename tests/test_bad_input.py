@@ -109,8 +109,8 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     ),
     "misspelt in another section": (
         "score@r1",
-        ("params.yaml: update.gift.spread_flor: unknown key; did you mean 'spread_floor'?",),
-        params(update={"gift": {"spread_flor": 0.3}}),
+        ("params.yaml: update.match.gift.spread_flor: unknown key; did you mean 'spread_floor'?",),
+        params(update={"match": {"gift": {"spread_flor": 0.3}}}),
     ),
     "unknown section": ("base", ("params.yaml: tokenizer: unknown key; known: seed, prepare",), params(tokenizer={})),
     "two mistakes, both named": (

@@ -22,15 +22,9 @@ from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths, read_file
-from gift.tables.parts import (
-    ROLLOUTS,
-    check_rollouts,
-    check_scores,
-    read_part,
-    read_table,
-    scores_schema,
-    write_part,
-)
+from gift.tables.parts import read_part, read_table, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 
 # Every call leaves a line in calls.txt: its function's rows as prompt_id/place in the call.
 REWARDS = """

@@ -5,6 +5,7 @@ import pyarrow as pa
 from gift.project.sections import check
 from gift.scoring.settings import Score
 from gift.training.rows import rewards_of
+from tests.groups import make_groups
 
 
 def test_components_gates_and_nulls() -> None:
@@ -17,8 +18,8 @@ def test_components_gates_and_nulls() -> None:
             "brief": [0.5, 0.5, 0.5, 0.5],
         }
     )
-    rewards = rewards_of(table, score, group_size=2)
-    assert rewards.total.tolist() == [[1.25, 0.0], [0.0, 0.0]]
+    rewards = make_groups(**rewards_of(table, score.model_dump()["rewards"], group_size=2))
+    assert rewards.rewards.tolist() == [[1.25, 0.0], [0.0, 0.0]]
     assert rewards.mask.tolist() == [[True, True], [False, True]]
     assert rewards.components.tolist() == [[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
     assert rewards.known.tolist() == [[[True, True], [True, True]], [[False, False], [False, True]]]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name, part_paths, read_file, write_file
-from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, read_table, write_part
+from gift.tables.parts import read_part, read_table, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 METADATA = {"artifact": "rollouts", "policy": "abc"}
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import Outputs, groups_of
 from gift.methods.names import MATCH
 from gift.project.errors import UserError
+from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
 from gift.training.engine import Engine, EngineSettings, distributed
 from gift.training.learned import policy_module
@@ -63,8 +65,9 @@ def round_rows() -> Rows:
         for _ in range(4):
             prompts.append(prompt)
             completions.append([rng.randrange(50) for _ in range(rng.randint(1, 5 + 3 * group))])
+    columns = Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
     logprobs = lambda seed: completion_logprobs(  # noqa: E731
-        TokenLogprobs(model(seed), TEMPERATURE), prompts, completions, [[i] for i in range(20)]
+        TokenLogprobs(model(seed), TEMPERATURE), *columns, [[i] for i in range(20)]
     )
     totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
@@ -79,10 +82,10 @@ def round_rows() -> Rows:
         components=components,
         known=mask.unsqueeze(-1).expand(5, 4, 2),
         weights=torch.ones(2),
-        ref_logprobs=torch.cat(logprobs(1)),
-        old_logprobs=torch.cat(logprobs(2)),
+        ref_logprobs=torch.from_numpy(logprobs(1).values),
+        old_logprobs=torch.from_numpy(logprobs(2).values),
     )
-    return Rows(prompts, completions, groups)
+    return Rows(*columns, groups)
 
 
 GIFT = {"spread_floor": 0.3, "stats": "full", "anchor": "reference"}
@@ -128,7 +131,7 @@ def plain_autograd(
         own = [row for group in groups for row in range(4 * group, 4 * group + 4) if chosen.groups.mask.view(-1)[row]]
         parts, prompts = [], {}
         for row in own:
-            ids = torch.tensor([rows.prompt_ids[row] + rows.completion_ids[row]])
+            ids = torch.tensor([[*rows.prompt_ids[row], *rows.completion_ids[row]]])
             start = len(rows.prompt_ids[row])
             logits = policy(ids).logits[0, start - 1 : -1] / TEMPERATURE
             parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
@@ -282,8 +285,8 @@ def test_batches_hold_every_row_once_within_the_budget(layout: str) -> None:
         size = rng.randint(1, 6)
         groups = [list(range(index * size, index * size + size)) for index in range(rng.randint(1, 12))]
         prompts = [rng.randint(1, 20) for _ in groups]
-        lengths = [(prompt, rng.randint(1, 20)) for prompt in prompts for _ in range(size)]
-        budget = rng.randint(max(map(sum, lengths)), 300)
+        lengths = np.array([(prompt, rng.randint(1, 20)) for prompt in prompts for _ in range(size)])
+        budget = rng.randint(lengths.sum(1).max(), 300)
         batches = row_batches(groups, lengths, budget, layout)
         assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
         plan = micro_batches(groups, lengths, budget, layout)
@@ -301,14 +304,15 @@ def test_batches_hold_every_row_once_within_the_budget(layout: str) -> None:
         assert all(count <= budget for count in tokens)
 
 
-def rows_of(rows: list[int], lengths: list[tuple[int, int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token lists of these lengths; a prompt differs from every other one unless its length is the same."""
-    return [[1] * lengths[row][0] for row in rows], [[2] * lengths[row][1] for row in rows]
+def rows_of(rows: list[int], lengths: Ints) -> tuple[Ragged, Ragged]:
+    """Tokens of these lengths; a prompt differs from every other one unless its length is the same."""
+    prompts, completions = ([[token] * count for count in lengths[rows, token - 1]] for token in (1, 2))
+    return Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
 
 
 def test_a_row_longer_than_the_budget_is_refused() -> None:
     with pytest.raises(UserError, match="tokens_per_batch: 10 is less than one sequence of 11 tokens"):
-        fill([[0], [1]], [(3, 1), (6, 6)], 10, "packed")
+        fill([[0], [1]], np.array([(3, 1), (6, 6)]), 10, "packed")
 
 
 def test_steps_hold_every_group_once_an_epoch() -> None:

@@ -1,11 +1,15 @@
 """Reading one section of params.yaml or launch.yaml; nothing here knows what the sections hold."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 
+from gift.project.errors import UserError
+from gift.project.rounds import ROUNDS, Round, lay_over
 from gift.project.sections import Model, Section, check
+from gift.project.work import write_json
 from gift.project.yaml import read_yaml
 
 PARAMS, LAUNCH = Path("params.yaml"), Path("launch.yaml")
@@ -17,9 +21,33 @@ class _File(Section):
     model_config = ConfigDict(extra="ignore")
 
 
-def read_section(name: str, model: type[Model], file: Path = PARAMS) -> Model:
-    """One section as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy."""
-    return _read(name, (model, ...), file, read_yaml(file))
+def read_section(name: str, model: type[Model], overrides: Path | None = None, file: Path = PARAMS) -> Model:
+    """One section as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy.
+
+    `overrides` is the file with the keys in which a round differs (stages/overrides.py); they are checked as strictly.
+    """
+    content = read_yaml(file)
+    section: Model = _read(name, (model, ...), file, content)
+    return section if overrides is None else overridden(name, model, content[name], *read_overrides(overrides))
+
+
+def overridden(name: str, model: type[Model], content: dict[str, Any], round_: str, changes: dict[str, Any]) -> Model:
+    """The section `content` of params.yaml with the keys of a round in place of its own, checked as a whole."""
+    changed: Model = _read(name, (model, ...), f"{ROUNDS}: rounds.{round_}", {name: lay_over(content, changes)}, ".")
+    return changed
+
+
+def write_overrides(path: Path, round_: Round, section: str) -> None:
+    write_json(path, {"round": round_.name, "changes": round_.overrides.get(section, {})})
+
+
+def read_overrides(path: Path) -> tuple[str, dict[str, Any]]:
+    """The round's name and the keys that it changes, as `write_overrides` left them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["round"], content["changes"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path}: not readable; `dvc repro overrides` makes it again") from None
 
 
 def read_launch(name: str, model: type[Model], file: Path = LAUNCH) -> Model:
@@ -32,10 +60,10 @@ def read_seed(file: Path = PARAMS) -> int:
     return int(_read("seed", (Annotated[int, Field(ge=0)], ...), file, read_yaml(file)))
 
 
-def _read(name: str, field: Any, file: Path, content: dict[str, Any]) -> Any:
-    return getattr(check(create_model("File", __base__=_File, **{name: field}), content, str(file)), name)
+def _read(name: str, field: Any, file: Path | str, content: dict[str, Any], joint: str = ": ") -> Any:
+    return getattr(check(create_model("File", __base__=_File, **{name: field}), content, str(file), joint), name)
 
 
 def settings_of(section: Section) -> dict[str, Any]:
-    """A section for metadata: what is not its default alone, so that a new key with a neutral default changes no byte."""
+    """A section for metadata, without defaults, so that a new key with a neutral default changes no byte."""
     return section.model_dump(mode="json", exclude_defaults=True)

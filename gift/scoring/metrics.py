@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from gift.project.errors import UserError
 from gift.scoring.failures import FAILED
 from gift.scoring.settings import Reward
-from gift.tables.parts import STATUSES
+from gift.tables.scores import STATUSES
 
 
 def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:

@@ -24,18 +24,10 @@ from gift.scoring.settings import Reward, Score, ScoreLaunch
 from gift.scoring.workers.pool import Call, RewardPool
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
-from gift.tables.parts import (
-    ROLLOUTS,
-    check_key,
-    check_rollouts,
-    check_same_rows,
-    check_scores,
-    read_part,
-    read_parts,
-    scores_schema,
-    write_part,
-)
+from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.prompts import read_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """A round's completions as the update sees them, joined from the rollouts, scores and reference tables."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -12,37 +16,41 @@ from torch import Tensor
 from gift.methods.groups import Groups, groups_of
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
-from gift.scoring.settings import Score
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    check_scores,
-    read_table,
-    scores_schema,
-)
+from gift.project.ragged import Ints, Ragged
+from gift.tables.parts import check_lengths, check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import read_scores
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A round's completions, groups in order: P groups of G rows, row = group * G + sample."""
+    """A round's completions, groups in order: P groups of G rows, row = group * G + sample.
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
+    Tokens are int32 and flat; `groups` has the rest, with all that is scored in the mask.
+    """
+
+    prompt_ids: Ragged
+    completion_ids: Ragged
     groups: Groups
 
-    def length(self, row: int) -> int:
-        return len(self.prompt_ids[row]) + len(self.completion_ids[row])
+    @cached_property
+    def lengths(self) -> Ints:
+        """int64 [rows, 2]: tokens of each row's prompt, and of its completion."""
+        return np.stack([self.prompt_ids.lengths, self.completion_ids.lengths], axis=1)
+
+    @cached_property
+    def shortest(self) -> int:
+        """The first of the rows with the fewest tokens."""
+        return int(self.lengths.sum(1).argmin())
 
 
 def read_round(
-    rollouts: Path, scores: Path, reference: Path, score: Score, lineage: Lineage, policy: Path
-) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
-    """The three tables of a round and the rollouts' metadata; tables made with another policy are refused."""
-    table, source = read_table(rollouts, ROLLOUTS, check_rollouts)
-    scored, scores_source = read_table(scores, scores_schema(score.rewards), check_scores)
+    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path
+) -> tuple[Rows, dict[str, Any]]:
+    """The rows of a round and the rollouts' metadata; tables made with another policy are refused."""
+    table, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["prompt_ids", "completion_ids", "finish_reason"])
+    scored, scores_source = read_scores(scores)
     referenced, reference_source = read_table(reference, REFERENCE, check_reference)
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
         if metadata["policy"] != lineage.digest:
@@ -52,52 +60,62 @@ def read_round(
             )
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
-    return (table, scored, referenced), source
+    check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
+    rewards, max_tokens = scores_source["settings"]["rewards"], source["settings"]["max_tokens"]
+    return join_rows(table, scored, referenced, rewards, max_tokens), source
 
 
-def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score, max_tokens: int) -> Rows:
-    """Rows of three tables with the same key in the same order; max_tokens: the longest that a completion may be."""
-    prompts = rollouts["prompt_id"].to_pylist()
-    size = prompts.count(prompts[0])
+def join_rows(
+    rollouts: pa.Table, scores: pa.Table, reference: pa.Table, rewards: Mapping[str, Mapping[str, Any]], max_tokens: int
+) -> Rows:
+    """Rows of three tables with the same key in the same order.
+
+    rewards: score.rewards as the scores were made with it, from their table's metadata. max_tokens: the longest that a
+    completion may be.
+    """
+    size = pc.max(rollouts["sample"]).as_py() + 1
+    completion_ids = Ragged.from_arrow(rollouts["completion_ids"])
     groups = groups_of(
-        **rewards_of(scores, score, size),
-        lengths=torch.tensor(pc.list_value_length(rollouts["completion_ids"]).to_numpy()).long().view(-1, size),
+        **rewards_of(scores, rewards, size),
+        lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
         max_tokens=max_tokens,
         truncated=torch.tensor(pc.equal(rollouts["finish_reason"], "length").to_numpy()).view(-1, size),
-        ref_logprobs=_flat(reference, "ref_logprobs"),
-        old_logprobs=_flat(reference, "old_logprobs"),
+        ref_logprobs=_tensor(reference["ref_logprobs"]),
+        old_logprobs=_tensor(reference["old_logprobs"]),
     )
-    return Rows(rollouts["prompt_ids"].to_pylist(), rollouts["completion_ids"].to_pylist(), groups)
+    return Rows(Ragged.from_arrow(rollouts["prompt_ids"]), completion_ids, groups)
 
 
-def rewards_of(scores: pa.Table, score: Score, group_size: int) -> dict[str, Any]:
+def _tensor(column: pa.ChunkedArray) -> Tensor:
+    """All values of a column of lists, in Arrow's own memory: nobody writes there, and torch warns that one could."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(Ragged.from_arrow(column).values)
+
+
+def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group_size: int) -> dict[str, Any]:
     """The scores table as fields of `Groups`; a null reward does not train (mask False).
 
-    A component whose gate is shut counts as 0, one without a value not at all.
+    A component whose gate is shut counts as 0, one without a value not at all. rewards: as for `join_rows`. Components
+    stand in the order of the table's columns.
     """
-    rewards, mask = _column(scores, "reward", group_size)
-    values, known = zip(*(_column(scores, name, group_size) for name in score.rewards), strict=True)
-    columns = dict(zip(score.rewards, values, strict=True))
-    opened = {
-        name: columns[name] * (columns[reward.only_if] == 1) if reward.only_if else columns[name]
-        for name, reward in score.rewards.items()
-    }
+    names = [name for name in scores.column_names if name in rewards]
+    total, mask = _column(scores, "reward", group_size)
+    values, known = zip(*(_column(scores, name, group_size) for name in names), strict=True)
+    columns = dict(zip(names, values, strict=True))
+    gates = {name: rewards[name].get("only_if") for name in names}
+    opened = [columns[name] * (columns[gate] == 1) if gate else columns[name] for name, gate in gates.items()]
     return {
-        "rewards": rewards,
+        "rewards": total,
         "mask": mask,
-        "components": torch.stack(list(opened.values()), -1),
+        "components": torch.stack(opened, -1),
         "known": torch.stack(known, -1) & mask.unsqueeze(-1),
-        "weights": torch.tensor([reward.weight for reward in score.rewards.values()]),
-        "names": tuple(score.rewards),
+        "weights": torch.tensor([float(rewards[name].get("weight", 1.0)) for name in names]),
+        "names": tuple(names),
     }
-
-
-def _flat(table: pa.Table, name: str) -> Tensor:
-    return torch.tensor(pc.list_flatten(table[name]).to_numpy())
 
 
 def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
-    """A column of the scores as float [P, G], 0 where null, and bool [P, G] where it is not."""
-    values = scores[name].to_pylist()
-    numbers = torch.tensor([0.0 if value is None else value for value in values])
-    return numbers.view(-1, group_size), torch.tensor([value is not None for value in values]).view(-1, group_size)
+    """A column of the scores as float32 [P, G], 0 where null, and bool [P, G] where it is not."""
+    numbers = torch.tensor(pc.fill_null(scores[name], 0.0).to_numpy(), dtype=torch.float32)
+    return numbers.view(-1, group_size), torch.tensor(pc.is_valid(scores[name]).to_numpy()).view(-1, group_size)

@@ -17,6 +17,7 @@ from gift.policy.adapter import PolicyFiles, load_policy
 from gift.policy.folder import MODEL_CONFIGS, copy_companions, load_model
 from gift.policy.lora import save_adapter
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.training.engine import FullState
 
 _LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
@@ -69,10 +70,9 @@ def save_policy(folder: Path, parent: PolicyFiles, weights: dict[str, Tensor], d
     return PolicyFiles(folder)
 
 
-def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
+def probe(model: Any, temperature: float, prompt: Ragged, completion: Ragged) -> Tensor:
     """Log-probs [T] of one completion under a model on the CPU."""
-    (values,) = completion_logprobs(TokenLogprobs(model, temperature), [prompt_ids], [completion_ids], [[0]])
-    return values
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, temperature), prompt, completion, [[0]]).values)
 
 
 def check_saved(
@@ -80,21 +80,22 @@ def check_saved(
     weights: Mapping[str, Tensor],
     dtype: str,
     temperature: float,
-    prompt_ids: list[int],
-    completion_ids: list[int],
+    prompt: Ragged,
+    completion: Ragged,
     trained: Tensor,
 ) -> None:
     """Open the new policy as the next stage will: it has the trained weights to the bit, and the trainer's log-probs.
 
-    `weights` are those given to `save_policy`, `trained` the log-probs [T] of the completion, which must be the same on
-    average only: the trainer's may come from another device, which rounds a single bfloat16 logit elsewhere.
+    `weights` are those given to `save_policy`, `trained` the log-probs [T] of the completion, a column of one row. They
+    must be the same on average only: the trainer's may come from another device, which rounds a single bfloat16 logit
+    elsewhere.
     """
     model = load_policy(files, dtype)
     opened, rounded = dict(model.named_parameters()), getattr(torch, dtype)
     for name, tensor in weights.items():
         if not torch.equal(opened[name.removeprefix("model.")].to(rounded), tensor.to(rounded)):
             raise UserError(f"{files.folder}: the saved policy differs from the trained one in {name}; {_LOST}")
-    gap = float((probe(model, temperature, prompt_ids, completion_ids) - trained.cpu()).abs().mean())
+    gap = float((probe(model, temperature, prompt, completion) - trained.cpu()).abs().mean())
     limit = ROUNDING[rounded]
     if not gap <= limit:
         raise UserError(

@@ -44,7 +44,6 @@ class Trainer:
         self.tokens_per_batch, self.layout = tokens_per_batch, layout
         self.match: Match[Any] = update.match.record
         self.settings: Any = update.match.settings
-        self._lengths = [(len(p), len(c)) for p, c in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
         self._size = chosen.groups.mask.shape[1]
         self._trains = chosen.groups.mask.flatten().tolist()
 
@@ -58,7 +57,7 @@ class Trainer:
         """
         rows = {group: self._rows_of(group) for group in groups}
         step = self._totals(groups)
-        tokens = [num_tokens([rows[group]], self._lengths, self.layout) for group in groups]
+        tokens = [num_tokens([rows[group]], self.rows.lengths, self.layout) for group in groups]
         shares = [[groups[i] for i in share] for share in share_groups(tokens, self.engine.world_size)]
         plans = [self._plan([rows[group] for group in share]) for share in shares]
         own = plans[self.engine.rank]
@@ -89,20 +88,19 @@ class Trainer:
 
     def outputs(self, rows: list[int]) -> Outputs:
         """What the forward gives of some rows; without rows, of the shortest one (to be weighted with 0)."""
-        rows = rows or [min(range(len(self._lengths)), key=lambda row: sum(self._lengths[row]))]
-        tokens, completions = self.rows.prompt_ids, self.rows.completion_ids
-        batch = token_batch([tokens[row] for row in rows], [completions[row] for row in rows], self.layout)
+        rows = rows or [self.rows.shortest]
+        batch = token_batch(self.rows.prompt_ids.take(rows), self.rows.completion_ids.take(rows), self.layout)
         prompts = self._prompts(rows, batch) if self.match.head else ()
         made = self.engine.forward(batch.to(self.engine.device), *prompts)
         return Outputs(*made) if prompts else Outputs(made)
 
     def _prompts(self, rows: list[int], batch: TokenBatch) -> tuple[tuple[Tensor, ...]]:
         """The places in the batch of one prompt of each group, in order: its tokens lie together in every layout."""
-        counts = torch.tensor([self._lengths[row][1] for row in rows])
-        last = batch.positions[counts.cumsum(0) - counts].tolist()  # of a prompt; it predicts the first of a completion
+        lengths, counts = self.rows.lengths[rows].T
+        last = batch.positions.numpy()[counts.cumsum() - counts]  # of a prompt; it predicts the first of a completion
         first = {row // self._size: index for index, row in reversed(list(enumerate(rows)))}
         places = [
-            torch.arange(last[index] + 1 - self._lengths[rows[index]][0], last[index] + 1, device=self.engine.device)
+            torch.arange(last[index] + 1 - lengths[index], last[index] + 1, device=self.engine.device)
             for _, index in sorted(first.items())
         ]
         return (tuple(places),)
@@ -127,7 +125,7 @@ class Trainer:
         return replace(targets, completions=completions)
 
     def _plan(self, groups: list[list[int]]) -> MicroBatches:
-        plan = micro_batches(groups, self._lengths, self.tokens_per_batch, self.layout)
+        plan = micro_batches(groups, self.rows.lengths, self.tokens_per_batch, self.layout)
         if self.match.coupled:
             return plan
         return MicroBatches([*plan.whole, *([part] for part in plan.parts)], [])
@@ -173,7 +171,7 @@ class Trainer:
         return loss
 
     def _split(self, values: Tensor, rows: list[int]) -> Sequence[Tensor]:
-        return values.split([self._lengths[row][1] for row in rows])
+        return values.split(self.rows.completion_ids.lengths[rows].tolist())
 
     def _groups_of(self, rows: list[int]) -> list[int]:
         return sorted({row // self._size for row in rows})

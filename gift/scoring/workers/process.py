@@ -17,7 +17,7 @@ from typing import Any
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.worker import CONNECTION_LOST, Entry
-from gift.tables.parts import STATUSES
+from gift.tables.scores import STATUSES
 
 SEND_SECONDS = 60
 LINE_BYTES = 2**24

@@ -1,0 +1,27 @@
+"""Write down in which settings a round differs from params.yaml, a file for each section."""
+
+from pathlib import Path
+
+import click
+
+from gift.project import console
+from gift.project.errors import UserError
+from gift.project.params import write_overrides
+from gift.project.rounds import ROUNDS, SECTIONS, read_rounds
+
+
+@click.command()
+@click.option("--round", "name", required=True)
+@click.option("--out", "folder", type=Path, required=True, help="A folder; the other stages depend on its files.")
+def main(name: str, folder: Path) -> None:
+    """A stage depends on the file of its own section, so that another section's change does not make it stale."""
+    rounds = read_rounds()
+    if name not in rounds:
+        raise UserError(f"{ROUNDS}: rounds: there is no round '{name}'")
+    for section in SECTIONS:
+        write_overrides(folder / f"{section}.json", rounds[name], section)
+    console.say(f"overrides@{name}", changed=", ".join(rounds[name].overrides) or "nothing")
+
+
+if __name__ == "__main__":
+    console.run(main)
