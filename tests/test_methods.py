@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import create_model
 from torch import Tensor
 
 from gift.methods.groups import Groups, Loss, Outputs, Step, Targets
@@ -14,6 +15,10 @@ from gift.methods.match.flowrl import Flowrl, flowrl
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.methods.select.pods import Pods, pods
 from gift.methods.shape.zscore import standardise
+from gift.project.errors import UserError
+from gift.project.params import settings_of
+from gift.project.sections import Section, check, choice
+from gift.training.settings import Update
 from tests.groups import make_groups, two_components
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -248,6 +253,44 @@ def test_selection_is_of_what_trains_and_does_not_depend_on_order(name: str, fie
 
 def test_every_select_has_a_case() -> None:
     assert SELECT.keys() == {"overlong", "pods"}
+
+
+# What settings may say.
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"match": {"gfit": {}}}, "update.match.gfit: unknown key; did you mean 'gift'?"),
+        ({"match": {"gift": {"anchr": "old"}}}, "update.match.gift.anchr: unknown key; did you mean 'anchor'?"),
+        ({"match": {"gift": {"beta": -1.0}}}, "update.match.gift.beta: -1.0: must be greater than 0"),
+        ({"match": {"gift": {}, "gvpo": {}}}, "update.match: must name exactly one of gift, .*, not gift and gvpo"),
+        ({"match": {}}, "update.match: must name exactly one of gift, .*, not nothing"),
+        ({"match": "gift"}, "update.match: 'gift': must be a map"),
+        ({"match": {"gift": None}}, "update.match.gift: None: must be a map"),
+        ({"match": {"dpo": {}}}, "update: shape: zscore: match: dpo needs pairs"),
+        ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
+        ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
+        ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
+    ],
+)
+def test_a_wrong_method_is_one_line(update: dict[str, Any], message: str) -> None:
+    content = {"update": {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", **update}}
+    with pytest.raises(UserError, match=rf"^params.yaml: {message}[^\n]*$"):
+        check(create_model("File", __base__=Section, update=(Update, ...)), content, "params.yaml")
+
+
+def test_metadata_say_which_methods_ran() -> None:
+    update = Update(groups_per_step=1, lr=1.0, dtype="float32")
+    assert settings_of(update) == {
+        "groups_per_step": 1,
+        "lr": 1.0,
+        "dtype": "float32",
+        "shape": {"zscore": {}},
+        "match": {"gift": {}},
+    }
+    other = update.model_copy(update={"match": choice(MATCH).model_validate({"gvpo": {"beta": 0.2}})})
+    assert settings_of(other)["match"] == {"gvpo": {"beta": 0.2}}
 
 
 # Hand numbers of shapes and selects.

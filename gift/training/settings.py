@@ -47,7 +47,7 @@ class Update(Section):
     def shape_fits(self) -> "Update":
         fitting = self.match.record.shapes
         if fitting and self.shape.name not in fitting:
-            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {' or '.join(fitting)}")
+            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {fitting[0]}; set shape: {{{fitting[0]}: {{}}}}")
         return self
 
     @model_validator(mode="after")
