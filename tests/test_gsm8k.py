@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mini
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,9 +15,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gift.doctor.settings import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.folder import load_model, policy_digest
+from gift.project.ragged import Ragged
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer
-from gift.rewards.text import text_format
+from gift.rewards.form.text_format import text_format
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"
 PRESET = mini.ROOT / "presets" / "gsm8k.yaml"
@@ -149,13 +151,14 @@ def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
     assert lineage["optimizer_steps"] == update["num_steps"] == round(update["num_groups_selected"] / 4)
     assert lineage["completion_tokens"] == update["num_tokens_trained"]
     rollouts, reference = table(project, "rollouts"), table(project, "reference")
-    prompts, completions = [row["prompt_ids"] for row in rollouts], [row["completion_ids"] for row in rollouts]
+    names = ("prompt_ids", "completion_ids")
+    prompts, completions = (Ragged.of([row[name] for row in rollouts], np.int32) for name in names)
     each = [[index] for index in range(len(rollouts))]
     old = completion_logprobs(TokenLogprobs(load_model(project / "tiny", "float32"), 1.0), prompts, completions, each)
     for row, expected in zip(reference, old, strict=True):
         assert row["ref_logprobs"] == row["old_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
     new = completion_logprobs(TokenLogprobs(load_model(folder / "policy", "float32"), 1.0), prompts, completions, each)
-    gain = torch.stack([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
+    gain = torch.tensor([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
     rewards = torch.tensor([row["reward"] for row in table(project, "scores")]).view(-1, 4)
     product = ((rewards - rewards.mean(-1, keepdim=True)) * gain).sum(-1)
     spread = rewards.std(-1) > 1e-6

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import mini
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_kill
@@ -23,6 +24,7 @@ from gift.policy.folder import Lineage, load_model
 from gift.policy.lora import check_parent, load_trainable
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.training.engine import Engine, EngineSettings, FullState, distributed
 from gift.training.state import save_policy
@@ -70,7 +72,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logprobs(model: nn.Module) -> Tensor:
     """Log-probs of two completions, by the trainer's own forward."""
     prompts, completions = [[3, 4], [7, 8, 9, 1, 2]], [[5, 6, 7], [1, 4, 4, 2, 8, 9, 9]]
-    return torch.cat(completion_logprobs(TokenLogprobs(model, 0.8), prompts, completions, [[0, 1]]))
+    columns = Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 0.8), *columns, [[0, 1]]).values)
 
 
 def moved(model: nn.Module, seed: int = 5) -> nn.Module:
@@ -368,19 +371,19 @@ def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
 def test_one_model_gives_both_log_probs_of_a_round(rounds: Path) -> None:
     rollouts = pq.read_table(rounds / "r2/rollouts")
     table = pq.read_table(rounds / "r2/reference")
-    prompts, completions = rollouts["prompt_ids"].to_pylist(), rollouts["completion_ids"].to_pylist()
-    lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+    prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
+    lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
     parts = range(0, len(lengths), 16)  # 4 groups of 4 a part, as they were computed
     files, _ = find_policy(rounds / "r1/policy", rounds / "base/policy")
     for column, own in {"ref_logprobs": PolicyFiles(files.model), "old_logprobs": files}.items():
         model = TokenLogprobs(load_policy(own, "float32"), 1.0, "auto")
         expected = []
         for start in parts:
-            part = slice(start, start + 16)
+            part = range(start, start + 16)
             groups = [list(range(first, first + 4)) for first in range(0, 16, 4)]
-            batches = row_batches(groups, lengths[part], 16384, model.layout)
-            expected += completion_logprobs(model, prompts[part], completions[part], batches)
-        assert table[column].to_pylist() == [tensor.tolist() for tensor in expected]
+            batches = row_batches(groups, lengths[list(part)], 16384, model.layout)
+            expected += completion_logprobs(model, prompts.take(part), completions.take(part), batches)
+        assert table[column].to_pylist() == [values.tolist() for values in expected]
     ref, old = (
         torch.cat([torch.tensor(row) for row in table[name].to_pylist()]) for name in ("ref_logprobs", "old_logprobs")
     )
@@ -441,7 +444,8 @@ def test_merged_is_base_and_adapter(rounds: Path, tmp_path: Path, monkeypatch: p
 
 def logprobs_of(model: nn.Module) -> Tensor:
     """As `logprobs`, within the small project's vocabulary."""
-    return torch.cat(completion_logprobs(TokenLogprobs(model, 1.0), [[5, 6, 7]], [[8, 4, 11, 3, 1]], [[0]]))
+    columns = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([[8, 4, 11, 3, 1]], np.int32)
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 1.0), *columns, [[0]]).values)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import PartRows
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
@@ -365,7 +365,7 @@ def test_one_of_ours_has_no_verl_signature_and_verls_settings_are_checked() -> N
 )
 def test_a_gated_reward_counts_where_its_gate_is_one(gate: Outcome, gated: Outcome, total: float | None) -> None:
     rewards = {"bonus": Reward(function="b", weight=3.0, only_if="right"), "right": Reward(function="a", weight=2.0)}
-    assert total_reward(rewards, {"bonus": gated, "right": gate}) == total
+    assert total_rewards(rewards, {"bonus": [gated], "right": [gate]}) == [total]
 
 
 def test_the_ledger_closes_where_a_gate_abstains() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,9 +11,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gift.policy.adapter import PolicyFiles, load_policy
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.training.state import check_saved, probe
 
-PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]
+PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from gift.project.errors import UserError
 from gift.scoring.metrics import score_metrics
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.messages import one_line
 from gift.scoring.workers.worker import Outcome
@@ -239,7 +239,7 @@ def test_the_total_is_weighted_and_a_failure_makes_it_null(
     first: Outcome, second: Outcome, total: float | None
 ) -> None:
     rewards = {"a": Reward(function="a", weight=2.0), "b": Reward(function="b", weight=-3.0)}
-    assert total_reward(rewards, {"b": second, "a": first}) == total
+    assert total_rewards(rewards, {"b": [second], "a": [first]}) == [total]
 
 
 def test_the_stage_stops_once_too_many_rows_failed_and_says_where() -> None:

@@ -6,6 +6,7 @@ from gift.doctor.findings import Finding, refusal
 from gift.doctor.prompts import Prompts
 from gift.doctor.settings import Project
 from gift.project.errors import UserError
+from gift.rewards.total import counting
 from gift.scoring import rows
 from gift.scoring.asked import Asked, Mask, column_values
 from gift.tables.where import is_one_of
@@ -31,9 +32,9 @@ def asked_findings(project: Project, prompts: Prompts) -> list[Finding]:
         return [Finding("error", THEME, f"{found.text} (eval prompts)", found.where)]
     findings = _value_findings(train, held_out)
     trains = np.zeros(prompts.train.num_rows, dtype=bool)
-    for name, reward in score.rewards.items():
-        if reward.weight:
-            trains |= train.masks[name] & train.masks[reward.only_if or name]
+    for name, counts in counting(train.masks, train.masks, score.rewards).items():
+        if score.rewards[name].weight:
+            trains |= counts
     if not trains.all():
         text = (
             f"{_count(~trains, prompts.train['prompt_id'].to_pylist(), 'training')} are asked for by no reward with a "

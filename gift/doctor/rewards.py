@@ -16,7 +16,7 @@ from gift.project.errors import UserError
 from gift.rewards.models.judge import judge
 from gift.rewards.models.judge_client import ENDPOINT
 from gift.rewards.names import DEFAULTS, REWARDS
-from gift.rewards.settings import wrong_settings
+from gift.rewards.signature import wrong_settings
 from gift.scoring.loading import Loaded, try_without_rows
 from gift.scoring.plan import load_plan
 from gift.scoring.settings import Reward

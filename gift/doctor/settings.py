@@ -18,7 +18,8 @@ from gift.prompts.settings import Prepare
 from gift.sampling.settings import Evaluate, Generate, GenerateLaunch
 from gift.scoring.settings import Score, ScoreLaunch, unknown_judge
 from gift.training.deepspeed_config import engine_settings
-from gift.training.settings import Reference, ReferenceLaunch, Update, UpdateLaunch, refuse_launch
+from gift.training.reference_settings import Reference, ReferenceLaunch
+from gift.training.settings import Update, UpdateLaunch, refuse_launch
 
 THEME = "settings"
 ROUNDS = Path("rounds.yaml")

@@ -14,7 +14,7 @@ from gift.scoring.failures import FAILED
 from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import Prompts
-from gift.scoring.score import total_reward
+from gift.scoring.score import total_rewards
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
 
@@ -203,11 +203,10 @@ def _spread(project: Project, trials: list[Trial]) -> list[Finding]:
             if prompt_id in trial.prompt_ids
         }
         common = set.intersection(*map(set, by_kind.values()))
-        others = dict.fromkeys(rewards.keys() - by_kind.keys(), NOT_ASKED)
-        totals = {
-            total_reward(rewards, {**others, **{name: each[kind] for name, each in by_kind.items()}}) for kind in common
+        outcomes = {
+            name: [by_kind[name][kind] if name in by_kind else NOT_ASKED for kind in common] for name in rewards
         }
-        if len(totals - {None}) > 1:
+        if len({*total_rewards(rewards, outcomes)} - {None}) > 1:
             return []
     text = "every text that was tried gives the same reward in its row: without spread no group can train"
     return [Finding("warning", THEME, text, "params.yaml: score.rewards")]

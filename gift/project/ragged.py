@@ -40,7 +40,8 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> NDArray[Any]:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        start = self.offsets[:-1][row]
+        return self.values[start : start + self.lengths[row]]
 
     @cached_property
     def lengths(self) -> Ints:
@@ -51,7 +52,7 @@ class Ragged:
         """Some rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)
         lengths = self.lengths[chosen]
-        values = self.values[ranges(self.offsets[chosen], lengths)]
+        values = self.values[ranges(self.offsets[:-1][chosen], lengths)]
         return Ragged(values, np.append(0, np.cumsum(lengths)))
 
 

@@ -10,6 +10,7 @@ import pyarrow.types as pt
 
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
+from gift.rewards.total import counting
 from gift.scoring.rows import Prompts
 from gift.scoring.settings import Score
 from gift.scoring.workers.worker import Outcome
@@ -43,12 +44,13 @@ class Asked:
     def refuse_useless(self) -> None:
         """Refuse a reward that can add to no prompt's total: none is its own, or its gate is asked for others."""
         gates = {reward.only_if for reward in self.score.rewards.values()}
+        counts = counting(self.masks, self.masks, self.score.rewards)
         for name, reward in self.score.rewards.items():
             if not reward.weight and name not in gates:
                 continue  # for evaluate alone
             if not self.is_asked(name):
                 raise UserError(f"{self.nobody(name, 'training prompt')}; for evaluate alone, give it weight 0")
-            if reward.only_if and not (self.masks[name] & self.masks[reward.only_if]).any():
+            if reward.only_if and not counts[name].any():
                 raise UserError(
                     f"params.yaml: score.rewards.{name}.only_if: '{reward.only_if}' is asked for none of the training "
                     f"prompts that {name} is asked for, so {name} never counts; give both the same `where`"

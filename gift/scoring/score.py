@@ -1,18 +1,19 @@
 """Rollouts to the scores table, part by part: every reward function on every row; a failed reward is null, never 0."""
 
-import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.console import Progress
 from gift.project.params import settings_of
 from gift.project.work import Work, file_digest, tree_digest
+from gift.rewards.total import totals
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.failures import FAILED, Failures
@@ -226,17 +227,16 @@ class _Scorer:
                 self.progress.advance()
 
     def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
-        numbers = range(len(rows.prompt_ids))
-        by_row = [{name: each[row] for name, each in outcomes.items()} for row in numbers]
+        by_name = {name: [outcomes[name][row] for row in range(len(rows.prompt_ids))] for name in self.settings.rewards}
         columns: dict[str, list[Any]] = {
             "prompt_id": rows.prompt_ids,
             "sample": rows.samples,
-            "reward": [total_reward(self.settings.rewards, row) for row in by_row],
+            "reward": total_rewards(self.settings.rewards, by_name),
         }
-        for name in self.settings.rewards:
-            columns[name] = [row[name].value for row in by_row]
-            columns[f"{name}_status"] = [row[name].status for row in by_row]
-            columns[f"{name}_message"] = [row[name].message for row in by_row]
+        for name, each in by_name.items():
+            columns[name] = [outcome.value for outcome in each]
+            columns[f"{name}_status"] = [outcome.status for outcome in each]
+            columns[f"{name}_message"] = [outcome.message for outcome in each]
         return pa.table(columns, schema=scores_schema(self.settings.rewards))
 
 
@@ -260,19 +260,11 @@ def _missing(
     return [call for _, call in sorted(calls, key=lambda each: each[0])], called
 
 
-def total_reward(rewards: dict[str, Reward], outcomes: dict[str, Outcome]) -> float | None:
-    """The weighted sum of the components that count; null where one failed or none counts.
-
-    A component counts where it has a value and, with `only_if`, where the value of that other component is 1.
-    """
-    if any(outcome.status in FAILED for outcome in outcomes.values()):
-        return None
-    products = []
-    for name, outcome in outcomes.items():
-        gate = rewards[name].only_if
-        if outcome.value is not None and (gate is None or outcomes[gate].value == 1):
-            products.append(rewards[name].weight * outcome.value)
-    return math.fsum(products) if products else None
+def total_rewards(rewards: dict[str, Reward], outcomes: Mapping[str, Sequence[Outcome]]) -> list[float | None]:
+    """The total of each row, from each component's outcomes row by row; None where one failed or none counts."""
+    values = {name: np.array([outcome.value for outcome in each], np.float64) for name, each in outcomes.items()}
+    failed = np.any([[outcome.status in FAILED for outcome in each] for each in outcomes.values()], axis=0)
+    return totals(values, failed, rewards)
 
 
 def _count_failures(table: pa.Table, failures: Failures) -> None:

@@ -33,10 +33,12 @@ def check_rollouts(table: pa.Table, path: Path) -> None:
     check_logprobs(table, path, "rollout_logprobs")
     known = pc.is_in(table["finish_reason"], value_set=pa.array(FINISH_REASONS))
     refuse_rows(table, path, pc.invert(known), f"finish_reason must be one of {', '.join(FINISH_REASONS)}")
-    groups = table.group_by("prompt_id", use_threads=False).aggregate([("sample", "count"), ("sample", "max")])
+    groups = table.group_by("prompt_id", use_threads=False).aggregate(
+        [("sample", "count"), ("sample", "min"), ("sample", "max")]
+    )
     size = groups["sample_count"][0].as_py()
-    for prompt, count, last in zip(*(groups[name].to_pylist() for name in groups.column_names), strict=True):
-        if count != size or last != count - 1:
+    for prompt, count, first, last in zip(*(groups[name].to_pylist() for name in groups.column_names), strict=True):
+        if count != size or first != 0 or last != count - 1:
             raise UserError(
                 f"{path}: prompt_id={prompt} has {count} samples; every group must have samples 0 to {size - 1}"
             )

@@ -28,7 +28,7 @@ def scores_schema(rewards: Iterable[str]) -> pa.Schema:
 def read_scores(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """The whole table without its messages, under the rewards that its own metadata name."""
     columns, metadata = read_footer(part_paths(folder)[0])
-    settings = metadata.get("settings", {}).get("rewards", {})  # sorted by name: the columns have their order
+    settings = metadata.get("rewards", {})  # sorted by name: the columns have their order
     rewards = sorted(settings, key=lambda name: [*columns, name].index(name))
     return read_table(folder, scores_schema(rewards), check_scores, ["reward", *rewards])
 

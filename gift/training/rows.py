@@ -17,6 +17,7 @@ from gift.methods.groups import Groups, groups_of
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
+from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -61,8 +62,10 @@ def read_round(
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
     check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
-    rewards, max_tokens = scores_source["settings"]["rewards"], source["settings"]["max_tokens"]
-    return join_rows(table, scored, referenced, rewards, max_tokens), source
+    rows = join_rows(table, scored, referenced, scores_source["rewards"], source["settings"]["max_tokens"])
+    del table, scored, referenced
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
+    return rows, source
 
 
 def join_rows(
@@ -99,23 +102,16 @@ def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group
     A component whose gate is shut counts as 0, one without a value not at all. rewards: as for `join_rows`. Components
     stand in the order of the table's columns.
     """
-    names = [name for name in scores.column_names if name in rewards]
-    total, mask = _column(scores, "reward", group_size)
-    values, known = zip(*(_column(scores, name, group_size) for name in names), strict=True)
-    columns = dict(zip(names, values, strict=True))
-    gates = {name: rewards[name].get("only_if") for name in names}
-    opened = [columns[name] * (columns[gate] == 1) if gate else columns[name] for name, gate in gates.items()]
+    terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
+    opened = gated({name: scores[name].to_numpy() for name in terms}, terms)
+    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1))
+    values = values.view(-1, group_size, 1 + len(opened))
+    known, numbers = ~values.isnan(), values.nan_to_num().float()
     return {
-        "rewards": total,
-        "mask": mask,
-        "components": torch.stack(opened, -1),
-        "known": torch.stack(known, -1) & mask.unsqueeze(-1),
-        "weights": torch.tensor([float(rewards[name].get("weight", 1.0)) for name in names]),
-        "names": tuple(names),
+        "rewards": numbers[..., 0],
+        "mask": known[..., 0],
+        "components": numbers[..., 1:],
+        "known": known[..., 1:] & known[..., :1],
+        "weights": torch.tensor([term.weight for term in terms.values()]),
+        "names": tuple(terms),
     }
-
-
-def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
-    """A column of the scores as float32 [P, G], 0 where null, and bool [P, G] where it is not."""
-    numbers = torch.tensor(pc.fill_null(scores[name], 0.0).to_numpy(), dtype=torch.float32)
-    return numbers.view(-1, group_size), torch.tensor(pc.is_valid(scores[name]).to_numpy()).view(-1, group_size)

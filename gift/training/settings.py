@@ -1,4 +1,4 @@
-"""How a round trains: the sections `reference` and `update` of params.yaml, and those of launch.yaml."""
+"""How a round trains: the section `update` of params.yaml, and that of launch.yaml."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,13 +9,6 @@ from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
-
-
-class Reference(Section):
-    """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
-
-    policy: Literal["initial", "previous"] = "initial"
-    max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
 
 
 class Update(Section):
@@ -47,7 +40,8 @@ class Update(Section):
     def shape_fits(self) -> "Update":
         fitting = self.match.record.shapes
         if fitting and self.shape.name not in fitting:
-            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {fitting[0]}; set shape: {{{fitting[0]}: {{}}}}")
+            only = fitting[0]
+            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {only}; set {{{only}: {{}}}}")
         return self
 
     @model_validator(mode="after")
@@ -68,11 +62,6 @@ class Update(Section):
                 "it includes"
             )
         return self
-
-
-class ReferenceLaunch(Section):
-    tokens_per_batch: Count = 16384
-    packing: Packing = "auto"
 
 
 class UpdateLaunch(Section):

@@ -10,8 +10,8 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive
-from gift.rewards.programs import code_judge, code_wire
-from gift.rewards.programs.code_tasks import BrokenTest, asserts_task, check_task, texts
+from gift.rewards.programs import runner, wire
+from gift.rewards.programs.tasks import BrokenTest, asserts_task, check_task, texts
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError, run
@@ -20,9 +20,11 @@ _FENCE = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`
 _LANGUAGES = ("", "python", "python3", "py")
 VERDICT_KIB = 2  # at most, with MAX_REASON characters as JSON
 _KINDS = ({"test_list"}, {"test", "entry_point"}, {"inputs", "outputs"})
+_COLUMNS = set.union(*_KINDS, {"challenge_test_list", "test_imports", "test_setup_code"})
+_NEEDS = "it needs test_list, or test and entry_point, or inputs and outputs"
 NO_PROGRAM = "no program in the completion"
-_JUDGE = Path(code_judge.__file__).read_text(encoding="utf-8")
-_FILES = {"gift/rewards/programs/code_wire.py": Path(code_wire.__file__).read_text(encoding="utf-8")}
+RUNNER = Path(runner.__file__).read_text(encoding="utf-8")
+FILES = {"gift/rewards/programs/wire.py": Path(wire.__file__).read_text(encoding="utf-8")}
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,6 @@ def code_tests(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
-    test_list: Sequence[Any] | None = None,
-    challenge_test_list: Sequence[Any] | None = None,
-    test_imports: Sequence[Any] | None = None,
-    test_setup_code: Sequence[Any] | None = None,
-    test: Sequence[Any] | None = None,
-    entry_point: Sequence[Any] | None = None,
-    inputs: Sequence[Any] | None = None,
-    outputs: Sequence[Any] | None = None,
     *,
     signature_column: str | None = None,
     whole_completion: bool = False,
@@ -74,30 +68,23 @@ def code_tests(
     compared by the program; a test that needs its classes in `except`, or arithmetic on its objects, fails.
     """
     limits = Limits(seconds, memory_mib, processes, scratch_mib, output_kib)
-    named = {
-        "test_list": test_list,
-        "challenge_test_list": challenge_test_list if challenge else None,
-        "test_imports": test_imports,
-        "test_setup_code": test_setup_code,
-        "test": test,
-        "entry_point": entry_point,
-        "inputs": inputs,
-        "outputs": outputs,
-        "signature": None if signature_column is None else {**columns, "prompts": prompts}.get(signature_column),
-    }
-    if signature_column is not None and named["signature"] is None:
-        raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
-    there = {name for name, values in named.items() if values is not None}
-    if not completions and not any(kind <= there for kind in _KINDS):
+    named = {name: columns[name] for name in _COLUMNS if name in columns}
+    if not challenge:
+        named.pop("challenge_test_list", None)
+    if signature_column is not None:
+        named["signature"] = {**columns, "prompts": prompts}.get(signature_column)
+        if named["signature"] is None:
+            raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
+    if not completions and not any(kind <= named.keys() for kind in _KINDS):
         raise UserError(
-            "function: code_tests: the prompts table has no columns with tests; it needs test_list, or test and "
-            "entry_point, or inputs and outputs: name the source's in prepare.columns"
+            f"function: code_tests: the prompts table has no columns with tests; {_NEEDS}: name the source's in "
+            "prepare.columns"
         )
     items: list[float | Exception] = []
     for index, completion in enumerate(completions):
-        row = {name: values[index] for name, values in named.items() if values is not None}
+        row = {name: values[index] for name, values in named.items()}
         try:
-            verdict = judge_row(program_of(completion_text(completion), whole_completion), row, limits, partial)
+            verdict = verdict_of(program_of(completion_text(completion), whole_completion), row, limits, partial)
         except (BrokenTest, SandboxError) as error:
             items.append(error)
         else:
@@ -122,12 +109,12 @@ def program_of(text: str, whole: bool = False) -> str | None:
     return text if found is None and whole else found
 
 
-def judge_row(program: str | None, row: dict[str, Any], limits: Limits, partial: bool = False) -> Verdict:
+def verdict_of(program: str | None, row: dict[str, Any], limits: Limits, partial: bool = False) -> Verdict:
     """The verdict on a program by the tests of a row. Raises `BrokenTest` or `SandboxError`."""
     kinds = [kind for kind in ("test_list", "test", "inputs") if row.get(kind)]
     if len(kinds) != 1:
         raise BrokenTest(
-            "the row has no tests; it needs test_list, or test and entry_point, or inputs and outputs"
+            f"the row has no tests; {_NEEDS}"
             if not kinds
             else f"the row has tests of several kinds: {', '.join(kinds)}; leave one"
         )
@@ -137,22 +124,22 @@ def judge_row(program: str | None, row: dict[str, Any], limits: Limits, partial:
             raise BrokenTest(f"{len(inputs)} inputs for {len(outputs)} outputs")
         if program is None:
             return Verdict(0, len(inputs), NO_PROGRAM)
-        return _judge_streams(program, inputs, outputs, limits, partial)
+        return _run_streams(program, inputs, outputs, limits, partial)
     task = asserts_task(row, program or "") if kinds == ["test_list"] else check_task(row, program or "")
-    return _judge_calls(task, limits) if program is not None else Verdict(0, len(task["tests"]), NO_PROGRAM)
+    return _run_tests(task, limits) if program is not None else Verdict(0, len(task["tests"]), NO_PROGRAM)
 
 
-def _judge_calls(task: dict[str, Any], limits: Limits) -> Verdict:
-    """Run the judge and the program; whatever ends them before all verdicts are told is the program's doing."""
-    # What the program prints goes nowhere, so the limit on output holds for the judge's verdicts alone.
+def _run_tests(task: dict[str, Any], limits: Limits) -> Verdict:
+    """Run the runner and the program; whatever ends them before all verdicts are told is the program's doing."""
+    # What the program prints goes nowhere, so the limit on output holds for the runner's verdicts alone.
     room = replace(limits, output_kib=limits.output_kib + VERDICT_KIB * len(task["tests"]))
-    result = run(_JUDGE, _FILES, json.dumps(task), room)
+    result = run(RUNNER, FILES, json.dumps(task), room)
     lines = [json.loads(line) for line in result.stdout.splitlines(keepends=True) if line.endswith("\n")]
     broken = [line["broken"] for line in lines if "broken" in line]
     if broken:
         raise BrokenTest(broken[0])
     if not lines:
-        raise SandboxError(f"the judge did not start ({result.status}): {result.stderr[-200:]}")
+        raise SandboxError(f"the runner did not start ({result.status}): {result.stderr[-200:]}")
     verdicts = lines[1:]
     reasons = [line["reason"] for line in verdicts if not line["passed"]]
     if len(verdicts) < len(task["tests"]):
@@ -160,7 +147,7 @@ def _judge_calls(task: dict[str, Any], limits: Limits) -> Verdict:
     return Verdict(sum(line["passed"] for line in verdicts), len(task["tests"]), (reasons or [""])[0])
 
 
-def _judge_streams(program: str, inputs: list[str], outputs: list[str], limits: Limits, partial: bool) -> Verdict:
+def _run_streams(program: str, inputs: list[str], outputs: list[str], limits: Limits, partial: bool) -> Verdict:
     """Run the program once for each input, until the time is used up or, without `partial`, one output is wrong."""
     deadline = time.monotonic() + limits.seconds
     passed, reason = 0, ""

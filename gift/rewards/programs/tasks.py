@@ -1,4 +1,4 @@
-"""The tests of a row as the task of the judge: what runs where, which names belong to the program."""
+"""The tests of a row as the task of the runner: what runs where, which names belong to the program."""
 
 import ast
 import builtins
@@ -15,7 +15,7 @@ class BrokenTest(ValueError):
 
 
 def asserts_task(row: dict[str, Any], program: str) -> dict[str, Any]:
-    """The judge's task for an MBPP row: each text of `test_list` is a test."""
+    """The runner's task for an MBPP row: each text of `test_list` is a test."""
     tests = [*texts(row, "test_list"), *texts(row, "challenge_test_list")]
     imports, setup = texts(row, "test_imports"), texts(row, "test_setup_code")
     for number, test in enumerate(tests, start=1):
@@ -38,7 +38,7 @@ def asserts_task(row: dict[str, Any], program: str) -> dict[str, Any]:
 
 
 def check_task(row: dict[str, Any], program: str) -> dict[str, Any]:
-    """The judge's task for a HumanEval row: `check(candidate)` is one test; it has the signature's helpers too."""
+    """The runner's task for a HumanEval row: `check(candidate)` is one test; it has the signature's helpers too."""
     test, entry, signature = _text(row, "test"), _text(row, "entry_point"), _text(row, "signature")
     tree = _parse(test, "test")
     checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]

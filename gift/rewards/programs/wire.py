@@ -1,6 +1,6 @@
 """How two processes share plain values and nothing else: requests and replies, a JSON document a line, over two pipes.
 
-It runs inside the sandbox, between the process of the tests ("judge") and that of the judged program ("program").
+It runs inside the sandbox, between the process of the tests ("runner") and that of the tested program ("program").
 """
 
 import builtins
@@ -124,7 +124,7 @@ class Line:
 
     def __init__(self, reads: int, writes: int, side: str, functions: dict[str, Callable[..., Any]]) -> None:
         self.reads, self.writes = os.fdopen(reads, "rb"), os.fdopen(writes, "wb")
-        self.side, self.other = side, "judge" if side == "program" else "program"
+        self.side, self.other = side, "runner" if side == "program" else "program"
         self.functions = functions
         self.kept: list[Any] = []
         self.numbers: dict[int, int] = {}
@@ -220,7 +220,7 @@ class Line:
         raise ProgramError(f"an answer of unknown form: {tag}")
 
     def _keep(self, value: Any) -> int:
-        if self.side == "judge" and type(value).__name__ not in ("function", "builtin_function_or_method", "method"):
+        if self.side == "runner" and type(value).__name__ not in ("function", "builtin_function_or_method", "method"):
             raise CannotPass(f"hands over a {type(value).__name__}; only plain values and functions can cross")
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.kept)

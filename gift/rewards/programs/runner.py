@@ -1,8 +1,8 @@
-"""The program inside the sandbox that judges another: the tests run in one process, the judged program in a second.
+"""The program inside the sandbox that tests another: the tests run in one process, the tested program in a second.
 
 Only plain values pass between them, so an answer is fixed before anything compares it: the program never sees what is
-expected, nor the judge's memory, and cannot change what `assert` or `==` mean there. `programs/code.py` starts it in
-the sandbox with the task as JSON on stdin, and reads the verdicts, one JSON line a test, from stdout.
+expected, nor the runner's memory, and cannot change what `assert` or `==` mean there. code_tests.py starts it in the
+sandbox with the task as JSON on stdin, and reads the verdicts, one JSON line a test, from stdout.
 """
 
 import json
@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gift.rewards.programs.code_wire import FUNCTIONS, CannotPass, Line, error_text
+from gift.rewards.programs.wire import FUNCTIONS, CannotPass, Line, error_text
 
 
 def serve(line: Line) -> None:
-    """The judged program's process: do what the judge asks, until it ends."""
+    """The program's process: do what the runner asks, until it ends."""
     module = type(sys)("program")
     sys.modules["program"] = module
 
@@ -32,13 +32,13 @@ def serve(line: Line) -> None:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """All that the program may ask of the judge: to call a function that a test has handed over."""
+    """All that the program may ask of the runner: to call a function that a test has handed over."""
     if isinstance(function, type):
         raise TypeError("classes are not called for the program")
     return function(*args, **kwargs)
 
 
-def judge(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """Run the program, then each test, and tell each verdict as soon as it is known."""
     space: dict[str, Any] = {"__name__": "tests"}
     try:
@@ -96,7 +96,7 @@ def main() -> None:
     def tell(verdict: dict[str, Any]) -> None:
         os.write(verdicts, json.dumps(verdict).encode() + b"\n")
 
-    judge(Line(answered, asked, "judge", {"call": call}), task, tell)
+    run_tests(Line(answered, asked, "runner", {"call": call}), task, tell)
     os._exit(0)  # there is nothing to tidy up, and Python would take milliseconds
 
 
