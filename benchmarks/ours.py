@@ -24,7 +24,7 @@ def update_steps(
     import torch
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
@@ -50,7 +50,8 @@ def start_trainer(
 
     from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.groups import groups_of
-    from gift.policy.folder import load_model
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.rows import Rows
@@ -58,7 +59,7 @@ def start_trainer(
     from gift.training.targets import choose
     from gift.training.trainer import Trainer
 
-    model = load_model(folder, "float32")
+    model = open_policy(PolicyFiles(folder), "float32")
     # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
     completions = Ragged.of(rollouts.completion_ids, np.int32)
     logprob = torch.full((len(completions.values),), -math.log(model.config.vocab_size))
@@ -88,7 +89,7 @@ def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tok
     """
     import torch
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     rollouts = make_rollouts(replace(shape, groups=shape.groups * times))
     with distributed() as device:
@@ -113,9 +114,10 @@ def _reference_seconds(
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/training/reference.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.policy.folder import load_model
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
 
-    return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
+    return TokenLogprobs(open_policy(PolicyFiles(folder), dtype, str(device)), 1.0, packing)
 
 
 def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> object:

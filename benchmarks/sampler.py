@@ -17,7 +17,7 @@ from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import ROOT, Rollouts, Shape, make_rollouts, shape_of
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.project.sections import check
 from gift.project.seeds import seed_of
 from gift.sampling.settings import Sampling
@@ -74,8 +74,8 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import vllm
 
-    from gift.doctor.settings import read_launch
-    from gift.policy.adapter import PolicyFiles
+    from gift.doctor.whole import read_launch
+    from gift.policy.files import PolicyFiles
     from gift.policy.folder import load_tokenizer
     from gift.sampling.engine import Request, start_sampler
     from gift.sampling.rollouts import Group, write_rollouts

@@ -11,13 +11,15 @@ import click
 import numpy as np
 import torch
 
-from gift.doctor.settings import Params
+from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import groups_of
 from gift.methods.sample.epochs import take_prompts
-from gift.policy.folder import load_model, load_tokenizer
+from gift.policy.files import PolicyFiles
+from gift.policy.folder import load_tokenizer
+from gift.policy.open import open_policy
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -26,7 +28,8 @@ from gift.project.seeds import seed_of
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler
-from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.engine import Engine, EngineSettings
+from gift.training.ranks import distributed
 from gift.training.round import check_step
 from gift.training.rows import Rows
 from gift.training.steps import steps_of_groups
@@ -52,8 +55,8 @@ def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
     operands = params.arithmetic.num_operands
     train = {row["prompt"]: row for row in problems(params.prepare.num_train or 2048, params.seed, operands, "train")}
     held_out = problems(params.prepare.num_eval, params.seed, operands, "eval")
-    model = load_model(base, "float32")
-    reference = TokenLogprobs(load_model(base, "float32"), params.generate.temperature)
+    model = open_policy(PolicyFiles(base), "float32")
+    reference = TokenLogprobs(open_policy(PolicyFiles(base), "float32"), params.generate.temperature)
     update = params.update
     engine = Engine(
         TokenLogprobs(model, params.generate.temperature),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 
 ROOT = Path(__file__).parents[1]
 

@@ -34,18 +34,15 @@ def doctor(quick: bool, as_json: bool) -> None:
     from gift.project import console
 
     console.quiet()
-    from gift.doctor.findings import as_rows, closing, counts, report
+    from gift.doctor.findings import as_rows, closing, has_error, report
+    from gift.doctor.run import check_project
 
-    if quick:
-        from gift.doctor.quick import quick_findings as checks
-    else:
-        from gift.doctor.full import full_findings as checks
-    findings = checks()
+    findings = check_project(quick)
     if as_json:
         click.echo(json.dumps(as_rows(findings), indent=1))
     else:
         click.echo("\n".join([*report(findings), closing(findings)]))
-    if counts(findings)["error"]:
+    if has_error(findings):
         raise SystemExit(1)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gift.policy.adapter import find_policy
+from gift.policy.files import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed, settings_of
@@ -19,16 +19,16 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.argument("initial", type=Path)
+@click.argument("base", type=Path)
 @click.argument("policy", type=Path)
 @click.argument("prompts", type=Path)
 @click.argument("out", type=Path)
-def main(initial: Path, policy: Path, prompts: Path, out: Path) -> None:
+def main(base: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
     settings, seed = read_section("evaluate", Evaluate), read_seed()
     launch = read_launch("generate", GenerateLaunch)
-    files, lineage = find_policy(policy, initial)
+    files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from gift.policy.adapter import PolicyFiles, find_policy
-from gift.policy.folder import read_lineage
+from gift.policy.files import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.params import read_launch, read_section
@@ -19,28 +18,26 @@ from gift.training.reference_settings import Precision, Reference, ReferenceLaun
 
 
 @click.command()
-@click.argument("initial", type=Path)
+@click.argument("base", type=Path)
 @click.argument("policy", type=Path)
 @click.argument("rollouts", type=Path)
 @click.argument("out", type=Path)
 @click.argument("metrics", type=Path)
-def main(initial: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
+def main(base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
     settings, dtype = read_section("reference", Reference), read_section("update", Precision).dtype
     launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
-    files, lineage = find_policy(policy, initial)
+    files, lineage = find_policy(policy, base)
     if source["policy"] != lineage.digest:
         raise UserError(
             f"{rollouts}: sampled by policy {source['policy'][:12]}, but {policy} is {lineage.digest[:12]}; "
             f"run `dvc repro generate@{out.parent.name}`"
         )
     reference, reference_digest = files, lineage.digest
-    if settings.policy == "initial":
-        base = read_lineage(initial, verify=files.model != initial)  # an adapter's base is verified already
-        if base.digest != lineage.digest:
-            reference, reference_digest = PolicyFiles(initial), base.digest
+    if settings.policy == "base":
+        reference, reference_digest = find_reference(base, files, lineage)
     metadata = {
         "artifact": "reference",
         "policy": lineage.digest,

@@ -7,9 +7,12 @@ import click
 from gift.project import console
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
+from gift.scoring.asked import Asked
 from gift.scoring.metrics import score_metrics
+from gift.scoring.rows import Prompts
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch
+from gift.tables.prompts import read_prompts
 
 
 @click.command()
@@ -21,17 +24,17 @@ def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
     score, launch = read_section("score", Score), read_launch("score", ScoreLaunch)
-    opened = score_table("score", rollouts, prompts, out, score, launch, refuse=lambda asked: asked.refuse_useless())
-    work, scored, slowest = opened.work, opened.scored, opened.scored.slowest
+    table, _ = read_prompts(prompts)
+    Asked(score, Prompts(table)).refuse_useless()
+    work, scored = score_table("score", rollouts, prompts, table, out, score, launch)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)
     asked = {name: scored.num_asked[name] for name, reward in score.rewards.items() if reward.where}
     numbers |= {f"rewards/{name}/num_asked": count for name, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
-    work.publish({opened.folder: out, work.folder / "score.json": metrics})
+    work.publish({work.folder / "scores": out, work.folder / "score.json": metrics})
     shown = {name: numbers[name] for name in ("num_scored", "num_failed", "num_abstained", "reward", "reward_std")}
     shown |= {f"{name}_asked": count for name, count in asked.items()}
-    slow = f"{slowest.seconds:.2g} s ({slowest.name})" if slowest.name else "none called"
-    console.say(f"score@{out.parent.name}", **shown, slowest=slow, values_reused=scored.num_reused)
+    console.say(f"score@{out.parent.name}", **shown, slowest=scored.slowest, values_reused=scored.num_reused)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.folder import load_model, policy_digest
+from gift.policy.files import PolicyFiles
+from gift.policy.lineage import policy_digest
+from gift.policy.open import open_policy
 from gift.project.ragged import Ragged
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer
@@ -146,7 +148,7 @@ def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
     lineage = json.loads((folder / "policy/gift.json").read_text(encoding="utf-8"))
     update = numbers(project, "update")
     assert lineage["digest"] == policy_digest(folder / "policy") != base["digest"]
-    assert (lineage["parent"], lineage["initial"]) == (base["digest"], base["digest"])
+    assert (lineage["parent"], lineage["base"]) == (base["digest"], base["digest"])
     assert (lineage["round"], lineage["prompts_consumed"]) == (1, 16)
     assert lineage["optimizer_steps"] == update["num_steps"] == round(update["num_groups_selected"] / 4)
     assert lineage["completion_tokens"] == update["num_tokens_trained"]
@@ -154,10 +156,14 @@ def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
     names = ("prompt_ids", "completion_ids")
     prompts, completions = (Ragged.of([row[name] for row in rollouts], np.int32) for name in names)
     each = [[index] for index in range(len(rollouts))]
-    old = completion_logprobs(TokenLogprobs(load_model(project / "tiny", "float32"), 1.0), prompts, completions, each)
+    old = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(project / "tiny"), "float32"), 1.0), prompts, completions, each
+    )
     for row, expected in zip(reference, old, strict=True):
         assert row["ref_logprobs"] == row["old_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
-    new = completion_logprobs(TokenLogprobs(load_model(folder / "policy", "float32"), 1.0), prompts, completions, each)
+    new = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(folder / "policy"), "float32"), 1.0), prompts, completions, each
+    )
     gain = torch.tensor([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
     rewards = torch.tensor([row["reward"] for row in table(project, "scores")]).view(-1, 4)
     product = ((rewards - rewards.mean(-1, keepdim=True)) * gain).sum(-1)

@@ -376,10 +376,3 @@ def test_a_model_whose_log_probs_change_under_packing_is_not_packed(monkeypatch:
     assert TokenLogprobs(model, TEMPERATURE, "auto").layout == "padded"
     with pytest.raises(UserError, match="its log-probs become others by"):
         TokenLogprobs(model, TEMPERATURE, "packed")
-
-
-def test_models_that_change_their_logits_are_refused() -> None:
-    model = make_model("Qwen3")
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match="final_logit_softcapping=30"):
-        TokenLogprobs(model, 1.0)

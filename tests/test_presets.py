@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gift.doctor.settings import Params, read_params
+from gift.doctor.whole import Params, read_params
 from gift.methods.names import MATCH
 from gift.project.rounds import lay_over
 from gift.project.sections import check

@@ -14,7 +14,7 @@ from typing import Any
 import mini
 import pytest
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 
 # Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters;
 # but that of the checks, which always says the same, so that it makes nothing stale.

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from gift.project.errors import UserError
+from gift.project.params import settings_of
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
@@ -409,7 +410,7 @@ def test_the_stage_publishes_scores_and_metrics_once() -> None:
     table, metadata = read_table(Path("data/rounds/r1/scores"), scores_schema(score.rewards), check_scores)
     assert table["reward"].to_pylist() == [1.0, 1.0, 0.0, 0.0, None, None]
     assert (metadata["artifact"], metadata["policy"]) == ("scores", "p")
-    assert metadata["settings"] == score.model_dump(mode="json")
+    assert metadata["settings"] == settings_of(score)
     assert json.loads(Path("metrics/score.json").read_text())["reward"] == 0.5
     assert not list(Path("data/.work").iterdir())
     again = run_stage()

@@ -21,8 +21,9 @@ from gift.methods.names import MATCH
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
-from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.engine import Engine, EngineSettings
 from gift.training.learned import policy_module
+from gift.training.ranks import distributed
 from gift.training.rows import Rows
 from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
@@ -212,7 +213,7 @@ def worker(folder: Path) -> None:
                 save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What some ranks made of all cases. With four, each step leaves ranks with fewer groups than others, or none."""
     folder = tmp_path_factory.mktemp("trainer")

@@ -6,7 +6,6 @@ the third one more token ends a completion.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -14,8 +13,9 @@ from typing import get_args
 import mini
 import numpy as np
 import pytest
+from forks import VLLM, forks
 
-from gift.policy.adapter import PolicyFiles
+from gift.policy.files import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -70,18 +70,14 @@ def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 
-def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
+def run_engine(folder: Path, requests: list[Request], *folders: Path) -> list[list[Completion]]:
     """In a process of its own: vLLM leaves process groups and settings of torch behind."""
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, folders)],
-        input=json.dumps([[each.prompt_ids.tolist(), each.seed, each.temperature] for each in requests]),
-        capture_output=True,
-        text=True,
-        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    runs = json.loads(done.stdout)
+    asked, out, errors = (folder / name for name in ("requests.json", "runs.json", "errors.txt"))
+    asked.write_text(json.dumps([[each.prompt_ids.tolist(), each.seed, each.temperature] for each in requests]))
+    env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT)}
+    pid = forks(*VLLM).start([__file__, *map(str, folders)], env, out, errors=errors, stdin=asked)
+    assert forks(*VLLM).wait(pid) == 0, errors.read_text()
+    runs = json.loads(out.read_text())
     return [[Completion(np.array(ids), np.array(logprobs), why) for ids, logprobs, why in run] for run in runs]
 
 
@@ -104,8 +100,8 @@ def requests(policy: Path) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
-    return run_engine(requests, policy)
+def runs(policy: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory) -> list[list[Completion]]:
+    return run_engine(tmp_path_factory.mktemp("vllm"), requests, policy)
 
 
 def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
@@ -130,12 +126,12 @@ def test_logprobs_are_those_of_the_trainers_forward(
     runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
 ) -> None:
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
     rows = of_temperature(runs, requests, temperature)
     prompts = Ragged.of([requests[row].prompt_ids for row in rows], np.int32)
     completions = Ragged.of([runs[0][row].completion_ids for row in rows], np.int32)
-    model = TokenLogprobs(load_model(policy, "float32"), temperature)
+    model = TokenLogprobs(open_policy(PolicyFiles(policy), "float32"), temperature)
     ours = completion_logprobs(model, prompts, completions, [list(range(len(rows)))])
     for row, values in zip(rows, ours, strict=True):
         assert runs[0][row].logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -170,9 +166,9 @@ def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completio
 def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
     import torch
 
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
-    model = load_model(policy, "float32")
+    model = open_policy(PolicyFiles(policy), "float32")
     for row in of_temperature(runs, requests, 0.0)[::SAMPLES]:
         ids = torch.tensor([requests[row].prompt_ids.tolist()])
         mask = torch.ones_like(ids)
@@ -186,25 +182,24 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.adapter import adapter_weights, fill, load_policy
-    from gift.policy.folder import load_model
-    from gift.policy.lora import load_trainable
+    from gift.policy.adapter import adapter_config, adapter_weights, fill
+    from gift.policy.open import Training, open_policy
     from gift.policy.settings import Lora
-    from gift.training.state import save_policy
+    from gift.training.outcome import save_policy
 
     base = PolicyFiles(policy)
-    model = load_trainable(base, Lora(r=4, lora_alpha=6), "float32", seed=0)
+    model = open_policy(base, "float32", training=Training(Lora(r=4, lora_alpha=6), 0))
     generator = torch.Generator().manual_seed(5)
     fill(model, {name: torch.randn(p.shape, generator=generator) / 8 for name, p in adapter_weights(model).items()})
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
+    files = save_policy(tmp_path / "adapter", base, trained, "float32", adapter_config(model))
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
-    sampled, _, _ = run_engine(asked, policy, files.folder)
+    sampled, _, _ = run_engine(tmp_path, asked, policy, files.folder)
     prompts = Ragged.of([each.prompt_ids for each in asked], np.int32)
     completions = Ragged.of([each.completion_ids for each in sampled], np.int32)
     ours, without = (
         completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])
-        for each in (load_policy(files, "float32"), load_model(policy, "float32"))
+        for each in (open_policy(files, "float32"), open_policy(base, "float32"))
     )
     for each, values in zip(sampled, ours, strict=True):
         assert each.logprobs == pytest.approx(values.tolist(), abs=1e-4)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.methods.groups import Groups
 from gift.methods.names import SHAPE
 from gift.project.errors import UserError
@@ -74,6 +74,11 @@ def score(
     known = score_parts(Path("scores"), rollouts, prompts, settings, workers, METADATA, "score@r1", cache=cache)
     table, _ = read_table(Path("scores"), scores_schema(settings.rewards), check_scores)
     return table.to_pylist(), sorted(Path("calls.txt").read_text().splitlines()), known
+
+
+def weights(settings: Score) -> dict[str, dict[str, Any]]:
+    """As the metadata of the scores have them."""
+    return {name: {"weight": each.weight, "only_if": each.only_if} for name, each in settings.rewards.items()}
 
 
 # --- who is asked -----------------------------------------------------------------------------------------------------

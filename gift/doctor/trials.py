@@ -1,19 +1,20 @@
 """Every reward function on gold answers and on garbage: what a whole round would show too late, in a second."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from gift.doctor.findings import Finding, refusal
-from gift.doctor.rewards import THEME, arguments, is_alone
-from gift.doctor.settings import Project
+from gift.doctor.findings import Finding
+from gift.doctor.rewards import REWARDS_KEY, say
+from gift.doctor.whole import Project
 from gift.project.errors import UserError
 from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.failures import FAILED
 from gift.scoring.loading import Loaded
 from gift.scoring.plan import load_plan
-from gift.scoring.rows import Prompts
+from gift.scoring.rows import PartRows, Prompts
 from gift.scoring.score import total_rewards
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
@@ -43,11 +44,15 @@ class Trial:
     `share` is the share of the prompts that it is asked for.
     """
 
-    reward: Loaded
+    name: str
     prompt_ids: list[str]
     share: float = 1.0
     gold: dict[str, list[Outcome]] = field(default_factory=dict)
     garbage: dict[str, list[Outcome]] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return f"{REWARDS_KEY}.{self.name}"
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -65,36 +70,33 @@ class Trial:
         return ", ".join(f"{name} {_mean(row):g}" for name, row in {**gold, **self.garbage}.items())
 
 
-def trial_findings(project: Project, prompts: pa.Table) -> list[Finding]:
+def trial_findings(project: Project, prompts: pa.Table) -> Iterator[Finding]:
     """What each function made of a few rows, whether groups can have spread, and how long a round would take."""
     score = project.params.score
-    findings = [
-        Finding(
-            "note", THEME, f"{reward.function} was not tried: it needs its model", f"params.yaml: score.rewards.{name}"
-        )
-        for name, reward in score.rewards.items()
-        if is_alone(reward)
-    ]
-    plan = [one for one in load_plan(score, prompts) if not one.alone]
-    if not plan:
-        return findings
-    masks = Asked(score, Prompts(prompts)).masks
+    plan = load_plan(score, prompts)
+    alone = [one for one in plan if one.alone]
+    for one in alone:
+        yield say.note(f"{one.function} was not tried: it needs its model", f"{REWARDS_KEY}.{one.name}")
+    if len(alone) == len(plan):
+        return
+    masks, trials = Asked(score, Prompts(prompts)).masks, list[Trial]()
     chosen = sorted({row for mask in masks.values() for row in _spaced(mask.nonzero()[0].tolist())})
-    trials = []
     try:
-        with RewardPool(plan, 1, score.timeout_seconds, score.memory_gib) as pool:
+        with RewardPool([one for one in plan if not one.alone], 1, score.timeout_seconds, score.memory_gib) as pool:
             for one in plan:
-                rows = prompts.take([row for row in chosen if masks[one.name][row]])
-                share = float(masks[one.name].mean())
-                trials.append(_try(pool, one, rows, _gold_column(project, one, rows), share))
+                if not one.alone:
+                    rows = prompts.take([row for row in chosen if masks[one.name][row]])
+                    trials.append(_try(pool, one, rows, float(masks[one.name].mean())))
     except UserError as error:
-        return [*findings, refusal(THEME, error)]
+        yield from say.refused(error)
+        return
     for trial in trials:
-        findings += _failures(trial)
-        findings += _judgement(trial, trial.reward.name in project.params.evaluate.judges)
-    if not any(is_alone(reward) for reward in score.rewards.values()):
-        findings += _spread(project, trials)
-    return [*findings, _time(project, trials)]
+        yield from _failures(trial)
+        if values := {outcome.value for outcome in trial.outcomes if outcome.value is not None}:
+            yield (_right(trial, values) if trial.name in project.params.evaluate.judges else _graded(trial, values))
+    if not alone:
+        yield from _spread(project, trials)
+    yield _time(project, trials)
 
 
 def _spaced(rows: list[int]) -> list[int]:
@@ -102,19 +104,22 @@ def _spaced(rows: list[int]) -> list[int]:
     return sorted({rows[index * len(rows) // NUM_ROWS] for index in range(NUM_ROWS)}) if rows else []
 
 
-def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, column: str | None, share: float) -> Trial:
+def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, share: float) -> Trial:
     """All forms and garbage first; then the gold of another row, in the form that was worth most."""
-    trial = Trial(reward, rows["prompt_id"].to_pylist(), share)
+    trial = Trial(reward.name, rows["prompt_id"].to_pylist(), share)
 
     def outcomes(texts: list[str]) -> list[Outcome]:
-        calls = [(index, reward.name, arguments(reward, rows, index, text)) for index, text in enumerate(texts)]
-        found = {index: outcome for index, _, outcome in pool.run(calls)}
-        return [found[index] for index in range(len(texts))]
+        ids = pa.array([range(len(text)) for text in texts], pa.list_(pa.int32()))  # as many as there would be at most
+        part = {"prompt_id": rows["prompt_id"], "sample": [0] * len(texts), "completion": texts, "completion_ids": ids}
+        calls = [(reward.name, [row]) for row in range(len(texts))]
+        arguments = PartRows(pa.table(part), Prompts(rows), "").arguments
+        found = {row: outcome for _, row, outcome in pool.run(calls, arguments)}
+        return [found[row] for row in range(len(texts))]
 
+    column = _gold_column(reward, rows)
     golds = [_text(value) for value in rows[column].to_pylist()] if column else []
-    forms = [WHOLE] * any(_short(gold) != gold for gold in golds) + list(FORMS)
-    if column:
-        trial.gold |= {form: outcomes([_written(gold, form) for gold in golds]) for form in forms}
+    for form in [WHOLE] * any(_short(gold) != gold for gold in golds) + list(FORMS) if golds else []:
+        trial.gold[form] = outcomes([_written(gold, form) for gold in golds])
     trial.garbage |= {repr(text): outcomes([text] * rows.num_rows) for text in GARBAGE}
     others = [next((other for other in golds if _short(other) != _short(gold)), None) for gold in golds]
     if golds and None not in others:
@@ -122,121 +127,97 @@ def _try(pool: RewardPool, reward: Loaded, rows: pa.Table, column: str | None, s
     return trial
 
 
-def _failures(trial: Trial) -> list[Finding]:
+def _failures(trial: Trial) -> Iterator[Finding]:
     """Failed calls: a row whose gold fails in every form will fail in training, whatever is answered."""
-    where = f"params.yaml: score.rewards.{trial.reward.name}"
-    count = len(trial.prompt_ids)
-    golds = list(trial.gold.values()) or list(trial.garbage.values())
-    for row, prompt_id in enumerate(trial.prompt_ids):
-        outcomes = [each[row] for each in golds]
-        if all(outcome.status in FAILED for outcome in outcomes):
-            failed = sum(all(each[place].status in FAILED for each in golds) for place in range(count))
-            text = (
-                f"fails for {failed} of {count} rows whatever the completion; prompt_id={prompt_id}: "
-                f"{outcomes[0].status}: {outcomes[0].message}; mend the function, or the rows"
-            )
-            return [Finding("error" if failed == count else "warning", THEME, text, where)]
+    tried, count = list(trial.gold.values()) or list(trial.garbage.values()), len(trial.prompt_ids)
+    failed = [row for row in range(count) if all(outcomes[row].status in FAILED for outcomes in tried)]
+    if failed:
+        first, prompt_id = tried[0][failed[0]], trial.prompt_ids[failed[0]]
+        text = f"fails for {len(failed)} of {count} rows whatever the completion; prompt_id={prompt_id}: "
+        text += f"{first.status}: {first.message}; mend the function, or the rows"
+        yield say.found("error" if len(failed) == count else "warning", text, trial.where)
+        return
     for name, garbage in trial.garbage.items():
-        failed_one = next((outcome for outcome in garbage if outcome.status in FAILED), None)
-        if failed_one:
-            text = (
-                f"fails for the completion {name}: {failed_one.status}: {failed_one.message}; give it a value, or None"
-            )
-            return [Finding("warning", THEME, text, where)]
+        for outcome in garbage:
+            if outcome.status in FAILED:
+                text = f"fails for the completion {name}: {outcome.status}: {outcome.message}; give it a value, or None"
+                yield say.warning(text, trial.where)
+                return
     if all(outcome.status == "abstain" for outcome in trial.outcomes):
-        return [Finding("warning", THEME, f"abstains (None) for all {count} rows, whatever the completion", where)]
-    return []
+        yield say.warning(f"abstains (None) for all {count} rows, whatever the completion", trial.where)
 
 
-def _judgement(trial: Trial, is_correct: bool) -> list[Finding]:
-    """Whether it tells right from wrong. Only the reward of evaluate.correct must; one of form or length need not."""
-    where = f"params.yaml: score.rewards.{trial.reward.name}"
-    values = {outcome.value for outcome in trial.outcomes if outcome.value is not None}
-    if not values:
-        return []
-    graded = sorted(values - {0.0, 1.0})
-    if is_correct and graded:
-        text = f"{trial.reward.name}: gave {graded[0]:g}; it must be 1 for a right answer and 0 for a wrong one"
-        return [Finding("error", THEME, text, "params.yaml: evaluate.correct")]
+def _graded(trial: Trial, values: set[float]) -> Finding:
+    """A reward of form or length need not tell right from wrong."""
+    if len(values) > 1:
+        return say.found("ok", f"gives {trial.shown}", trial.where)
+    text = f"gives {values.pop():g} to gold answers and garbage alike: fine for a reward of form, not of answers"
+    return say.note(text, trial.where)
+
+
+def _right(trial: Trial, values: set[float]) -> Finding:
+    """The reward of evaluate.correct must tell right from wrong."""
+    if graded := sorted(values - {0.0, 1.0}):
+        text = f"{trial.name}: gave {graded[0]:g}; it must be 1 for a right answer and 0 for a wrong one"
+        return say.error(f"params.yaml: evaluate.correct: {text}")
     wrong = max(map(_mean, trial.garbage.values()))
-    if not is_correct:
-        if len(values) == 1:
-            text = (
-                f"gives {values.pop():g} to gold answers and garbage alike: fine for a reward of form, not of answers"
-            )
-            return [Finding("note", THEME, text, where)]
-        return [Finding("ok", THEME, f"gives {trial.shown}", where)]
+    if not trial.gold and wrong > 0:
+        return say.error(f"counts garbage as right: {trial.shown}", trial.where)
     if not trial.gold:
-        if wrong > 0:
-            return [Finding("error", THEME, f"counts garbage as right: {trial.shown}", where)]
         text = f"no column of gold answers ({', '.join(GOLD_COLUMNS)}) to try it on; garbage gives 0"
-        return [Finding("note", THEME, text, where)]
+        return say.note(text, trial.where)
     if _mean(trial.gold[trial.best]) <= wrong:
-        text = (
-            f"does not tell a gold answer from garbage: {trial.shown}; look at the form it expects, and at the columns"
-        )
-        return [Finding("error", THEME, text, where)]
+        remedy = "look at the form it expects, and at the columns"
+        return say.error(f"does not tell a gold answer from garbage: {trial.shown}; {remedy}", trial.where)
     if wrong > 0:
-        return [Finding("warning", THEME, f"counts garbage as right in some rows: {trial.shown}", where)]
-    never = [
-        prompt_id
-        for row, prompt_id in enumerate(trial.prompt_ids)
-        if not any(outcomes[row].value == 1 for outcomes in trial.gold.values())
-    ]
-    if never:
-        share = f"{len(never)} of {len(trial.prompt_ids)} rows"
-        text = f"counts the gold answer of {share} as wrong in every form, such as that of prompt_id={never[0]}"
-        return [Finding("warning", THEME, text, where)]
-    return [Finding("ok", THEME, f"tells gold answers from garbage: {trial.shown}", where)]
+        return say.warning(f"counts garbage as right in some rows: {trial.shown}", trial.where)
+    rows = enumerate(trial.prompt_ids)
+    if never := [key for row, key in rows if not any(each[row].value == 1 for each in trial.gold.values())]:
+        text = (
+            f"counts the gold answer of {len(never)} of {len(trial.prompt_ids)} rows as wrong in every form, such as "
+        )
+        return say.warning(f"{text}that of prompt_id={never[0]}", trial.where)
+    return say.found("ok", f"tells gold answers from garbage: {trial.shown}", trial.where)
 
 
-def _spread(project: Project, trials: list[Trial]) -> list[Finding]:
+def _spread(project: Project, trials: list[Trial]) -> Iterator[Finding]:
     """Groups train on differences: two texts must be worth different rewards in at least one row."""
     rewards = project.params.score.rewards
     for prompt_id in dict.fromkeys(prompt_id for trial in trials for prompt_id in trial.prompt_ids):
-        by_kind = {
-            trial.reward.name: {
-                kind: outcomes[trial.prompt_ids.index(prompt_id)]
-                for kind, outcomes in {**trial.gold, **trial.garbage}.items()
+        by_text = {
+            trial.name: {
+                text: row[trial.prompt_ids.index(prompt_id)] for text, row in {**trial.gold, **trial.garbage}.items()
             }
             for trial in trials
             if prompt_id in trial.prompt_ids
         }
-        common = set.intersection(*map(set, by_kind.values()))
-        outcomes = {
-            name: [by_kind[name][kind] if name in by_kind else NOT_ASKED for kind in common] for name in rewards
-        }
+        texts = set.intersection(*map(set, by_text.values()))
+        outcomes = {name: [by_text[name][t] if name in by_text else NOT_ASKED for t in texts] for name in rewards}
         if len({*total_rewards(rewards, outcomes)} - {None}) > 1:
-            return []
+            return
     text = "every text that was tried gives the same reward in its row: without spread no group can train"
-    return [Finding("warning", THEME, text, "params.yaml: score.rewards")]
+    yield say.warning(f"{REWARDS_KEY}: {text}")
 
 
 def _time(project: Project, trials: list[Trial]) -> Finding:
     """Seconds that the calls of a round take, by the mean of those made here."""
     generate, workers = project.params.generate, project.launch.score.workers
-    each = {
-        trial.reward.name: trial.share * sum(o.seconds for o in trial.outcomes) / len(trial.outcomes)
-        for trial in trials
-    }
-    num = generate.prompts_per_round * generate.group_size
-    total = num * sum(each.values()) / workers
-    slowest = max(each, key=lambda name: each[name])
-    text = (
-        f"about {1000 * sum(each.values()):.2g} ms a completion, most of it '{slowest}': {total:,.2g} s for {num:,} of "
-        f"a round with {workers} workers"
-    )
+    each = {one.name: one.share * sum(o.seconds for o in one.outcomes) / len(one.outcomes) for one in trials}
+    number = generate.prompts_per_round * generate.group_size
+    total, slowest = number * sum(each.values()) / workers, max(each, key=lambda name: each[name])
+    text = f"about {1000 * sum(each.values()):.2g} ms a completion, most of it '{slowest}': "
+    text += f"{total:,.2g} s for {number:,} of a round with {workers} workers"
     if total > LONG_SECONDS:
-        return Finding("warning", THEME, f"{text}; raise it where there are more cores", "launch.yaml: score.workers")
-    return Finding("ok", THEME, text)
+        return say.warning(f"{text}; raise it where there are more cores", "launch.yaml: score.workers")
+    return say.ok(text)
 
 
-def _gold_column(project: Project, reward: Loaded, rows: pa.Table) -> str | None:
+def _gold_column(reward: Loaded, rows: pa.Table) -> str | None:
     """The column of gold answers: what the function's setting `column` says, or the first usual name that is there.
 
     Of a mixture's columns those are left out that are another source's, and null in all of these rows.
     """
-    wanted = project.params.score.rewards[reward.name].settings.get("column")
+    wanted = reward.settings.get("column")
     names = (wanted, *GOLD_COLUMNS) if isinstance(wanted, str) else GOLD_COLUMNS
     return next((name for name in names if name in rows.column_names and rows[name].null_count < len(rows)), None)
 

@@ -30,13 +30,6 @@ class TokenLogprobs(nn.Module):
 
     def __init__(self, model: Any, temperature: float, packing: Packing = "padded") -> None:
         super().__init__()
-        config = model.config.get_text_config()
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            value = getattr(config, name, None)
-            if value not in (None, 1, 1.0):
-                raise UserError(
-                    f"the policy's config has {name}={value}: models that change their logits are not supported"
-                )
         self.model: Any = model
         self.tied = tie(model)
         self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)

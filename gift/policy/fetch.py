@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gift.policy.folder import check_files
 from gift.policy.settings import Base
+from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -14,6 +15,7 @@ def fetch_base(base: Base, folder: Path) -> None:
     local = Path(base.model)
     _link(local if local.is_dir() else _fetch(base.model, base.revision), folder)
     check_files(folder)
+    weight_shapes(folder)
 
 
 def _fetch(model: str, revision: str | None) -> Path:

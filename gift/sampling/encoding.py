@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gift.policy.folder import max_model_len
 from gift.project.errors import UserError
-from gift.sampling.settings import Sampling
+from gift.sampling.settings import Sampling, room_problem
 from gift.sampling.templates import end_token_ids, render_chats
 
 Tokens = NDArray[np.int32]
@@ -41,6 +41,8 @@ def encode_split(
     what messages name. Raises `UserError` where the context, a stop token or the template does not fit.
     """
     context = max_model_len(model, sampling.max_model_len, section)
+    if problem := room_problem(sampling, section, context):
+        raise UserError(problem)
     ends = end_token_ids(model, tokenizer, sampling.stop_tokens, f"{section}.stop_tokens")
     encoded, opening = encode_prompts(tokenizer, prompts, variables, policy)
     return EncodedPrompts(encoded, opening, ends, context)

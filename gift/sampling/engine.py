@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gift.policy.adapter import PolicyFiles, load_policy, read_adapter_config
+from gift.policy.adapter import read_adapter_config
+from gift.policy.files import PolicyFiles
 from gift.policy.folder import check_files
+from gift.policy.open import open_policy
+from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError
 from gift.sampling.encoding import Tokens
 from gift.sampling.settings import GenerateLaunch, Sampling
@@ -60,11 +63,8 @@ def _start_vllm(
     # GPUs from using theirs.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     on_gpu = torch.cuda.is_available()
-    if on_gpu and policy.adapter and sampling.dtype == "float32":
-        raise UserError(
-            f"params.yaml: generate.dtype, evaluate.dtype: float32: {policy.adapter} is an adapter, and on a GPU vLLM "
-            "has kernels for those in bfloat16 only; set both to bfloat16, or engine: transformers"
-        )
+    if policy.adapter and (reason := adapter_dtype_refusal("vllm", sampling.dtype, on_gpu)):
+        raise UserError(f"params.yaml: generate.dtype, evaluate.dtype: {reason}")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(launch.kv_cache_gib))
     if launch.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -152,7 +152,7 @@ def _start_transformers(
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_policy(policy, sampling.dtype, device)
+    model = open_policy(policy, sampling.dtype, device)
     return transformers_sampler(model, sampling, ends, launch.max_num_seqs), f"transformers {transformers.__version__}"
 
 

@@ -63,17 +63,14 @@ class PartRows:
         self.known = {row["prompt_id"]: {**row, GENERATION_PROMPT: generation_prompt} for row in known}
         self.completions: list[str] = part["completion"].to_pylist()
         self.ids = Ragged.from_arrow(part["completion_ids"])
-        self.last: tuple[Sequence[int], dict[str, list[Any]]] = ((), {})
 
     def arguments(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The arguments of a call for these rows, as lists; a chat's completion is a list of messages, as in TRL."""
-        if rows != self.last[0]:
-            known = [self.known[self.prompt_ids[row]] for row in rows]
-            lists = {name: [each[name] for each in known] for name in known[0]}
-            lists["completions"] = [self._completion(row) for row in rows]
-            lists["completion_ids"] = [self.ids[row].tolist() for row in rows]
-            self.last = rows, lists
-        return self.last[1]
+        known = [self.known[self.prompt_ids[row]] for row in rows]
+        lists = {name: [each[name] for each in known] for name in known[0]}
+        lists["completions"] = [self._completion(row) for row in rows]
+        lists["completion_ids"] = [self.ids[row].tolist() for row in rows]
+        return lists
 
     def _completion(self, row: int) -> Any:
         text = self.completions[row]

@@ -13,7 +13,9 @@ import torch
 
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.adapter import PolicyFiles, adapter_off, load_policy
+from gift.policy.adapter import adapter_off
+from gift.policy.files import PolicyFiles
+from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -60,7 +62,7 @@ def write_reference(
                 opened = policy if is_base else wanted
                 if opened not in models:
                     temperature = source["temperature"]
-                    models[opened] = TokenLogprobs(load_policy(opened, dtype, device), temperature, launch.packing)
+                    models[opened] = TokenLogprobs(open_policy(opened, dtype, device), temperature, launch.packing)
                     if len(models) == 1 and models[opened].note:
                         click.echo(f"{label}: {models[opened].note}", err=True)
                 model = models[opened]

@@ -11,7 +11,7 @@ from gift.project.sections import Count, Dtype, Positive, Section
 class Reference(Section):
     """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
 
-    policy: Literal["initial", "previous"] = "initial"
+    policy: Literal["base", "previous"] = "base"
     max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
 
 

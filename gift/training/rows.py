@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gift.methods.groups import Groups, groups_of
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.rewards.total import Term, gated

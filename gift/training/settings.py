@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from gift.logprobs.settings import Packing
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.policy.settings import Lora
-from gift.project.errors import UserError
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
 
 
@@ -79,12 +78,3 @@ class UpdateLaunch(Section):
     checkpoint_every_steps: Count = 8
     timeout_minutes: Positive = Field(30.0, description="how long a rank waits for another before it ends")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of DeepSpeed's configuration")
-
-
-def refuse_launch(launch: UpdateLaunch) -> None:
-    """Raise `UserError` where the launcher cannot start so many processes."""
-    if launch.launcher == "in_process" and launch.num_processes != 1:
-        raise UserError(
-            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
-            "deepspeed or srun"
-        )
