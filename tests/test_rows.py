@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name, read_file, write_file
@@ -57,7 +57,7 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
 
 
 def joined(folder: Path, policy: str = "d") -> Rows:
-    lineage = Lineage(digest=policy, initial=policy)
+    lineage = Lineage(digest=policy, base=policy)
     rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy")
     return rows
 
@@ -111,7 +111,7 @@ def test_tables_that_do_not_belong_together_are_refused_by_row(tmp_path: Path) -
 
 def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path: Path) -> None:
     write_round(tmp_path)
-    lineage = Lineage(digest="d", initial="d")
+    lineage = Lineage(digest="d", base="d")
     with pytest.raises(UserError, match=r"part-00000.parquet: the column 'reward' is missing"):
         read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
 
