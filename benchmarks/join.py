@@ -85,7 +85,8 @@ def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict
         scores = pa.table([*key, values, values, ok, nothing], schema=scores_schema(["right"]))
         reference = pa.table([*key, column(tokens, logprobs), column(tokens, logprobs)], schema=REFERENCE)
         size += sum(each.nbytes for each in (rollouts, scores, reference))
-        metadata = {"policy": POLICY, "rewards": {"right": {"weight": 1.0, "only_if": None}}}
+        rewards = {"right": {"weight": 1.0, "only_if": None}}
+        metadata = {"policy": POLICY, "rewards": rewards, "settings": {"max_tokens": tokens}}
         write_part(folder / "rollouts", index, rollouts, ROLLOUTS, check_rollouts, metadata)
         write_part(folder / "scores", index, scores, scores_schema(["right"]), check_scores, metadata)
         write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)
