@@ -112,7 +112,7 @@ def ours(folder: Path) -> object:
     from gift.policy.lineage import Lineage
     from gift.training.rows import read_round
 
-    lineage = Lineage(digest=POLICY, initial=POLICY)
+    lineage = Lineage(digest=POLICY, base=POLICY)
     return read_round(*(folder / name for name in TABLES), lineage, folder)
 
 
