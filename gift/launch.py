@@ -12,6 +12,9 @@ from gift.project.errors import UserError
 from gift.project.params import read_launch
 from gift.training.settings import UpdateLaunch, refuse_launch
 
+MANY = ("stages.update",)
+"""The stages that can run as several processes; launch.yaml says how."""
+
 # What a rank's end by a signal most often means.
 SIGNALS = {
     6: ", on GPUs most often by NCCL, which ends a rank that lost another or waited longer than update.timeout_minutes "
@@ -23,9 +26,11 @@ SIGNALS = {
 def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
+    launch = UpdateLaunch()
     try:
-        launch = read_launch("update", UpdateLaunch)
-        refuse_launch(launch)
+        if module in MANY:
+            launch = read_launch("update", UpdateLaunch)
+            refuse_launch(launch)
     except UserError as error:
         error.show()
         sys.exit(1)

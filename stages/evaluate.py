@@ -17,27 +17,36 @@ from gift.scoring.settings import Score, ScoreLaunch, refuse_judges
 
 
 @click.command()
-@click.argument("answers", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("metrics", type=Path)
-@click.argument("history", type=Path)
-@click.argument("others", type=Path, nargs=-1)
-def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tuple[Path, ...]) -> None:
-    """OTHERS are the round's other metrics (JSON) and its steps (CSV), gathered into HISTORY for plots."""
+@click.option("--round", "name", required=True)
+@click.option("--answers", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+@click.option("--history", type=Path, required=True)
+@click.option("--gather", type=Path, multiple=True, help="Other metrics of the round, for its history.")
+@click.option("--steps", "steps_csv", type=Path, help="The steps of its update, likewise.")
+def main(
+    name: str,
+    answers: Path,
+    prompts: Path,
+    metrics: Path,
+    history: Path,
+    gather: tuple[Path, ...],
+    steps_csv: Path | None,
+) -> None:
+    """The base policy has no other metrics and no steps."""
     console.quiet()
     refuse_existing(metrics, history)
     score, judges = read_section("score", Score), read_section("evaluate", Evaluate).judges
     refuse_judges(judges, score)
     opened = score_table(
-        "evaluate",
+        f"evaluate@{name}",
         answers,
         prompts,
-        answers,
         score,
         read_launch("score", ScoreLaunch),
         refuse=lambda asked: asked.correct(judges) if judges else None,
     )
-    name, work, source, asked = answers.parent.name, opened.work, opened.source, opened.prompts
+    work, source, asked = opened.work, opened.source, opened.prompts
     rows, scores = opened.scored.rows, opened.scored.scores
     domains = asked["domain"].to_pylist() if "domain" in asked.column_names else [None] * asked.num_rows
     prompt_ids = rows["prompt_id"].to_pylist()
@@ -59,14 +68,13 @@ def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tup
     }
     row: dict[str, object] = {"name": name, "round": source["round"], **numbers}
     steps: list[dict[str, object]] = []
-    for path in others:
-        if path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                steps = [
-                    {key: float(text) if text else None for key, text in line.items()} for line in csv.DictReader(file)
-                ]
-        else:
-            row |= json.loads(path.read_text(encoding="utf-8"))
+    for path in gather:
+        row |= json.loads(path.read_text(encoding="utf-8"))
+    if steps_csv:
+        with steps_csv.open(encoding="utf-8", newline="") as file:
+            steps = [
+                {key: float(text) if text else None for key, text in line.items()} for line in csv.DictReader(file)
+            ]
     write_json(work.folder / "evaluate.json", numbers)
     write_json(work.folder / "history.json", {"round": row, "steps": steps})
     work.publish({work.folder / "evaluate.json": metrics, work.folder / "history.json": history})

@@ -23,17 +23,18 @@ from gift.tables.prompts import prompt_column, read_prompts
 
 
 @click.command()
-@click.argument("initial", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("out", type=Path)
-@click.argument("metrics", type=Path)
-def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+def main(name: str, base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
     settings, seed = read_section("generate", Generate), read_seed()
     launch = read_launch("generate", GenerateLaunch)
-    files, lineage = find_policy(policy, initial)
+    files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)
     variables = source.get("chat_template_kwargs", {})
     tokenizer = load_tokenizer(files.model)
@@ -64,7 +65,8 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         "seed": seed,
         "generation_prompt": encoded.opening,
     }
-    work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
+    label = f"generate@{name}"
+    work = Work(label, {**metadata, "prompts": file_digest(prompts)})
     folder = work.folder / "rollouts"
     write_rollouts(
         folder,
@@ -73,7 +75,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
         metadata,
         partial(start_sampler, files, settings, encoded.ends, encoded.context, launch),
         partial(tokenizer.decode, skip_special_tokens=True),
-        f"generate@{out.parent.name}",
+        label,
     )
     rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts)
     lengths = pc.list_value_length(rollouts["completion_ids"])
@@ -87,7 +89,7 @@ def main(initial: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -
     }
     write_json(work.folder / "generate.json", numbers)
     work.publish({folder: out, work.folder / "generate.json": metrics})
-    console.say(f"generate@{out.parent.name}", **numbers)
+    console.say(label, **numbers)
 
 
 if __name__ == "__main__":

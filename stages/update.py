@@ -28,18 +28,20 @@ from gift.training.trainer import Trainer
 
 
 @click.command()
-@click.argument("initial", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("optimizer", type=Path)
-@click.argument("rollouts", type=Path)
-@click.argument("scores", type=Path)
-@click.argument("reference", type=Path)
-@click.argument("out_policy", type=Path)
-@click.argument("out_optimizer", type=Path)
-@click.argument("metrics", type=Path)
-@click.argument("steps_csv", type=Path)
+@click.option("--round", "name", required=True)
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--optimizer", type=Path, required=True)
+@click.option("--rollouts", type=Path, required=True)
+@click.option("--scores", type=Path, required=True)
+@click.option("--reference", type=Path, required=True)
+@click.option("--out-policy", type=Path, required=True)
+@click.option("--out-optimizer", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+@click.option("--steps", "steps_csv", type=Path, required=True)
 def main(
-    initial: Path,
+    name: str,
+    base: Path,
     policy: Path,
     optimizer: Path,
     rollouts: Path,
@@ -54,8 +56,8 @@ def main(
     update, seed = read_section("update", Update), read_seed()
     launch, score = read_launch("update", UpdateLaunch), read_section("score", Score)
     settings = engine_settings(update, launch)
-    label = f"update@{out_policy.parent.name}"
-    files, lineage = find_policy(policy, initial)
+    label = f"update@{name}"
+    files, lineage = find_policy(policy, base)
     check_parent(files, lineage, update.lora)
     tables, source = read_round(rollouts, scores, reference, score, lineage, policy)
     rows = join_rows(*tables, score)
@@ -82,11 +84,11 @@ def main(
         outputs = (out_policy, out_optimizer, metrics, steps_csv)
         if rank == 0:
             refuse_existing(*outputs)
-            work = Work("update", out_policy, inputs)
+            work = Work(label, inputs)
             if note:
                 click.echo(f"{label}: {note}", err=True)
         torch.distributed.barrier()
-        folder = work_folder("update", out_policy)
+        folder = work_folder(label)
         temperature = source["temperature"]
         lora = update.lora and load_trainable(files, update.lora, update.dtype, seed)
         model = TokenLogprobs(lora or load_masters(policy, settings), temperature, launch.packing)
@@ -124,7 +126,7 @@ def main(
         sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
         work.publish(dict(zip(sources, outputs, strict=True)))
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
-        console.say(label, **{name: numbers[name] for name in shown})
+        console.say(label, **{key: numbers[key] for key in shown})
 
 
 def load_masters(policy: Path, settings: EngineSettings) -> Any:

@@ -65,15 +65,14 @@ class Opened:
 
 
 def score_table(
-    stage: str,
+    label: str,
     rollouts: Path,
     prompts: Path,
-    out: Path,
     score: Score,
     launch: ScoreLaunch,
     refuse: Callable[[Asked], object],
 ) -> Opened:
-    """Score a table of completions in the work folder of `stage`, whose round is that of `out`.
+    """Score a table of completions in the work folder of `label`, such as score@r1.
 
     `refuse` is the stage's own law on which rewards are asked for which prompts; it is called before any function.
     """
@@ -94,9 +93,8 @@ def score_table(
         "prompts": file_digest(prompts),
         "rewards": tree_digest(USER_FOLDER),
     }
-    work = Work(stage, out, inputs)
+    work = Work(label, inputs)
     folder = work.folder / "scores"
-    label = f"{stage}@{out.parent.name}"
     scored = score_parts(
         folder, rollouts, asked, score, launch.workers, metadata, label, launch.judge_endpoint, cache=ROOT
     )
