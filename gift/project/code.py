@@ -101,6 +101,7 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
     """
     files: set[Path] = set()
     packages: set[str] = set()
+    known: dict[str, list[Path]] = {}
     todo = [path.resolve() for path in first]
     while todo:
         path = todo.pop()
@@ -108,9 +109,10 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
             continue
         files.add(path)
         for name in imported_names(path, roots):
-            found = project_files(name, roots)
-            todo.extend(found)
-            if not found:
+            if name not in known:
+                known[name] = project_files(name, roots)
+                todo.extend(known[name])
+            if not known[name]:
                 packages.add(name.split(".")[0])
     return files, packages - {*sys.stdlib_module_names, *OURS}
 
