@@ -1,7 +1,7 @@
 """What reruns when something changes: the real dvc.yaml under real DVC, with stages that only hash their inputs.
 
-One project goes through the whole table, row after row, as its user would take it. Run as a script in that project, one
-process does so with DVC as a library; what stands in for a stage's command is a function, but `code` is the project's own.
+One project goes through the whole table, row after row, as its user would take it. Run as a script in that project,
+one process does so with DVC as a library; a function stands in for the stages' commands, and `code` is the real one.
 """
 
 import hashlib

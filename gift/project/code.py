@@ -34,7 +34,7 @@ def fingerprint(stage: str) -> str:
     Of a file its syntax tree counts, without comments, layout, docstrings and whatever stands in `UserError(...)`.
     """
     files, _ = imported_files([ROOT / "stages" / f"{stage}.py"], [ROOT])
-    seen = sorted([path.relative_to(ROOT).as_posix(), _read(path)[0]] for path in files - UNSEEN)
+    seen = sorted([path.relative_to(ROOT).as_posix(), _parse(path.read_bytes())[0]] for path in files - UNSEEN)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
 
@@ -120,7 +120,7 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
 def imported_names(path: Path, roots: list[Path]) -> set[str]:
     """What a file's import statements name; `from a import b` names a and a.b."""
     names: set[str] = set()
-    for level, module, taken in _read(path)[1]:
+    for level, module, taken in imports_of(path):
         base = ".".join(filter(None, [_package(path, level, roots), module]))
         names |= {base, *(f"{base}.{name}" for name in taken)}
     return names
@@ -140,8 +140,8 @@ def _package(path: Path, level: int, roots: list[Path]) -> str:
     return ".".join(path.relative_to(root).parts[:-level]) if level and root else ""
 
 
-def _read(path: Path) -> tuple[str, list[Import]]:
-    return _parse(path.read_bytes())
+def imports_of(path: Path) -> list[Import]:
+    return _parse(path.read_bytes())[1]
 
 
 @cache
