@@ -1,7 +1,7 @@
 # Two commands on a fresh Linux machine: `make repro` runs the pipeline, `make test` the tests; either makes .venv first.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env repro test lint lock bench bench-env clean FORCE
+.PHONY: help env repro test test-all lint lock bench bench-env clean FORCE
 
 PYTHON ?= python3
 ARGS ?=
@@ -33,9 +33,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make repro     run what is stale in the pipeline (dvc repro); ARGS='evaluate@r1' for a part of it"
-	@echo "make test      run the tests, JOBS=2 at a time; ARGS='tests/test_x.py -k name' for some of them"
+	@echo "make test      run the tests but for the slow, JOBS=2 at a time; ARGS='tests/test_x.py -k name' for any of them"
+	@echo "make test-all  run the slow tests: more cases of laws of which make test runs one"
 	@echo "make lint      check format, rules and types"
-	@echo "make env       make .venv, which the three above do too when it is missing or a lock has changed"
+	@echo "make env       make .venv, which the four above do too when it is missing or a lock has changed"
 	@echo "make lock      resolve requirements/*.txt anew from pyproject.toml"
 	@echo "make bench     list the benchmarks; ARGS='update --model wide' runs one (benchmarks/README.md)"
 	@echo "make clean     delete .venv, .venv-bench and the tools' caches; data/ and the DVC cache stay"
@@ -73,8 +74,12 @@ repro: env
 
 # Two at a time where all are run: most of the time goes into starting Python, and a worker needs up to 3 GiB.
 JOBS ?= 2
+ALL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 test: env
-	@.venv/bin/python -m pytest $(if $(ARGS),,--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
+	@.venv/bin/python -m pytest $(or $(ARGS),$(ALL) -m 'not slow')
+
+test-all: env
+	@.venv/bin/python -m pytest $(ALL) -m slow
 
 lint: env
 	@.venv/bin/ruff format --check .

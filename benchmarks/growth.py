@@ -1,46 +1,34 @@
 """Time of the log-prob pass and the update as a round grows: 1, 2, 4 and 8 times the rollouts."""
 
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import ours
+from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, say
-from benchmarks.results import finish, markdown, met, options, start
-from benchmarks.shapes import SHAPES, make_model, shape_of
+from benchmarks.results import finish, markdown, met
+from benchmarks.shapes import SHAPES, shape_of
 
 GOAL = 0.1
 STAGES = ("reference", "update")
 
 
-@click.command()
+@measured(quick={"repeats": 1}, repeats=3, tokens_per_batch=16384)
 @click.option("--model", "name", default="hundred", show_default=True, type=click.Choice(list(SHAPES)))
-@click.option("--times", default="1,2,4,8", show_default=True, help="Multiples of the rollouts of one step.")
-@click.option("--repeats", default=3, show_default=True, help="Processes of each multiple, in turn.")
-@click.option("--tokens-per-batch", default=16384, show_default=True, help="launch.yaml's key.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    name: str, times: str, repeats: int, tokens_per_batch: int, dtype: str, threads: int, quick: bool, out: Path | None
-) -> None:
+@click.option("--times", "multiples", default="1,2,4,8", show_default=True, help="Multiples of a step's rollouts.")
+def main(run: Run, name: str, multiples: str) -> None:
     """Seconds of reference + update against those of the fewest rollouts; goal: linear within 10%."""
-    repeats = 1 if quick else repeats
-    multiples = [int(each) for each in times.split(",")]
-    settings = start(
-        threads, quick, model=name, times=multiples, repeats=repeats, tokens_per_batch=tokens_per_batch, dtype=dtype
-    )
-    shape = shape_of(name, quick)
+    shape = shape_of(name, run.quick)
     runs: dict[int, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as work:
-        parameters = fresh(make_model, shape, Path(work))
-        for turn in range(repeats):
-            for multiple in multiples:
-                run = fresh(ours.reference_and_update, Path(work), shape, multiple, dtype, tokens_per_batch)
-                runs.setdefault(multiple, []).append(run)
-                say(f"{turn + 1} of {repeats}: x {multiple}: " + ", ".join(f"{s} {run[s]:.3g} s" for s in STAGES))
+    with model_of(shape) as (folder, parameters):
+        for turn in range(run.repeats):
+            for multiple in (int(each) for each in multiples.split(",")):
+                done = fresh(ours.reference_and_update, folder, shape, multiple, run.dtype, run.tokens_per_batch)
+                runs.setdefault(multiple, []).append(done)
+                shown = ", ".join(f"{stage} {done[stage]:.3g} s" for stage in STAGES)
+                say(f"{turn + 1} of {run.repeats}: x {multiple}: {shown}")
     points = [
         {
             "times": multiple,
@@ -51,7 +39,8 @@ def main(
         }
         for multiple, each in runs.items()
     ]
-    finish("growth", settings, {"parameters": parameters, "points": points}, table, out)
+    settings = {**run.settings, "model": name, "times": list(runs)}
+    finish("growth", settings, {"parameters": parameters, "points": points}, table, run.out)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,57 +1,40 @@
 """An optimizer step by how its completions lie in a forward, as their prompt grows: shared, packed, padded."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import ours
+from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, pooled, say
-from benchmarks.results import finish, markdown, options, start
-from benchmarks.shapes import Shape, make_model, make_rollouts, shape_of
+from benchmarks.results import finish, markdown
+from benchmarks.shapes import Shape, make_rollouts, shape_of
 
 LAYOUTS = ("shared", "packed", "padded")
 BODY = Shape(384, 6, 6, 1024, 8192, 2, 8, 0, 10, 100)  # 14M parameters; lengths 10:1
 
 
-@click.command()
+@measured(quick={"repeats": 1, "steps": 1}, repeats=2, steps=2, tokens_per_batch=32768)
 @click.option("--prompts", default="64,256,1024,2048", show_default=True, help="Tokens of a prompt.")
-@click.option("--repeats", default=2, show_default=True, help="Processes of each point, in turn.")
-@click.option("--steps", default=2, show_default=True, help="Timed steps of each process.")
-@click.option("--tokens-per-batch", default=32768, show_default=True, help="launch.yaml's key: one batch a step.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    prompts: str,
-    repeats: int,
-    steps: int,
-    tokens_per_batch: int,
-    dtype: str,
-    threads: int,
-    quick: bool,
-    out: Path | None,
-) -> None:
+def main(run: Run, prompts: str) -> None:
     """Seconds and peak memory of a step by layout, 2 groups of 8 completions of 10 to 100 tokens."""
-    repeats, steps = (1, 1) if quick else (repeats, steps)
-    lengths = [int(each) for each in ("6,40" if quick else prompts).split(",")]
-    settings = start(threads, quick, repeats=repeats, steps=steps, tokens_per_batch=tokens_per_batch, dtype=dtype)
+    lengths = [int(each) for each in ("6,40" if run.quick else prompts).split(",")]
     runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    body = replace(shape_of("wide", quick=True), longest=12) if quick else BODY
-    with tempfile.TemporaryDirectory() as work:
-        parameters = fresh(make_model, body, Path(work))
-        for _ in range(repeats):
+    body = replace(shape_of("wide", quick=True), longest=12) if run.quick else BODY
+    common = (run.dtype, run.tokens_per_batch, 1, run.steps)
+    with model_of(body) as (folder, parameters):
+        for _ in range(run.repeats):
             for prompt in lengths:
                 rollouts = make_rollouts(replace(body, prompt=prompt))
                 for layout in LAYOUTS:
-                    run = fresh(ours.update_steps, Path(work), rollouts, dtype, tokens_per_batch, 1, steps, layout)
-                    runs.setdefault((prompt, layout), []).append(run)
-                    say(f"prompt {prompt}, {layout}: {pooled([run])['seconds']:.3g} s, {run['peak_mib']:,.0f} MiB")
+                    done = fresh(ours.update_steps, folder, rollouts, *common, layout)
+                    runs.setdefault((prompt, layout), []).append(done)
+                    say(f"prompt {prompt}, {layout}: {pooled([done])['seconds']:.3g} s, {done['peak_mib']:,.0f} MiB")
     points = [
         {"prompt": prompt, "layout": layout, **pooled(each), "runs": each} for (prompt, layout), each in runs.items()
     ]
-    finish("layouts", settings, {"parameters": parameters, "points": points}, table, out)
+    finish("layouts", run.settings, {"parameters": parameters, "points": points}, table, run.out)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,72 +1,50 @@
 """The step against its limit: the time of the matrix products that no implementation can leave out, nothing else."""
 
 import statistics
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import click
-
 from benchmarks import ours
+from benchmarks.cases import Run, cases, measured, models_option
 from benchmarks.measure import fresh, pooled, say
-from benchmarks.results import finish, has_gpu, markdown, met, options, start
-from benchmarks.shapes import SHAPES, Rollouts, Shape, make_model, make_rollouts, model_config, shape_of
+from benchmarks.results import finish, has_gpu, markdown, met
+from benchmarks.shapes import SHAPES, Rollouts, Shape, model_config
 
 GOAL = 0.7
 OUT_BYTES = 256 * 2**20  # the head's product is cut into rows so that its output is at most this
 
 
-@click.command()
-@click.option("--model", "models", multiple=True, type=click.Choice(list(SHAPES)), help="Without it: all of them.")
-@click.option("--repeats", default=3, show_default=True, help="Processes of the step and of the products, in turn.")
-@click.option("--steps", default=3, show_default=True, help="Timed steps of each process.")
-@click.option("--tokens-per-batch", default=16384, show_default=True, help="launch.yaml's key.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    models: tuple[str, ...],
-    repeats: int,
-    steps: int,
-    tokens_per_batch: int,
-    dtype: str,
-    threads: int,
-    quick: bool,
-    out: Path | None,
-) -> None:
+@measured(quick={"repeats": 1, "steps": 2}, repeats=3, steps=3, tokens_per_batch=16384)
+@models_option
+def main(run: Run, models: tuple[str, ...]) -> None:
     """Our step's time over that of its matrix products; goal: the products are 70% of it on the 100M model."""
-    repeats, steps = (1, 2) if quick else (repeats, steps)
-    settings = start(threads, quick, repeats=repeats, steps=steps, tokens_per_batch=tokens_per_batch, dtype=dtype)
     found = {}
-    for name in models or SHAPES:
-        shape = shape_of(name, quick)
-        rollouts = make_rollouts(shape)
+    for case in cases(models, run.quick):
         step_runs, product_runs = [], []
-        with tempfile.TemporaryDirectory() as work:
-            parameters = fresh(make_model, shape, Path(work))
-            for turn in range(repeats):
-                product_runs.append(fresh(products, shape, rollouts, dtype, has_gpu(), 0.02 if quick else 0.3))
-                run = fresh(ours.update_steps, Path(work), rollouts, dtype, tokens_per_batch, 1, steps)
-                step_runs.append(run)
-                limit, seconds = product_runs[-1]["once_a_group"]["seconds"], pooled([run])["seconds"]
-                say(f"{name}, {turn + 1} of {repeats}: products {limit:.3g} s, step {seconds:.3g} s")
-        found[name] = {
-            "parameters": parameters,
-            "completion_tokens": rollouts.num_tokens,
-            "positions": rollouts.num_positions,
+        for turn in range(run.repeats):
+            least = 0.02 if run.quick else 0.3
+            product_runs.append(fresh(products, case.shape, case.rollouts, run.dtype, has_gpu(), least))
+            step = fresh(ours.update_steps, case.folder, case.rollouts, run.dtype, run.tokens_per_batch, 1, run.steps)
+            step_runs.append(step)
+            limit, seconds = product_runs[-1]["once_a_group"]["seconds"], pooled([step])["seconds"]
+            say(f"{case.name}, {turn + 1} of {run.repeats}: products {limit:.3g} s, step {seconds:.3g} s")
+        found[case.name] = {
+            "parameters": case.parameters,
+            "completion_tokens": case.rollouts.num_tokens,
+            "positions": case.rollouts.num_positions,
             "step": {**pooled(step_runs), "runs": step_runs},
-            "fastest_step": min(min(run["seconds"]) for run in step_runs),
+            "fastest_step": min(min(each["seconds"]) for each in step_runs),
             **{
                 count: {
-                    "median": statistics.median(run[count]["seconds"] for run in product_runs),
-                    "fastest": min((run[count] for run in product_runs), key=lambda each: each["seconds"]),
+                    "median": statistics.median(each[count]["seconds"] for each in product_runs),
+                    "fastest": min((each[count] for each in product_runs), key=lambda each: each["seconds"]),
                 }
                 for count in product_runs[0]
             },
             "runs": product_runs,
         }
-    finish("limit", settings, {"models": found}, table, out)
+    finish("limit", run.settings, {"models": found}, table, run.out)
 
 
 def products(shape: Shape, rollouts: Rollouts, dtype: str, cuda: bool, seconds: float) -> dict[str, Any]:

@@ -1,58 +1,39 @@
 """Peak memory of the update as completions and vocabulary grow, in numbers and as a figure."""
 
 import json
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import ours
+from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, pooled, say
-from benchmarks.results import finish, markdown, options, start
-from benchmarks.shapes import Shape, make_model, make_rollouts, shape_of
+from benchmarks.results import finish, markdown
+from benchmarks.shapes import Shape, make_rollouts, shape_of
 
 
-@click.command()
+@measured(quick={"repeats": 1, "tokens_per_batch": 128}, repeats=2, steps=1, tokens_per_batch=1024)
 @click.option("--completions", default="16,32,64,128", show_default=True, help="Of one optimizer step.")
 @click.option("--vocabularies", default="8192,32768,131072,262144", show_default=True)
-@click.option("--repeats", default=2, show_default=True, help="Processes of each point, in turn.")
-@click.option("--steps", default=1, show_default=True, help="Steps that memory is watched over, after one settles.")
-@click.option("--tokens-per-batch", default=1024, show_default=True, help="launch.yaml's key: the same at every point.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    completions: str,
-    vocabularies: str,
-    repeats: int,
-    steps: int,
-    tokens_per_batch: int,
-    dtype: str,
-    threads: int,
-    quick: bool,
-    out: Path | None,
-) -> None:
+def main(run: Run, completions: str, vocabularies: str) -> None:
     """The peak above the model and its optimizer; goal: flat in completions, and in vocabulary beyond the budget.
 
     Both series have the wide model's body. Completions grow at a vocabulary of 32,768, vocabulary at 16 completions.
     """
-    repeats = 1 if quick else repeats
-    tokens_per_batch = min(tokens_per_batch, 128) if quick else tokens_per_batch
     counts, sizes = ([int(each) for each in text.split(",")] for text in (completions, vocabularies))
-    settings = start(threads, quick, repeats=repeats, steps=steps, tokens_per_batch=tokens_per_batch, dtype=dtype)
-    wide = shape_of("wide", quick)
+    wide = shape_of("wide", run.quick)
     points = {
         "completions": [replace(wide, groups=n // wide.group_size, vocab=32_768) for n in counts],
         "vocabulary": [replace(wide, vocab=size) for size in sizes],
     }
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for _ in range(repeats):
+    for _ in range(run.repeats):
         for series, shapes in points.items():
             for index, shape in enumerate(shapes):
-                run = one_point(shape, dtype, tokens_per_batch, steps)
-                runs.setdefault((series, index), []).append(run)
-                say(f"{series}: {value(series, shape):,}: {run['rest_mib']:,.0f} to {run['peak_mib']:,.0f} MiB")
+                done = one_point(shape, run)
+                runs.setdefault((series, index), []).append(done)
+                say(f"{series}: {value(series, shape):,}: {done['rest_mib']:,.0f} to {done['peak_mib']:,.0f} MiB")
     content = {
         series: [
             {"value": value(series, shape), **pooled(runs[series, index]), "runs": runs[series, index]}
@@ -60,7 +41,7 @@ def main(
         ]
         for series, shapes in points.items()
     }
-    finish("memory", settings, {"series": content}, table, out)
+    finish("memory", run.settings, {"series": content}, table, run.out)
 
 
 def value(series: str, shape: Shape) -> int:
@@ -68,13 +49,11 @@ def value(series: str, shape: Shape) -> int:
     return shape.vocab if series == "vocabulary" else shape.groups * shape.group_size
 
 
-def one_point(shape: Shape, dtype: str, tokens_per_batch: int, steps: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as work:
-        parameters = fresh(make_model, shape, Path(work))
-        rollouts = make_rollouts(shape)
-        run = fresh(ours.update_steps, Path(work), rollouts, dtype, tokens_per_batch, 1, steps)
+def one_point(shape: Shape, run: Run) -> dict[str, Any]:
+    with model_of(shape) as (folder, parameters):
+        done = fresh(ours.update_steps, folder, make_rollouts(shape), run.dtype, run.tokens_per_batch, 1, run.steps)
         # A step has a gradient as large as the weights, whatever it computes.
-        return {**run, "gradient_mib": 4 * parameters / 2**20}
+        return {**done, "gradient_mib": 4 * parameters / 2**20}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -2,13 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measure import Recorder
 from benchmarks.shapes import Rollouts, Shape, make_rollouts
+from gift.project.ragged import Ragged
 
 LR, CLIP = 1e-5, 1.0  # both sides of a comparison take these
 
@@ -21,7 +24,7 @@ def update_steps(
     import torch
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
@@ -46,30 +49,36 @@ def start_trainer(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.methods.shape.zscore import single
-    from gift.policy.folder import load_model
+    from gift.methods.groups import groups_of
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.rows import Rows
     from gift.training.settings import Update
+    from gift.training.targets import choose
     from gift.training.trainer import Trainer
 
-    model = load_model(folder, "float32")
+    model = open_policy(PolicyFiles(folder), "float32")
     # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
-    uniform = [torch.full((len(ids),), -math.log(model.config.vocab_size)) for ids in rollouts.completion_ids]
+    completions = Ragged.of(rollouts.completion_ids, np.int32)
+    logprob = torch.full((len(completions.values),), -math.log(model.config.vocab_size))
     rewards = torch.tensor(rollouts.rewards).view(-1, rollouts.group_size)
-    rows = Rows(
-        prompt_ids=rollouts.prompt_ids,
-        completion_ids=rollouts.completion_ids,
-        ref_logprobs=uniform,
-        old_logprobs=uniform,
-        rewards=single(rewards, torch.ones_like(rewards, dtype=torch.bool)),
+    groups = groups_of(
+        rewards,
+        mask=torch.ones_like(rewards, dtype=torch.bool),
+        lengths=torch.from_numpy(completions.lengths).view(rewards.shape),
+        max_tokens=int(completions.lengths.max()),
+        ref_logprobs=logprob,
+        old_logprobs=logprob,
     )
+    rows = Rows(Ragged.of(rollouts.prompt_ids, np.int32), completions, groups)
     stage = 1 if dtype == "bfloat16" else 0
     logprobs = TokenLogprobs(model, 1.0, packing)
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
     settings = check(Update, {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}, "benchmark")
-    return Trainer(engine, rows, settings, tokens_per_batch, logprobs.layout), engine.close
+    chosen = choose(groups, settings)
+    return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close
 
 
 def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tokens_per_batch: int) -> dict[str, float]:
@@ -80,7 +89,7 @@ def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tok
     """
     import torch
 
-    from gift.training.engine import distributed
+    from gift.training.ranks import distributed
 
     rollouts = make_rollouts(replace(shape, groups=shape.groups * times))
     with distributed() as device:
@@ -105,18 +114,19 @@ def _reference_seconds(
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/training/reference.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.policy.folder import load_model
+    from gift.policy.files import PolicyFiles
+    from gift.policy.open import open_policy
 
-    return TokenLogprobs(load_model(folder, dtype, str(device)), 1.0, packing)
+    return TokenLogprobs(open_policy(PolicyFiles(folder), dtype, str(device)), 1.0, packing)
 
 
-def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> Sequence[Any]:
+def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> object:
     """The log-probs of every completion, as gift/training/reference.py computes them for one part of a table."""
     from gift.logprobs.batches import row_batches
     from gift.logprobs.tokens import completion_logprobs
 
-    prompts, completions = rollouts.prompt_ids, rollouts.completion_ids
-    lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+    prompts, completions = (Ragged.of(ids, np.int32) for ids in (rollouts.prompt_ids, rollouts.completion_ids))
+    lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
     size = rollouts.group_size
     groups = [list(range(first, first + size)) for first in range(0, len(lengths), size)]
     return completion_logprobs(

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
+from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, say
-from benchmarks.results import finish, markdown, options, start
+from benchmarks.results import finish, markdown
 from benchmarks.shapes import ROOT, make_model, shape_of
 from gift.project.yaml import read_yaml
 
@@ -61,21 +62,19 @@ QUICK: dict[str, Any] = {
 }
 
 
-@click.command()
+@measured(dtypes=False)
 @click.option("--case", "cases", multiple=True, type=click.Choice(CASES), help="Without it: both.")
 @click.option(
     "--rounds", default=3, show_default=True, help="Rounds of the embedded task; of the 100M model, one less."
 )
-@options
-def main(cases: tuple[str, ...], rounds: int, threads: int, quick: bool, out: Path | None) -> None:
+def main(run: Run, cases: tuple[str, ...], rounds: int) -> None:
     """Real rounds under real DVC in a copy of the project, with the stages' functions timed from outside."""
-    rounds = 1 if quick else rounds
-    settings = start(threads, quick, rounds=rounds)
+    rounds = 1 if run.quick else rounds
     found = {}
     for name in cases or CASES:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, "project")
-            parameters = make_project(folder, Path(work, "model"), name, quick)
+            parameters = make_project(folder, Path(work, "model"), name, run.quick)
             count = max(1, rounds - (name == "hundred"))
             content = "".join(f"  r{n}: {{from: {f'r{n - 1}' if n > 1 else 'base'}}}\n" for n in range(1, count + 1))
             (folder / "rounds.yaml").write_text("rounds:\n" + content, encoding="utf-8")
@@ -92,7 +91,7 @@ def main(cases: tuple[str, ...], rounds: int, threads: int, quick: bool, out: Pa
             "medians": {part: statistics.median(r["seconds"].get(part, 0.0) for r in each) for part in ORDER},
             "rounds": each,
         }
-    finish("overhead", settings, {"cases": found}, table, out)
+    finish("overhead", {**run.settings, "rounds": rounds}, {"cases": found}, table, run.out)
 
 
 def make_project(folder: Path, model: Path, name: str, quick: bool) -> int:

@@ -1,68 +1,43 @@
 """The log-prob pass of the reference stage against a bare forward on perfectly packed input, in turn in one process."""
 
 import statistics
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from benchmarks import ours
+from benchmarks.cases import Run, cases, measured, models_option
 from benchmarks.measure import fresh, say
-from benchmarks.results import finish, has_gpu, markdown, met, options, start
-from benchmarks.shapes import SHAPES, Rollouts, Shape, make_model, make_rollouts, shape_of
+from benchmarks.results import finish, has_gpu, markdown, met
+from benchmarks.shapes import SHAPES, Rollouts, Shape
 
 GOAL = 0.9
 PACKED = "ours, packed"
 SIDES = (PACKED, "ours, shared prompts", "bare, logits", "bare, log-probs")
 
 
-@click.command()
-@click.option("--model", "models", multiple=True, type=click.Choice(list(SHAPES)), help="Without it: all of them.")
-@click.option("--times", default=4, show_default=True, help="Times as many rollouts as in an update's step.")
-@click.option("--repeats", default=3, show_default=True, help="Processes.")
-@click.option("--passes", default=3, show_default=True, help="Timed passes of each side in a process, in turn.")
-@click.option("--tokens-per-batch", default=16384, show_default=True, help="launch.yaml's key, for both sides.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    models: tuple[str, ...],
-    times: int,
-    repeats: int,
-    passes: int,
-    tokens_per_batch: int,
-    dtype: str,
-    threads: int,
-    quick: bool,
-    out: Path | None,
-) -> None:
+@measured(quick={"repeats": 1, "passes": 2}, times=4, repeats=3, passes=3, tokens_per_batch=16384)
+@models_option
+def main(run: Run, models: tuple[str, ...]) -> None:
     """Tokens/s of the reference pass over those of the bare forward; goal: 90%."""
-    repeats, passes = (1, 2) if quick else (repeats, passes)
-    settings = start(
-        threads, quick, times=times, repeats=repeats, passes=passes, tokens_per_batch=tokens_per_batch, dtype=dtype
-    )
     found = {}
-    for name in models or SHAPES:
-        shape = shape_of(name, quick)
-        shape = replace(shape, groups=shape.groups * times)
-        rollouts = make_rollouts(shape)
+    for case in cases(models, run.quick, lambda shape: replace(shape, groups=shape.groups * run.times)):
         seconds: dict[str, list[float]] = {}
-        with tempfile.TemporaryDirectory() as work:
-            parameters = fresh(make_model, shape, Path(work))
-            for turn in range(repeats):
-                run = fresh(compare, Path(work), shape, rollouts, dtype, tokens_per_batch, passes, has_gpu())
-                for side, values in run.items():
-                    seconds.setdefault(side, []).extend(values)
-                say(f"{name}, {turn + 1} of {repeats}: " + ", ".join(f"{s} {min(v):.3g} s" for s, v in run.items()))
-        found[name] = {
-            "parameters": parameters,
-            "completions": len(rollouts.rewards),
-            "positions": rollouts.num_positions,
+        options = (run.dtype, run.tokens_per_batch, run.passes, has_gpu())
+        for turn in range(run.repeats):
+            done = fresh(compare, case.folder, case.shape, case.rollouts, *options)
+            for side, values in done.items():
+                seconds.setdefault(side, []).extend(values)
+            shown = ", ".join(f"{side} {min(values):.3g} s" for side, values in done.items())
+            say(f"{case.name}, {turn + 1} of {run.repeats}: {shown}")
+        found[case.name] = {
+            "parameters": case.parameters,
+            "completions": len(case.rollouts.rewards),
+            "positions": case.rollouts.num_positions,
             "medians": {side: statistics.median(values) for side, values in seconds.items()},
             "seconds": seconds,
         }
-    finish("reference", settings, {"models": found}, table, out)
+    finish("reference", run.settings, {"models": found}, table, run.out)
 
 
 def compare(

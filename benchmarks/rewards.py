@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 
+from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, say
-from benchmarks.results import finish, markdown, met, options, start
+from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import ROOT
 from gift.project.yaml import read_yaml
 
@@ -47,30 +48,28 @@ def length(prompts, completions, completion_ids, **columns):
 '''
 
 
-@click.command()
+@measured(quick={"repeats": 1}, dtypes=False, repeats=3)
 @click.option("--pairs", default=2000, show_default=True, help="Gold answers and completions to verify.")
 @click.option("--rows", default=100_000, show_default=True, help="Completions of the round.")
 @click.option("--tokens", default=1000, show_default=True, help="Tokens of each.")
-@click.option("--repeats", default=3, show_default=True, help="Processes of each side of the verifier, in turn.")
-@options
-def main(pairs: int, rows: int, tokens: int, repeats: int, threads: int, quick: bool, out: Path | None) -> None:
+def main(run: Run, pairs: int, rows: int, tokens: int) -> None:
     """Goal: the pool costs less than 0.2 ms a row."""
-    if quick:
-        pairs, rows, tokens, repeats = 48, 4096, 50, 1
-    settings = start(threads, quick, pairs=pairs, rows=rows, tokens=tokens, repeats=repeats)
+    if run.quick:
+        pairs, rows, tokens = 48, 4096, 50
+    settings = {**run.settings, "pairs": pairs, "rows": rows, "tokens": tokens}
     runs: dict[str, list[float]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as work:
-        for turn in range(repeats):
+        for turn in range(run.repeats):
             for side in SIDES:
                 folder = Path(work, f"{turn} {side}")
                 runs[side].append(fresh(verify_pairs, folder, side, pairs))
-                say(f"{turn + 1} of {repeats}: {side}: {pairs / runs[side][-1]:,.0f} rewards/s")
+                say(f"{turn + 1} of {run.repeats}: {side}: {pairs / runs[side][-1]:,.0f} rewards/s")
         folder = Path(work, "round")
         fresh(write_round, folder, rows, tokens)
         stage = {name: run_stage(folder) for name in ("first", "again")}
         say(", ".join(f"{name} {each['seconds']:.3g} s" for name, each in stage.items()))
     medians = {side: statistics.median(each) for side, each in runs.items()}
-    finish("rewards", settings, {"medians": medians, "runs": runs, "stage": stage}, table, out)
+    finish("rewards", settings, {"medians": medians, "runs": runs, "stage": stage}, table, run.out)
 
 
 def pairs_of(count: int) -> list[tuple[str, str]]:
@@ -162,7 +161,8 @@ def write_rows(
     import numpy as np
     import pyarrow as pa
 
-    from gift.tables.parts import ROLLOUTS, check_rollouts, write_part
+    from gift.tables.parts import write_part
+    from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
     count = len(prompt_ids)
     draw = np.random.default_rng(index)

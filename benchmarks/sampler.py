@@ -11,11 +11,13 @@ from typing import Any
 from unittest.mock import patch
 
 import click
+import numpy as np
 
+from benchmarks.cases import Run, measured, model_of
 from benchmarks.measure import fresh, say
-from benchmarks.results import finish, markdown, met, options, start
-from benchmarks.shapes import ROOT, Rollouts, Shape, make_model, make_rollouts, shape_of
-from gift.doctor.settings import read_params
+from benchmarks.results import finish, markdown, met
+from benchmarks.shapes import ROOT, Rollouts, Shape, make_rollouts, shape_of
+from gift.doctor.whole import read_params
 from gift.project.sections import check
 from gift.project.seeds import seed_of
 from gift.sampling.settings import Sampling
@@ -24,39 +26,30 @@ GOAL = 0.03
 CASES = ("embedded", "long prompts")
 
 
-@click.command()
-@click.option("--case", "cases", multiple=True, type=click.Choice(CASES), help="Without it: both.")
-@click.option("--repeats", default=3, show_default=True, help="Engines, each in a process of its own.")
-@click.option("--passes", default=4, show_default=True, help="Timed passes of each side on an engine, in turn.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    cases: tuple[str, ...], repeats: int, passes: int, dtype: str, threads: int, quick: bool, out: Path | None
-) -> None:
+@measured(quick={"repeats": 1, "passes": 2}, repeats=3, passes=4)
+@click.option("--case", "names", multiple=True, type=click.Choice(CASES), help="Without it: both.")
+def main(run: Run, names: tuple[str, ...]) -> None:
     """Seconds to sample the same requests on the same engine; goal: within 3% of the bare call."""
-    repeats, passes = (1, 2) if quick else (repeats, passes)
-    settings = start(threads, quick, repeats=repeats, passes=passes, dtype=dtype)
     found = {}
-    for name in cases or CASES:
-        shape, sampling = case(name, dtype, quick)
+    for name in names or CASES:
+        shape, sampling = case(name, run.dtype, run.quick)
         rollouts = make_rollouts(shape)
         runs = []
-        with tempfile.TemporaryDirectory() as work:
-            parameters = fresh(make_model, shape, Path(work))
-            for turn in range(repeats):
-                runs.append(fresh(compare, Path(work), rollouts, sampling, passes))
+        with model_of(shape) as (folder, parameters):
+            for turn in range(run.repeats):
+                runs.append(fresh(compare, folder, rollouts, sampling, run.passes))
                 medians = ", ".join(f"{side} {statistics.median(runs[-1][side]):.3g} s" for side in ("ours", "bare"))
-                say(f"{name}, {turn + 1} of {repeats}: {medians}")
+                say(f"{name}, {turn + 1} of {run.repeats}: {medians}")
         found[name] = {
             "parameters": parameters,
             "requests": len(rollouts.rewards),
             "prompt_tokens": rollouts.num_positions - rollouts.num_tokens,
             "max_tokens": sampling["max_tokens"],
             "sampled_tokens": runs[0]["tokens"],
-            "medians": {side: statistics.median([s for run in runs for s in run[side]]) for side in ("ours", "bare")},
+            "medians": {side: statistics.median([s for each in runs for s in each[side]]) for side in ("ours", "bare")},
             "runs": runs,
         }
-    finish("sampler", settings, {"cases": found}, table, out)
+    finish("sampler", run.settings, {"cases": found}, table, run.out)
 
 
 def case(name: str, dtype: str, quick: bool) -> tuple[Shape, dict[str, Any]]:
@@ -81,8 +74,8 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import vllm
 
-    from gift.doctor.settings import read_launch
-    from gift.policy.adapter import PolicyFiles
+    from gift.doctor.whole import read_launch
+    from gift.policy.files import PolicyFiles
     from gift.policy.folder import load_tokenizer
     from gift.sampling.engine import Request, start_sampler
     from gift.sampling.rollouts import Group, write_rollouts
@@ -101,7 +94,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
         started = start_sampler(PolicyFiles(folder), sampling, [tokenizer.eos_token_id], 1024, launch)
     size = rollouts.group_size
     requests = [
-        Request(prompt, seed_of("benchmark", row) % 2**31, sampling.temperature)
+        Request(np.array(prompt), seed_of("benchmark", row) % 2**31, sampling.temperature)
         for row, prompt in enumerate(rollouts.prompt_ids)
     ]
     groups = [Group(f"{row // size:06d}", requests[row : row + size]) for row in range(0, len(requests), size)]
@@ -113,7 +106,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
             write_rollouts(Path(parts), groups, sampling.groups_per_part, metadata, lambda: started, decode, "sampler")
 
     def bare() -> int:
-        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
         wanted = [
             vllm.SamplingParams(
                 temperature=request.temperature,

@@ -8,28 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
-from gift.doctor.settings import Params
+from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.groups import groups_of
 from gift.methods.sample.epochs import take_prompts
-from gift.methods.shape.zscore import single
-from gift.policy.fetch import make_base
-from gift.policy.folder import load_model, load_tokenizer
+from gift.policy.files import PolicyFiles
+from gift.policy.folder import load_tokenizer
+from gift.policy.open import open_policy
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.project.sections import check
 from gift.project.seeds import seed_of
 from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler
-from gift.training.engine import Engine, EngineSettings, distributed
+from gift.training.engine import Engine, EngineSettings
+from gift.training.ranks import distributed
 from gift.training.round import check_step
-from gift.training.rows import Rows, select_groups
+from gift.training.rows import Rows
 from gift.training.steps import steps_of_groups
+from gift.training.targets import choose
 from gift.training.trainer import Trainer
+from stages.base import train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "old, detached, floor 0.3": {},
@@ -38,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reference, detached, floor 0.3": {"anchor": "reference"},
     "reference, full, floor 0.3": {"anchor": "reference", "stats": "full"},
     "reference, full, floor 1e-6 (paper)": {"anchor": "reference", "stats": "full", "spread_floor": 1e-6},
-    "old, detached, floor 1e-6, keep (released code)": {"spread_floor": 1e-6, "zero_spread": "keep"},
+    "old, detached, floor 1e-6, keep (released code)": {"spread_floor": 1e-6, "zero_targets": "keep"},
 }
 DEFAULT = {"anchor": "old", "stats": "detached", "spread_floor": 0.3}
 
@@ -46,11 +52,11 @@ DEFAULT = {"anchor": "old", "stats": "detached", "spread_floor": 0.3}
 def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
     """Rounds of one setting from a base policy: held-out greedy accuracy and mean length, by round."""
     tokenizer = load_tokenizer(base)
-    operands = params.prepare.arithmetic.num_operands
+    operands = params.arithmetic.num_operands
     train = {row["prompt"]: row for row in problems(params.prepare.num_train or 2048, params.seed, operands, "train")}
     held_out = problems(params.prepare.num_eval, params.seed, operands, "eval")
-    model = load_model(base, "float32")
-    reference = TokenLogprobs(load_model(base, "float32"), params.generate.temperature)
+    model = open_policy(PolicyFiles(base), "float32")
+    reference = TokenLogprobs(open_policy(PolicyFiles(base), "float32"), params.generate.temperature)
     update = params.update
     engine = Engine(
         TokenLogprobs(model, params.generate.temperature),
@@ -62,15 +68,15 @@ def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
     for number in range(1, num_rounds + 1):
         prompts, position = take_prompts(list(train), position, params.generate.prompts_per_round, params.seed)
         rows = sample_round(model, reference, params, tokenizer, [train[prompt] for prompt in prompts], number)
-        groups, _ = select_groups(rows, update)
-        trainer = Trainer(engine, rows, update, 16384)
-        for chosen in steps_of_groups(
-            groups, update.groups_per_step, update.epochs, seed_of("update", params.seed, number)
+        chosen = choose(rows.groups, update)
+        trainer = Trainer(engine, rows, chosen, update, 16384)
+        for groups in steps_of_groups(
+            chosen.indices, update.groups_per_step, update.epochs, seed_of("update", params.seed, number)
         ):
             step += 1
             lr = update.lr * min(1.0, step / update.warmup_steps) if update.warmup_steps else update.lr
             try:
-                check_step({"step": step, **trainer.train_step(chosen, lr)}, update, f"round {number}")
+                check_step({"step": step, **trainer.train_step(groups, lr)}, update, f"round {number}")
             except UserError as error:
                 stopped = error.message
                 break
@@ -89,9 +95,9 @@ def sample(model: Any, params: Params, requests: list[Request], max_tokens: int)
 
 
 def evaluate(model: Any, params: Params, tokenizer: Any, held_out: list[dict[str, str]]) -> tuple[float, float]:
-    requests = [Request(tokenizer(row["prompt"])["input_ids"], 0, 0.0) for row in held_out]
+    requests = [Request(np.array(tokenizer(row["prompt"])["input_ids"]), 0, 0.0) for row in held_out]
     found = sample(model, params, requests, params.evaluate.max_tokens)
-    texts = [tokenizer.decode(completion.completion_ids, skip_special_tokens=True) for completion in found]
+    texts = [tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True) for completion in found]
     rights = arithmetic_answer(
         prompts=None, completions=texts, completion_ids=None, answer=[row["answer"] for row in held_out]
     )
@@ -105,30 +111,32 @@ def sample_round(
     settings = params.generate
     requests, answers = [], []
     for row in rows:
-        ids = tokenizer(row["prompt"])["input_ids"]
+        ids = np.array(tokenizer(row["prompt"])["input_ids"])
         for index in range(settings.group_size):
             seed = seed_of("generate", params.seed, number, row["prompt"], index)
             requests.append(Request(ids, seed, settings.temperature))
             answers.append(row["answer"])
     found = sample(model, params, requests, settings.max_tokens)
-    texts = [tokenizer.decode(completion.completion_ids, skip_special_tokens=True) for completion in found]
+    texts = [tokenizer.decode(completion.completion_ids.tolist(), skip_special_tokens=True) for completion in found]
     right = arithmetic_answer(prompts=None, completions=texts, completion_ids=None, answer=answers)
     formed = arithmetic_format(prompts=None, completions=texts, completion_ids=None)
     weights = {name: reward.weight for name, reward in params.score.rewards.items()}
     total = [weights.get("answer", 0) * a + weights.get("format", 0) * f for a, f in zip(right, formed, strict=True)]
-    prompt_ids = [request.prompt_ids for request in requests]
-    completion_ids = [completion.completion_ids for completion in found]
-    lengths = [(len(p), len(c)) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    prompt_ids = Ragged.of([request.prompt_ids for request in requests], np.int32)
+    completion_ids = Ragged.of([completion.completion_ids for completion in found], np.int32)
+    lengths = np.stack([prompt_ids.lengths, completion_ids.lengths], axis=1)
     policy = TokenLogprobs(model, settings.temperature)
-    batches = row_batches([list(range(len(lengths)))], lengths, 16384, policy.layout)
-    shape = (-1, settings.group_size)
-    return Rows(
-        prompt_ids,
-        completion_ids,
-        completion_logprobs(reference, prompt_ids, completion_ids, batches),
-        completion_logprobs(policy, prompt_ids, completion_ids, batches),
-        single(torch.tensor(total).view(shape), torch.ones(len(rows), settings.group_size, dtype=torch.bool)),
+    batches = row_batches([list(range(len(prompt_ids)))], lengths, 16384, policy.layout)
+    rewards = torch.tensor(total).view(-1, settings.group_size)
+    groups = groups_of(
+        rewards,
+        mask=torch.ones_like(rewards, dtype=torch.bool),
+        lengths=torch.from_numpy(completion_ids.lengths).view(rewards.shape),
+        max_tokens=settings.max_tokens,
+        ref_logprobs=torch.from_numpy(completion_logprobs(reference, prompt_ids, completion_ids, batches).values),
+        old_logprobs=torch.from_numpy(completion_logprobs(policy, prompt_ids, completion_ids, batches).values),
     )
+    return Rows(prompt_ids, completion_ids, groups)
 
 
 @click.command()
@@ -158,14 +166,12 @@ def main(
                     if (name, rate, seed) in finished:
                         results.setdefault((name, rate), []).append(finished[name, rate, seed])
                         continue
-                    update = {
-                        **content["update"],
-                        "lr": rate,
-                        "gift": {**content["update"]["gift"], **DEFAULT, **fields},
-                    }
+                    gift = {**content["update"]["match"]["gift"], **DEFAULT, **fields}
+                    kept = {"zero_targets": gift.pop("zero_targets")} if "zero_targets" in gift else {}
+                    update = {**content["update"], **kept, "lr": rate, "match": {"gift": gift}}
                     params = check(Params, {**content, "seed": seed, "update": update}, "params.yaml")
                     if not (base / "config.json").exists():
-                        make_base(params, base, work / f"training-{seed}")
+                        train(params.arithmetic, seed, base, work / f"training-{seed}")
                     start = time.monotonic()
                     result = run(params, base, num_rounds)
                     results.setdefault((name, rate), []).append(result)

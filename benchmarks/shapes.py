@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def shape_of(name: str, quick: bool = False) -> Shape:
     shape = SHAPES[name]
     if name == "embedded":
         params = read_params(ROOT / "params.yaml")
-        base, size = params.base.arithmetic, params.generate.group_size
+        base, size = params.arithmetic, params.generate.group_size
         hidden, layers, heads = base.hidden_size, base.num_layers, base.num_heads
         shape = Shape(hidden, layers, heads, 3 * hidden, shape.vocab, params.update.groups_per_step, size, 0, 0, 0)
         return replace(shape, groups=2) if quick else shape
@@ -103,9 +103,9 @@ def embedded_rollouts(shape: Shape, seed: int) -> Rollouts:
     settings = read_params(ROOT / "params.yaml")
     rng = random.Random(f"rollouts {seed}")
     tokenizer = make_tokenizer()
-    base = settings.base.arithmetic
+    base = settings.arithmetic
     prompts, completions, rewards = [], [], []
-    for problem in problems(shape.groups, seed, settings.prepare.arithmetic.num_operands, "train"):
+    for problem in problems(shape.groups, seed, settings.arithmetic.num_operands, "train"):
         for _ in range(shape.group_size):
             styles = rng.choices(("worked", "guess", "malformed"), (base.worked, base.guess, base.malformed))
             prompts.append(tokenizer(problem["prompt"])["input_ids"])

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
+from benchmarks import growth, join, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
@@ -14,6 +14,7 @@ TABLES = {
     "reference": reference.table,
     "memory": memory.table,
     "growth": growth.table,
+    "join": join.table,
     "sampler": sampler.table,
     "rewards": rewards.table,
     "overhead": overhead.table,

@@ -26,7 +26,7 @@ NAMED = {
     "optimizer steps": ("gift.training.trainer:Trainer.train_step",),
     "rewards and their workers": ("gift.scoring.score:score_parts",),
     "engine start": ("gift.training.engine:Engine.__init__",),
-    "models and tokenizers": ("gift.policy.folder:load_model", "gift.policy.folder:load_tokenizer"),
+    "models and tokenizers": ("gift.policy.open:open_policy", "gift.policy.folder:load_tokenizer"),
     "hashing": ("gift.project.work:tree_digest", "gift.project.work:file_digest"),
     "tables, policies and states": (
         "gift.tables.parts:read_part",
@@ -35,11 +35,11 @@ NAMED = {
         "gift.tables.prompts:read_prompts",
         "gift.training.state:save_state",
         "gift.training.state:load_state",
-        "gift.training.state:save_policy",
+        "gift.training.outcome:save_policy",
         "gift.project.work:Work.publish",
         "gift.project.work:write_json",
     ),
-    "check of the saved policy": ("gift.training.state:check_saved",),
+    "check of the saved policy": ("gift.training.outcome:check_saved",),
 }
 
 
@@ -121,7 +121,7 @@ def wrap_all(spans: Spans) -> None:
         return joined
 
     replace("gift.sampling.engine", "start_sampler", sampler)
-    replace("gift.training.engine", "distributed", group)
+    replace("gift.training.ranks", "distributed", group)
 
 
 def main() -> None:

@@ -1,74 +1,47 @@
 """One optimizer step on frozen rollouts: this project against TRL's GRPOTrainer, in alternating fresh processes."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks import ours, peer_trl
+from benchmarks.cases import Run, cases, measured, models_option
 from benchmarks.measure import fresh, pooled, say
-from benchmarks.results import finish, markdown, met, options, start
-from benchmarks.shapes import SHAPES, make_model, make_rollouts, shape_of
+from benchmarks.results import finish, markdown, met
+from benchmarks.shapes import SHAPES
 
 SPEED_GOAL, MEMORY_GOAL = 3.0, 0.4
 
 
-@click.command()
-@click.option("--model", "models", multiple=True, type=click.Choice(list(SHAPES)), help="Without it: all of them.")
+@measured(quick={"repeats": 1, "steps": 2}, repeats=3, steps=3, warmup=1, tokens_per_batch=16384)
+@models_option
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(peer_trl.VARIANTS)), help="TRL's; all.")
-@click.option("--repeats", default=3, show_default=True, help="Processes of each side, in turn.")
-@click.option("--steps", default=3, show_default=True, help="Timed steps of each process.")
-@click.option("--warmup", default=1, show_default=True, help="Steps before; one more settles memory.")
-@click.option("--tokens-per-batch", default=16384, show_default=True, help="Ours: launch.yaml's key.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
-@options
-def main(
-    models: tuple[str, ...],
-    variants: tuple[str, ...],
-    repeats: int,
-    steps: int,
-    warmup: int,
-    tokens_per_batch: int,
-    dtype: str,
-    threads: int,
-    quick: bool,
-    out: Path | None,
-) -> None:
+def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
     """Seconds a step and memory, against TRL; goals: 3 times its tokens/s at 40% of its peak on the wide model."""
-    repeats, steps = (1, 2) if quick else (repeats, steps)
-    settings = start(
-        threads, quick, repeats=repeats, steps=steps, warmup=warmup, tokens_per_batch=tokens_per_batch, dtype=dtype
-    )
     found = {}
-    for name in models or SHAPES:
-        shape = shape_of(name, quick)
-        rollouts = make_rollouts(shape)
+    for case in cases(models, run.quick):
+        rollouts = case.rollouts
         runs: dict[str, list[dict[str, Any]]] = {}
-        with tempfile.TemporaryDirectory() as work:
-            parameters = fresh(make_model, shape, Path(work))
-            for turn in range(repeats):
-                for side in ("ours", *(variants or peer_trl.VARIANTS)):
-                    common = (Path(work), rollouts, dtype)
-                    if side == "ours":
-                        run = fresh(ours.update_steps, *common, tokens_per_batch, warmup, steps)
-                    else:
-                        run = fresh(peer_trl.update_steps, *common, side, warmup, steps)
-                    if run["num_tokens"] != rollouts.num_tokens:
-                        raise click.ClickException(
-                            f"{side}: trained {run['num_tokens']} of {rollouts.num_tokens} tokens"
-                        )
-                    runs.setdefault(side, []).append(run)
-                    seconds = pooled([run])["seconds"]
-                    say(f"{name}, {turn + 1} of {repeats}: {side}: {seconds:.3g} s, {run['peak_mib']:,.0f} MiB")
-        found[name] = {
-            "parameters": parameters,
+        for turn in range(run.repeats):
+            for side in ("ours", *(variants or peer_trl.VARIANTS)):
+                common = (case.folder, rollouts, run.dtype)
+                if side == "ours":
+                    done = fresh(ours.update_steps, *common, run.tokens_per_batch, run.warmup, run.steps)
+                else:
+                    done = fresh(peer_trl.update_steps, *common, side, run.warmup, run.steps)
+                if done["num_tokens"] != rollouts.num_tokens:
+                    raise click.ClickException(f"{side}: trained {done['num_tokens']} of {rollouts.num_tokens} tokens")
+                runs.setdefault(side, []).append(done)
+                seconds = pooled([done])["seconds"]
+                say(f"{case.name}, {turn + 1} of {run.repeats}: {side}: {seconds:.3g} s, {done['peak_mib']:,.0f} MiB")
+        found[case.name] = {
+            "parameters": case.parameters,
             "completions": len(rollouts.rewards),
             "completion_tokens": rollouts.num_tokens,
             "positions": rollouts.num_positions,
             "sides": {side: {**pooled(each), "runs": each} for side, each in runs.items()},
         }
-    finish("update", settings, {"models": found}, table, out)
+    finish("update", run.settings, {"models": found}, table, run.out)
 
 
 def table(result: dict[str, Any]) -> str:

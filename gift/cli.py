@@ -1,13 +1,12 @@
 """The `gift` command: check a project, extend its rounds, look at one, merge an adapter, draw plots off line."""
 
 import json
-import re
+from dataclasses import asdict
 from pathlib import Path
 
 import click
-from ruamel.yaml import YAML
 
-from gift.project.errors import UserError
+from gift.project.rounds import ROUNDS, branches, extend, read_rounds
 
 
 @click.group()
@@ -16,27 +15,16 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("number", type=click.IntRange(min=1))
-@click.option("--file", type=Path, default=Path("rounds.yaml"), show_default=True)
-def rounds(number: int, file: Path) -> None:
-    """Extend the chain r1, r2, ... in rounds.yaml to NUMBER rounds; comments and branches stay."""
-    yaml = YAML()  # keeps comments
-    yaml.preserve_quotes = True
-    if not file.exists():
-        raise UserError(f"{file}: no such file; run this in the project's folder")
-    content = yaml.load(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("rounds"), dict):
-        raise UserError(f"{file}: must hold a map `rounds:` with a line a round, such as `r1: {{from: base}}`")
-    chain = [name for name in content["rounds"] if re.fullmatch(r"r\d+", str(name))]
-    last = max((int(name[1:]) for name in chain), default=0)
-    for index in range(last + 1, number + 1):
-        line = yaml.map(**{"from": f"r{index - 1}" if index > 1 else "base"})
-        line.fa.set_flow_style()
-        content["rounds"][f"r{index}"] = line
-    if number > last:
-        with file.open("w", encoding="utf-8") as out:
-            yaml.dump(content, out)
-    click.echo(f"{file}: {max(number, last)} rounds, {max(number - last, 0)} of them new; `make repro` runs them")
+@click.argument("number", type=click.IntRange(min=1), required=False)
+@click.option("--file", type=Path, default=ROUNDS, show_default=True)
+def rounds(number: int | None, file: Path) -> None:
+    """Show the rounds and their branches; with NUMBER, extend the chain r1, r2, ... to so many first."""
+    new = extend(file, number) if number else 0
+    known = read_rounds(file)
+    for line in branches(known).values():
+        shown = (f"{name} ({', '.join(known[name].overrides)})" if known[name].overrides else name for name in line[1:])
+        click.echo(f"{line[0]} -> {' -> '.join(shown)}")
+    click.echo(f"{file}: {len(known)} rounds, {new} of them new; `make repro` runs what is not made yet")
 
 
 @main.command()
@@ -47,18 +35,15 @@ def doctor(quick: bool, as_json: bool) -> None:
     from gift.project import console
 
     console.quiet()
-    from gift.doctor.findings import as_rows, closing, counts, report
+    from gift.doctor.findings import closing, has_error, report
+    from gift.doctor.run import check_project
 
-    if quick:
-        from gift.doctor.quick import quick_findings as checks
-    else:
-        from gift.doctor.full import full_findings as checks
-    findings = checks()
+    findings = check_project(quick)
     if as_json:
-        click.echo(json.dumps(as_rows(findings), indent=1))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         click.echo("\n".join([*report(findings), closing(findings)]))
-    if counts(findings)["error"]:
+    if has_error(findings):
         raise SystemExit(1)
 
 
@@ -69,6 +54,7 @@ def doctor(quick: bool, as_json: bool) -> None:
 def code(names: tuple[str, ...], same: bool, other: bool) -> None:
     """Which code each STAGE runs; --same or --other list it in stages/results.yaml (without a STAGE: all edited)."""
     from gift.project.code import UNNUMBERED, code_of, fingerprint, record, stages
+    from gift.project.errors import UserError
     from gift.project.sections import did_you_mean
 
     for name in names:
@@ -91,26 +77,11 @@ def code(names: tuple[str, ...], same: bool, other: bool) -> None:
 @click.option("--prompt-id", help="Show this group.")
 def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
     """Show the rollouts of ROUND_FOLDER (data/rounds/r1) beside their prompts and rewards."""
-    import pyarrow.parquet as pq
+    from gift.report.inspect import round_text
 
-    for name in ("rollouts", "scores"):
-        if not (round_folder / name).is_dir():
-            raise UserError(f"{round_folder / name}: no such table; name a round's folder, such as data/rounds/r1")
-    rollouts = pq.read_table(round_folder / "rollouts").to_pandas()
-    scores = pq.read_table(round_folder / "scores").to_pandas()
-    prompts = pq.read_table(round_folder.parents[1] / "prompts" / "train.parquet").to_pandas().set_index("prompt_id")
-    table = rollouts.merge(scores, on=["prompt_id", "sample"], validate="one_to_one")
-    ids = [prompt_id] if prompt_id else list(dict.fromkeys(table["prompt_id"]))[:num]
-    if prompt_id and prompt_id not in prompts.index:
-        raise UserError(f"prompt_id={prompt_id}: not in data/prompts/train.parquet")
-    for key in ids:
-        click.secho(f"prompt {key}", bold=True)
-        for column, value in prompts.loc[key].items():
-            click.echo(f"  {column}: {value}")
-        for row in table[table["prompt_id"] == key].itertuples():
-            reward = "failed" if row.reward is None or row.reward != row.reward else f"{row.reward:.3g}"
-            tokens = len(row.completion_ids)
-            click.echo(f"  [{row.sample}] reward {reward}, {tokens} tokens, {row.finish_reason}: {row.completion!r}")
+    prompts = round_folder.parents[1] / "prompts" / "train.parquet"
+    for line in round_text(round_folder / "rollouts", round_folder / "scores", prompts, num, prompt_id):
+        click.echo(line)
 
 
 @main.command()
@@ -132,17 +103,10 @@ def merge(policy: Path, out: Path, base: Path | None) -> None:
 @click.argument("out", type=Path, default=Path(".dvc/plots.html"))
 def plots_template(out: Path) -> None:
     """Write the page that `dvc plots show` fills, with its scripts inside, so that plots need no network."""
-    import vl_convert
+    from gift.report.plots_page import plots_page
 
-    # DVC's charts are of Vega-Lite 5; their inline scripts call a global vegaEmbed.
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="5.21")
-    page = (
-        "<!DOCTYPE html>\n<html>\n<head>\n<meta charset='utf-8'>\n<title>DVC plots</title>\n"
-        f"<script type='text/javascript'>{bundle}</script>\n</head>\n"
-        "<body>\n{plot_divs}\n</body>\n</html>\n"
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(plots_page(), encoding="utf-8")
     click.echo(f"{out}: written, for `dvc plots show` (plots.html_template in .dvc/config)")
 
 

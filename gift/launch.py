@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gift.project.errors import UserError
 from gift.project.params import read_launch
-from gift.training.settings import UpdateLaunch, refuse_launch
+from gift.training.launcher import allocation_problem, hosts_problem, processes_problem, program_problem
+from gift.training.settings import UpdateLaunch
 
 MANY = ("stages.update",)
 """The stages that can run as several processes; launch.yaml says how."""
@@ -26,11 +27,11 @@ SIGNALS = {
 def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
-    launch = UpdateLaunch()
     try:
-        if module in MANY:
-            launch = read_launch("update", UpdateLaunch)
-            refuse_launch(launch)
+        launch = read_launch("update", UpdateLaunch) if module in MANY else UpdateLaunch()
+        for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem):
+            if problem := problem_of(launch):
+                raise UserError(problem)
     except UserError as error:
         error.show()
         sys.exit(1)
@@ -58,13 +59,7 @@ def main(arguments: list[str]) -> None:
         command = [*starter, sys.executable, "-m", module, *rest]
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
-    try:
-        done = subprocess.run(command, check=False, env={**os.environ, **environment})
-    except FileNotFoundError:
-        UserError(
-            f"launch.yaml: update.launcher: {launch.launcher}: `{command[0]}` is not on this machine's PATH"
-        ).show()
-        sys.exit(1)
+    done = subprocess.run(command, check=False, env={**os.environ, **environment})
     if done.returncode > 128:  # -9 from DeepSpeed's launcher is 247, from srun 137
         number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
         UserError(f"{module}: a process was ended by signal {number}{SIGNALS.get(number, '')}").show()
@@ -79,11 +74,6 @@ def _free_port() -> int:
 
 def _srun_environment() -> dict[str, str]:
     """Where the ranks meet: the allocation's first host, and a port of the job's own."""
-    if "SLURM_JOB_NODELIST" not in os.environ:
-        UserError(
-            "launch.yaml: update.launcher: srun: no SLURM allocation; start `dvc repro` in sbatch or salloc"
-        ).show()
-        sys.exit(1)
     show = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = subprocess.run(show, capture_output=True, text=True, check=True)
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000

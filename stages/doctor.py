@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from gift.doctor.findings import closing, counts, report
-from gift.doctor.quick import quick_findings
+from gift.doctor.findings import closing, has_error, report
+from gift.doctor.run import check_project
 from gift.project import console
 from gift.project.code import check_code
 from gift.project.errors import UserError
@@ -19,11 +19,11 @@ def main(out: Path) -> None:
     console.quiet()
     refuse_existing(out)
     code = check_code("doctor")
-    findings = quick_findings()
+    findings = check_project(quick=True)
     for line in report([finding for finding in findings if finding.level in ("warning", "error")]):
         click.echo(line, err=True)
     click.echo(closing(findings))
-    if counts(findings)["error"]:
+    if has_error(findings):
         raise UserError("a later stage would stop: mend the errors above; `gift doctor` checks more, and tells all")
     check_code("doctor", code)
     write_text(out, "ok\n")

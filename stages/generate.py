@@ -7,7 +7,7 @@ import click
 import pyarrow.compute as pc
 
 from gift.methods.sample.epochs import take_prompts
-from gift.policy.adapter import find_policy
+from gift.policy.files import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed, settings_of
@@ -18,8 +18,9 @@ from gift.sampling.engine import Request, start_sampler
 from gift.sampling.rollouts import Group, write_rollouts
 from gift.sampling.settings import Generate, GenerateLaunch
 from gift.sampling.templates import chat_findings
-from gift.tables.parts import ROLLOUTS, check_rollouts, read_table
+from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column, read_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
 @click.command()
@@ -77,7 +78,7 @@ def main(name: str, base: Path, policy: Path, prompts: Path, out: Path, metrics:
         partial(tokenizer.decode, skip_special_tokens=True),
         label,
     )
-    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts)
+    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
     lengths = pc.list_value_length(rollouts["completion_ids"])
     numbers = {
         "num_prompts": table.num_rows,

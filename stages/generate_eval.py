@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gift.policy.adapter import find_policy
+from gift.policy.files import find_policy
 from gift.policy.folder import load_tokenizer
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed, settings_of

@@ -4,23 +4,17 @@ from pathlib import Path
 
 import click
 
-from gift.policy.adapter import PolicyFiles, find_policy
-from gift.policy.folder import read_lineage
+from gift.policy.files import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.params import read_launch, read_section
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parquet import part_paths
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    read_table,
-)
+from gift.tables.parts import check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference import audit, write_reference
-from gift.training.settings import Reference, ReferenceLaunch, Update
+from gift.training.reference_settings import Precision, Reference, ReferenceLaunch
 
 
 @click.command()
@@ -33,9 +27,9 @@ from gift.training.settings import Reference, ReferenceLaunch, Update
 def main(name: str, base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, dtype = read_section("reference", Reference), read_section("update", Update).dtype
+    settings, dtype = read_section("reference", Reference), read_section("update", Precision).dtype
     launch = read_launch("reference", ReferenceLaunch)
-    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts)
+    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, base)
     if source["policy"] != lineage.digest:
         raise UserError(
@@ -43,10 +37,8 @@ def main(name: str, base: Path, policy: Path, rollouts: Path, out: Path, metrics
             f"run `dvc repro generate@{name}`"
         )
     reference, reference_digest = files, lineage.digest
-    if settings.policy == "initial":
-        first = read_lineage(base, verify=files.model != base)  # an adapter's base is verified already
-        if first.digest != lineage.digest:
-            reference, reference_digest = PolicyFiles(base), first.digest
+    if settings.policy == "base":
+        reference, reference_digest = find_reference(base, files, lineage)
     metadata = {
         "artifact": "reference",
         "policy": lineage.digest,

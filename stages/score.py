@@ -7,9 +7,12 @@ import click
 from gift.project import console
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
+from gift.scoring.asked import Asked
 from gift.scoring.metrics import score_metrics
+from gift.scoring.rows import Prompts
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch
+from gift.tables.prompts import read_prompts
 
 
 @click.command()
@@ -22,18 +25,18 @@ def main(name: str, rollouts: Path, prompts: Path, out: Path, metrics: Path) -> 
     console.quiet()
     refuse_existing(out, metrics)
     score, launch = read_section("score", Score), read_launch("score", ScoreLaunch)
+    table, _ = read_prompts(prompts)
+    Asked(score, Prompts(table)).refuse_useless()
     label = f"score@{name}"
-    opened = score_table(label, rollouts, prompts, score, launch, refuse=lambda asked: asked.refuse_useless())
-    work, scored, slowest = opened.work, opened.scored, opened.scored.slowest
+    work, scored = score_table(label, rollouts, prompts, table, score, launch)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)
     asked = {key: scored.num_asked[key] for key, reward in score.rewards.items() if reward.where}
     numbers |= {f"rewards/{key}/num_asked": count for key, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
-    work.publish({opened.folder: out, work.folder / "score.json": metrics})
+    work.publish({work.folder / "scores": out, work.folder / "score.json": metrics})
     shown = {key: numbers[key] for key in ("num_scored", "num_failed", "num_abstained", "reward", "reward_std")}
     shown |= {f"{key}_asked": count for key, count in asked.items()}
-    slow = f"{slowest.seconds:.2g} s ({slowest.name})" if slowest.name else "none called"
-    console.say(label, **shown, slowest=slow, values_reused=scored.num_reused)
+    console.say(label, **shown, slowest=scored.slowest, values_reused=scored.num_reused)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,64 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
 
 import mini
 import pytest
+from filelock import FileLock
 
 # No test needs a network, no library's progress bar is part of what a stage says, and so small models have no work for
 # two threads. Set before they are imported.
 os.environ.update(mini.QUIET)
 
+# The files that take longest: begun first, so that no worker still has one of them when the others are done.
+LONGEST = (
+    "test_reruns.py",
+    "test_launch.py",
+    "test_trainer.py",
+    "test_deepspeed.py",
+    "test_doctor.py",
+    "test_kill.py",
+    "test_lora.py",
+    "test_vllm.py",
+    "test_score.py",
+    "test_reward_laws.py",
+    "test_bad_input.py",
+    "test_where.py",
+    "test_engine.py",
+    "test_same_bytes.py",
+    "test_judge_vllm.py",
+    "test_reward_calls.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage() -> None:
+    """DeepSpeed looks for garbage whenever ZeRO 3 starts: not again in what was there before this file's tests."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project after one real round, from the prompts to the report; to be read, never changed."""
-    folder = mini.make_project(tmp_path_factory.mktemp("world"))
-    mini.run_stages(folder)
+    """A small project after one real round, from the prompts to the report; to be read, never changed.
+
+    The first worker of pytest-xdist that asks for it makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "data/report").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            mini.run_stages(mini.make_project(folder))
     return folder
 
 

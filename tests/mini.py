@@ -1,6 +1,5 @@
 """A miniature of the project that runs for real: a copy of the code with tiny settings, and its stages one by one."""
 
-import gc
 import json
 import os
 import runpy
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import forks
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def environment() -> dict[str, str]:
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:
     """Run stages in turn, each in a process of its own, all sharing the start of Python; returns what they said."""
-    return run([sys.executable, script, *addresses], folder, environment())
+    return forks.run([script, *addresses], environment(), cwd=folder)
 
 
 def run(command: Sequence[str], folder: Path, env: dict[str, str]) -> str:
@@ -162,19 +162,13 @@ def files(path: Path) -> list[Path]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Name and bytes of every file below a folder, but for what holds a clock (gift/scoring/seconds.py)."""
-    clocks = folder / ".cache" / "seconds"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder) if path.parent != clocks}
+    """Name and bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
 
 
 def share_imports() -> None:
-    """Load what most stages need, before they are forked: the start of Python takes longer than most of them."""
-    import pyarrow.parquet  # noqa: F401
-    import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM  # noqa: F401
-
+    """Find the code of the project in the working folder; what most stages need besides is loaded (forks.py)."""
     sys.path[0] = str(Path.cwd())
-    gc.freeze()
 
 
 def fork_stage(address: str, first: Callable[[], None] = lambda: None) -> int:

@@ -1,11 +1,11 @@
 """Ranks on loopback, as torchrun would start them; shared by the tests of the engine and of the trainer."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from forks import forks
 from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[1]
@@ -22,22 +22,14 @@ def run_ranks(number: int, file: str, folder: Path, **env: str) -> list[tuple[in
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the ranks join the store above, as they do under torchrun
         **env,
     }
+    said = [folder / f"rank-{rank}.txt" for rank in range(number)]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", file, str(folder)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        forks().start(
+            [file, str(folder)], {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, out, strict=True
         )
-        for rank in range(number)
+        for rank, out in enumerate(said)
     ]
-    try:
-        said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+    return [(forks().wait(rank), out.read_text()) for rank, out in zip(ranks, said, strict=True)]
 
 
 def run_two_ranks(file: str, folder: Path, **env: str) -> list[tuple[int, str]]:

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from gift.policy.folder import write_lineage
+from gift.policy.lineage import write_lineage
 from gift.tables.prompts import write_prompts
+from stages.doctor import main as doctor
 
 Damage = Callable[[], None]
 ROUND = Path("data/rounds/r1")
 BASE = Path("data/rounds/base/policy")
 PART = "part-00001.parquet"
+SECTIONS = ("prepare", "base", "generate", "score", "reference", "update", "evaluate")
 
 
 @pytest.fixture(autouse=True)
@@ -107,12 +109,6 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         ("params.yaml: generate.temprature: unknown key; did you mean 'temperature'?",),
         params(generate={"temprature": 1.0}),
     ),
-    "misspelt in another section": (
-        "score@r1",
-        ("params.yaml: update.gift.spread_flor: unknown key; did you mean 'spread_floor'?",),
-        params(update={"gift": {"spread_flor": 0.3}}),
-    ),
-    "unknown section": ("base", ("params.yaml: tokenizer: unknown key; known: seed, prepare",), params(tokenizer={})),
     "two mistakes, both named": (
         "update@r1",
         ("params.yaml: update.lr: -1.0: must be greater than 0", "params.yaml: update.epochs: 0: must be"),
@@ -148,7 +144,7 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     "invalid YAML": ("generate@r1", ("params.yaml:2: not valid YAML:",), text("params.yaml", "seed: 0\nprepare: ]\n")),
     "a key twice": ("generate@r1", ("params.yaml:2: not valid YAML:", "lr"), text("params.yaml", "lr: 1\nlr: 2\n")),
     "no mapping": ("generate@r1", ("params.yaml: must be a mapping",), text("params.yaml", "- seed\n")),
-    "empty": ("generate@r1", ("params.yaml: seed: missing", "params.yaml: update: missing"), text("params.yaml", "")),
+    "empty": ("generate@r1", ("params.yaml: generate: missing",), text("params.yaml", "")),
     "misspelt in launch.yaml": (
         "update@r1",
         ("launch.yaml: update.zero_stag: unknown key; did you mean 'zero_stage'?",),
@@ -194,23 +190,18 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         ("update@r1: step 2:", "update.max_drift = 1e-09", "Lower update.lr"),
         params(update={"max_drift": 1e-9}),
     ),
-    "other rewards than were scored": (
-        "update@r1",
-        ("data/rounds/r1/scores/part-00000.parquet: the column 'right' is missing",),
-        params(score={"rewards": {"right": {"function": "arithmetic_answer"}}}, evaluate={"correct": "right"}),
-    ),
     "bfloat16 without ZeRO": (
         "update@r1",
         ("launch.yaml: update.zero_stage: 0", "update.dtype bfloat16", "use zero_stage 1"),
         together(params(update={"dtype": "bfloat16"}), text("launch.yaml", "update: {zero_stage: 0}\n")),
     ),
     "a misspelt key of the adapter": (
-        "generate@r1",
+        "update@r1",
         ("params.yaml: update.lora.lora_alfa: unknown key; did you mean 'lora_alpha'?", "update.lora.lora_alpha: miss"),
         params(update={"lora": {"r": 8, "lora_alfa": 16}}),
     ),
     "an adapter that vLLM has no room for": (
-        "generate@r1",
+        "update@r1",
         ("params.yaml: update.lora.r: 513: must be less than or equal to 512",),
         params(update={"lora": {"r": 513, "lora_alpha": 16}}),
     ),
@@ -230,6 +221,36 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_wrong_setting_is_named_with_its_rule(name: str) -> None:
     check(*SETTINGS[name])
+
+
+DOCTOR: dict[str, tuple[tuple[str, ...], Damage]] = {
+    "misspelt": (
+        ("update.warmup_stps: unknown key; did you mean 'warmup_steps'?",),
+        params(update={"warmup_stps": 1}),
+    ),
+    "unknown section": (("tokenizer: unknown key; known: seed,",), params(tokenizer={})),
+    "empty": (tuple(f"{name}: missing" for name in ("seed", *SECTIONS)), text("params.yaml", "")),
+}
+"""A stage reads its own sections alone; `dvc repro` starts with the doctor, which knows all."""
+
+
+@pytest.mark.parametrize("name", DOCTOR)
+def test_what_no_other_stage_reads_the_doctor_refuses(name: str) -> None:
+    words, damage = DOCTOR[name]
+    assert "error    settings" not in run_doctor()
+    damage()
+    lines = [line for line in run_doctor().splitlines() if line.startswith("error    settings")]
+    assert len(lines) == len(words), lines
+    for line, word in zip(lines, words, strict=True):
+        assert f"params.yaml: {word}" in line
+
+
+def run_doctor() -> str:
+    out = Path("data/doctor.txt")
+    result = CliRunner().invoke(doctor, [str(out)])
+    assert result.exit_code == 1, "a copy has neither git nor DVC"
+    assert not out.exists()
+    return str(result.output)
 
 
 def test_the_launcher_refuses_too_and_starts_nothing() -> None:

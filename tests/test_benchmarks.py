@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import (
     growth,
+    join,
     layouts,
     limit,
     memory,
@@ -24,7 +25,7 @@ from benchmarks import (
     update,
 )
 
-COMMANDS = (update, limit, layouts, reference, memory, growth, sampler, rewards, overhead)
+COMMANDS = (update, limit, layouts, reference, memory, growth, join, sampler, rewards, overhead)
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)

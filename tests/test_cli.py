@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from gift.cli import main
-from stages.report import read_history
+from gift.report.history import read_history
 
 
 def test_rounds_extends_the_chain_and_keeps_comments_and_branches(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The reward of programs: right ones pass, wrong ones do not, none can forge a verdict, and broken tests are no 0."""
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 from bubblewrap import WHY_NOT
 
 from gift.project.errors import UserError
-from gift.rewards.programs.code import Verdict, code_tests, judge_row, program_of
-from gift.rewards.programs.code_tasks import BrokenTest
+from gift.rewards.programs.code_tests import FILES, Verdict, code_tests, program_of, verdict_of
+from gift.rewards.programs.tasks import BrokenTest
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError
 from gift.scoring.score import load_plan
@@ -232,7 +233,7 @@ FAILURES = {
 @needs_bwrap
 @pytest.mark.parametrize("program", FAILURES)
 def test_why_a_program_failed(program: str) -> None:
-    verdict = judge_row(program, ADD, Limits(seconds=1.5 if "timeout" in FAILURES[program] else 8.0))
+    verdict = verdict_of(program, ADD, Limits(seconds=1.5 if "timeout" in FAILURES[program] else 8.0))
     assert verdict.passed < verdict.total == 2
     assert verdict.reason.removeprefix("test 1: ").startswith(FAILURES[program].removeprefix("test 1: "))
 
@@ -326,27 +327,27 @@ TRICKS = {
         def add(a, b): return 0
     """,
     "the wire's own functions": """
-        from gift.rewards.programs import code_wire
-        code_wire.FUNCTIONS['equal'] = lambda *a: True
-        code_wire.Line.encode = lambda self, value: {'judge': 0}
+        from gift.rewards.programs import wire
+        wire.FUNCTIONS['equal'] = lambda *a: True
+        wire.Line.encode = lambda self, value: {'runner': 0}
         def add(a, b): return object()
     """,
-    "the judge's objects": """
-        from gift.rewards.programs.code_wire import Remote
+    "the runner's objects": """
+        from gift.rewards.programs.wire import Remote
         import gc
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b): return Remote(line, 0)
     """,
-    "a class in the judge": """
+    "a class in the runner": """
         import gc
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b):
             made = {"dict": [["__eq__", {"program": line._keep(lambda *a: True)}]]}
             line.send({"do": "call", "args": [{"type": "type"}, "E", {"tuple": [{"type": "int"}]}, made], "kwargs": {}})
             line.receive()
-            line.send({"do": "call", "args": [{"judge": -1}, 0], "kwargs": {}})
+            line.send({"do": "call", "args": [{"runner": -1}, 0], "kwargs": {}})
             line.receive()
-            return line.decode({"judge": 0})
+            return line.decode({"runner": 0})
     """,
     "answers from memory": """
         import gc, sys
@@ -358,7 +359,7 @@ TRICKS = {
         found = [text for text in map(repr, texts) if "".join(reversed("(dda tressa")) in text]
         def add(a, b): return a + b if found else 0
     """,
-    "the judge's memory": """
+    "the runner's memory": """
         import ctypes, os
         libc = ctypes.CDLL(None)
         parent = os.getppid()
@@ -371,7 +372,7 @@ TRICKS = {
         read = libc.process_vm_readv(parent, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0) > 0
         def add(a, b): return a + b if opened or attached or read else 0
     """,
-    "the judge's end": """
+    "the runner's end": """
         import os
         def add(a, b): os.kill(os.getppid(), 9)
     """,
@@ -379,14 +380,14 @@ TRICKS = {
         import os
         os.kill(-1, 9)
     """,
-    "the judge's files": """
+    "the runner's files": """
         import os
-        for path in ('/code/main.py', '/code/gift/rewards/code_wire.py', '/prelude.py', '/tmp/json.py'):
+        for path in ('/code/main.py', '/code/gift/rewards/programs/wire.py', '/prelude.py', '/tmp/json.py'):
             try: open(path, 'w').write('raise SystemExit(0)')
             except OSError: pass
         def add(a, b): return 0
     """,
-    "the judge's limits": """
+    "the runner's limits": """
         import os, resource
         resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0))
         add = max
@@ -400,10 +401,16 @@ TRICKS = {
 }
 
 
+def test_the_tricks_aim_at_what_is_there() -> None:
+    named = re.findall(r"/code/(gift/\w.+?)\.py|from (gift[.\w]+ import [a-z]\w*|gift[.\w]+)", str(TRICKS))
+    aims = {(path or re.sub(r" import |\.", "/", name)) + ".py" for path, name in named}
+    assert aims == set(FILES)
+
+
 @needs_bwrap
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_verdict_cannot_be_forged(trick: str) -> None:
-    assert judge_row(textwrap.dedent(TRICKS[trick]), ADD, Limits(seconds=5.0)).passed == 0
+    assert verdict_of(textwrap.dedent(TRICKS[trick]), ADD, Limits(seconds=5.0)).passed == 0
 
 
 # Programs that answer the test's own words: Python's functions, its modules, the problem's helpers.
@@ -431,8 +438,8 @@ IMPOSTORS = [
 @needs_bwrap
 @pytest.mark.parametrize(("program", "test"), IMPOSTORS)
 def test_the_words_of_a_test_are_not_the_programs(program: str, test: str) -> None:
-    assert judge_row(program, asserts(test), Limits()) != Verdict(1, 1)
-    assert judge_row("def f(x): return x", asserts("assert f(1) == 1"), Limits()) == Verdict(1, 1)
+    assert verdict_of(program, asserts(test), Limits()) != Verdict(1, 1)
+    assert verdict_of("def f(x): return x", asserts("assert f(1) == 1"), Limits()) == Verdict(1, 1)
 
 
 BROKEN = [

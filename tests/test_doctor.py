@@ -19,20 +19,22 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from gift.cli import main as cli
-from gift.doctor.findings import Finding, refusal
-from gift.doctor.full import full_findings
-from gift.doctor.machine import Gpus, find_gpus, machine_findings, package_findings
-from gift.doctor.memory import memory_findings, training_bytes
-from gift.doctor.model import CPU_HEAD_SIZES, Model, embedded, find_model, model_findings
-from gift.doctor.quick import quick_findings
+from gift.doctor.findings import Finding, Theme
+from gift.doctor.machine import machine_findings, package_findings
+from gift.doctor.model import Model, find_model, model_findings
 from gift.doctor.rewards import GRADED
-from gift.doctor.settings import Project, read_project
+from gift.doctor.run import check_project
+from gift.doctor.sizes import memory_findings
 from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
+from gift.doctor.whole import Project, read_project
 from gift.embedded.settings import Arithmetic
 from gift.project.errors import UserError
+from gift.project.gpus import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
+from gift.sampling.vllm_limits import CPU_HEAD_SIZES
 from gift.tables.prompts import prompts_table, write_prompts
+from gift.training.deepspeed_config import engine_settings
 from stages.doctor import main as stage
 
 Damage = Callable[[], None]
@@ -115,6 +117,12 @@ def together(*damages: Damage) -> Damage:
 
 def rewards(**functions: dict[str, Any]) -> Damage:
     return params(score={"rewards": functions}, evaluate={"correct": next(iter(functions))})
+
+
+def judge(settings: dict[str, Any]) -> Damage:
+    """A judge beside the reward that says what is right; it answers somewhere."""
+    functions = {"answer": {"function": "arithmetic_answer"}, "judge": {"function": "judge", "settings": settings}}
+    return together(rewards(**functions), text("launch.yaml", "score: {judge_endpoint: 'http://127.0.0.1:9/v1'}\n"))
 
 
 def own_reward(value: str, columns: str = "") -> Damage:
@@ -249,10 +257,22 @@ QUICK: dict[str, Case] = {
     ),
     "no round": (text("rounds.yaml", "rounds: {}\n"), "error", "rounds.yaml: rounds", ("a line a round",)),
     "a key of a round that nothing reads": (
-        together(params(update={"warmup_steps": 0}), text("rounds.yaml", "rounds:\n  r1: {from: base, lr: 1}\n")),
-        "warning",
+        text("rounds.yaml", "rounds:\n  r1: {from: base, lr: 1}\n"),
+        "error",
         "rounds.yaml: rounds.r1.lr",
-        ("remove it",),
+        ("a round cannot change this",),
+    ),
+    "a misspelt key of a round": (
+        text("rounds.yaml", "rounds:\n  r1: {from: base, update: {leer: 1.0}}\n"),
+        "error",
+        "rounds.yaml: rounds.r1.update.leer",
+        ("did you mean 'lr'?",),
+    ),
+    "a round's own setting that fits nothing": (
+        append("rounds.yaml", "  r1b: {from: base, generate: {max_model_len: 24}}\n"),
+        "error",
+        "params.yaml: generate.max_tokens",
+        ("no room for a prompt", "(r1b)"),
     ),
     "a token in a comment": (
         append("rounds.yaml", "# hf_" + "aB3" * 8 + "\n"),
@@ -288,19 +308,19 @@ QUICK: dict[str, Case] = {
         params(update={"warmup_steps": 32}),
         "warning",
         "params.yaml: update.warmup_steps",
-        ("all 4 rounds of the chain have 32 optimizer steps",),
+        ("the chain of rounds has 32 optimizer steps", "never reaches"),
     ),
     "a decay that ends before the last round": (
         params(update={"lr_schedule": "linear", "schedule_steps": 24}),
         "warning",
         "params.yaml: update.schedule_steps",
-        ("r4 would be refused", "optimizer steps 25 to 32"),
+        ("optimizer steps 25 to 32", "r4 would be refused"),
     ),
     "no room for a prompt": (
         params(generate={"max_model_len": 24}),
         "error",
         "params.yaml: generate.max_tokens",
-        ("no room for a prompt", "= 24"),
+        ("no room for a prompt", "a context of 24 tokens"),
     ),
     "more prompts than there are": (
         params(generate={"prompts_per_round": 66}),
@@ -404,7 +424,7 @@ QUICK: dict[str, Case] = {
         params(base={"model": "./models/mine"}, update={"lr": 1e-5}),
         "error",
         "params.yaml: base.model",
-        ("no such folder, and no hub id",),
+        ("is neither 'arithmetic', a local folder, nor a hub id",),
     ),
     "heads that do not share the width": (
         params(arithmetic={"num_heads": 3}),
@@ -451,25 +471,19 @@ QUICK: dict[str, Case] = {
         ("missing a required argument: 'level'", "prompts, completions, completion_ids, prompt_id, answer"),
     ),
     "a setting that a judge does not have": (
-        rewards(answer={"function": "arithmetic_answer"}, judge={"function": "judge", "settings": {"modle": "m"}}),
+        judge({"modle": "m"}),
         "error",
         "params.yaml: score.rewards.judge.settings.modle",
-        ("judge has no such setting",),
+        ("no such setting",),
     ),
     "a judge's setting of another type": (
-        rewards(
-            answer={"function": "arithmetic_answer"},
-            judge={"function": "judge", "settings": {"model": "m", "concurrency": "many"}},
-        ),
+        judge({"model": "m", "concurrency": "many"}),
         "error",
         "params.yaml: score.rewards.judge.settings.concurrency",
         ("'many': must be a valid integer",),
     ),
     "a judge's scale that falls": (
-        rewards(
-            answer={"function": "arithmetic_answer"},
-            judge={"function": "judge", "settings": {"model": "m", "scale": [10, 1]}},
-        ),
+        judge({"model": "m", "scale": [10, 1]}),
         "error",
         "params.yaml: score.rewards.judge.settings.scale",
         ("[10, 1]: must be [lowest, highest]",),
@@ -477,20 +491,14 @@ QUICK: dict[str, Case] = {
     "a judge's mode that is none": (
         together(
             params(prepare={"source": "hub:nobody/none", "num_train": None}),
-            rewards(
-                answer={"function": "arithmetic_answer"},
-                judge={"function": "judge", "settings": {"model": "m", "mode": "pairs", "reference_column": "gold"}},
-            ),
+            judge({"model": "m", "mode": "pairs", "reference_column": "gold"}),
         ),
         "error",
         "params.yaml: score.rewards.judge.settings.mode",
         ("'pairs': must be 'rubric' or 'pairwise'",),
     ),
     "a judge's column that is not there": (
-        rewards(
-            answer={"function": "arithmetic_answer"},
-            judge={"function": "judge", "settings": {"model": "m", "reference_column": "gold"}},
-        ),
+        judge({"model": "m", "reference_column": "gold"}),
         "error",
         "params.yaml: score.rewards.judge.settings.reference_column",
         ("'gold': the prompts table has no such column", "answer"),
@@ -504,6 +512,7 @@ QUICK: dict[str, Case] = {
     "a reward model without weights": (
         together(
             text("judge/config.json", "{}"),
+            text("judge/tokenizer.json", "{}"),
             rewards(
                 answer={"function": "arithmetic_answer"},
                 taste={"function": "reward_model", "settings": {"model": "judge"}},
@@ -619,8 +628,8 @@ QUICK: dict[str, Case] = {
             text("hosts", "node1 slots=8\nnode2:8\n"),
         ),
         "error",
-        "hosts:2",
-        ("'node2:8'", "node1 slots=8"),
+        "launch.yaml: update.launcher_args",
+        ("hosts:2: 'node2:8'", "node1 slots=8"),
     ),
     "more processes than slots": (
         together(
@@ -643,7 +652,7 @@ QUICK: dict[str, Case] = {
 
 def quick(damage: Damage) -> list[Finding]:
     damage()
-    return quick_findings()
+    return check_project(quick=True)
 
 
 def one_of(findings: list[Finding], level: str, where: str, words: tuple[str, ...]) -> None:
@@ -662,7 +671,7 @@ def test_the_quick_check_finds_what_is_broken_and_nothing_else(name: str) -> Non
 
 
 def test_a_healthy_project_gives_no_warning() -> None:
-    findings = full_findings()
+    findings = check_project(quick=False)
     assert serious(findings) == []
     assert {finding.theme for finding in findings if finding.level == "ok"} == {
         *("settings", "batches", "data", "model", "memory", "rewards", "machine", "storage", "tokens")
@@ -679,7 +688,7 @@ def test_the_quick_check_sees_programs_without_columns_of_tests() -> None:
 def test_a_mixture_is_tried_source_by_source() -> None:
     """Each reward sees gold answers of its own prompts, and the cells that another source lacks are no news."""
     mixture(["math", "words"])()
-    findings = full_findings()
+    findings = check_project(quick=False)
     assert serious(findings) == []
     tried = {each.where: each.text for each in findings if "tells gold answers from garbage" in each.text}
     assert tried.keys() == {"params.yaml: score.rewards.math", "params.yaml: score.rewards.words"}
@@ -689,7 +698,7 @@ def test_a_mixture_is_tried_source_by_source() -> None:
 def test_the_shipped_settings_give_no_warning() -> None:
     for name in ("params.yaml", "launch.yaml"):
         shutil.copyfile(mini.ROOT / name, name)
-    assert serious(full_findings()) == []
+    assert serious(check_project(quick=False)) == []
 
 
 # --- what only the full check sees ------------------------------------------------------------------------------------
@@ -776,7 +785,7 @@ FULL: dict[str, Case] = {
         params(generate={"max_tokens": 30, "max_model_len": 32}),
         "error",
         "params.yaml: generate.max_tokens",
-        ("64 of 64 prompts are longer than 2 tokens",),
+        ("64 prompts are too long for a context of 32 tokens", "prompt_id="),
     ),
     "characters that the tokenizer does not know": (
         source([{**row, "prompt": row["prompt"].replace("+", "×")} for row in problems()]),
@@ -848,7 +857,7 @@ FULL: dict[str, Case] = {
 def test_the_full_check_finds_what_is_broken(name: str) -> None:
     damage, level, where, words = FULL[name]
     damage()
-    findings = full_findings()
+    findings = check_project(quick=False)
     found = [each for each in findings if each.level == level and each.where == where]
     assert [each for each in found if all(word in each.text for word in words)], findings
 
@@ -856,7 +865,7 @@ def test_the_full_check_finds_what_is_broken(name: str) -> None:
 def test_a_chat_model_that_is_right_gives_no_warning() -> None:
     chat_model()()
     CHAT()
-    assert serious(full_findings()) == []
+    assert serious(check_project(quick=False)) == []
 
 
 # --- single checks ----------------------------------------------------------------------------------------------------
@@ -904,7 +913,10 @@ def test_tensor_parallel_needs_gpus_and_a_divisor_of_the_heads() -> None:
         sampling = {"generate": {"tensor_parallel_size": number}}
         project = settings(sampling, generate={"engine": "vllm"}, evaluate={"engine": "vllm"})
         model = Model({"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}, {})
-        findings = [*machine_findings(project, Gpus(gpus)), *model_findings(project, model, gpus)]
+        findings = [
+            *machine_findings(project, Gpus(gpus)),
+            *model_findings(project.params, project.launch, model, gpus),
+        ]
         return [(each.level, each.where.split(".")[-1]) for each in serious(findings)]
 
     assert found(2, 2) == []
@@ -941,32 +953,34 @@ def test_memory_is_counted_by_hand() -> None:
     """A model of 1000 parameters on 2 ranks: bytes of weights, gradients and state a rank."""
     model = Model({}, {"layer.weight": (20, 50)})
     deepspeed = {"launcher": "deepspeed", "num_processes": 2}
-    bytes_of = {
-        stage: training_bytes(
-            settings({"update": {**deepspeed, "zero_stage": stage}}, update={"dtype": "bfloat16"}), model, 2
-        )
-        for stage in (1, 2, 3)
-    }
+
+    def bytes_of_a_rank(launch: dict[str, Any], dtype: str, world: int) -> int:
+        project = settings({"update": launch}, update={"dtype": dtype})
+        trained = model.num_trained(project.params)
+        return engine_settings(project.params.update, project.launch.update).bytes_a_rank(1000, trained, world)
+
+    bytes_of = {stage: bytes_of_a_rank({**deepspeed, "zero_stage": stage}, "bfloat16", 2) for stage in (1, 2, 3)}
     assert bytes_of == {1: 2000 + 4000 + 6000, 2: 2000 + 2000 + 6000, 3: 1000 + 2000 + 6000}
-    assert training_bytes(settings({"update": {"zero_stage": 0}}, update={"dtype": "float32"}), model, 1) == 16_000
+    assert bytes_of_a_rank({"zero_stage": 0}, "float32", 1) == 16_000
     lora = settings({"update": {"zero_stage": 0}}, update={"lora": {"r": 2, "lora_alpha": 4}})
-    assert model.num_trained(lora) == 2 * (20 + 50)
-    small, large = (memory_findings(lora, model, Gpus(1, memory)) for memory in (5000, 10**9))
+    assert model.num_trained(lora.params) == 2 * (20 + 50)
+    small, large = (list(memory_findings(lora, model, Gpus(1, memory))) for memory in (5000, 10**9))
     assert [each.where for each in serious(small)] == ["launch.yaml: update.zero_stage"]
     assert serious(large) == []
 
 
 def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
     project = settings()
-    model = embedded(project.params.arithmetic)
-    policy, tables = round_bytes(project, model)
+    model, _ = find_model(project.params)
+    assert model is not None
+    policy, tables = round_bytes(project.params, model)
     assert policy == model.num_parameters * (4 + STATE_BYTES)
     assert tables == 20 * (16 * 4 * 24 + 16 * 3 * 24)
     need = 2 * (policy + tables) * 4
-    levels = [disk_findings(project, model, free)[0].level for free in (policy - 1, need - 1, need)]
+    levels = [next(disk_findings(project, model, free)).level for free in (policy - 1, need - 1, need)]
     assert levels == ["error", "warning", "ok"]
     Path("data/rounds/r1/policy").mkdir(parents=True)
-    assert disk_findings(project, model, need * 3 // 4)[0].level == "ok"
+    assert next(disk_findings(project, model, need * 3 // 4)).level == "ok"
 
 
 def test_the_embedded_model_is_counted_as_it_will_be() -> None:
@@ -974,7 +988,7 @@ def test_the_embedded_model_is_counted_as_it_will_be() -> None:
 
     shape = Arithmetic(hidden_size=64, num_layers=2, num_heads=2)
     made = {name: tuple(each.shape) for name, each in make_model(shape, make_tokenizer(), 0).named_parameters()}
-    assert embedded(shape).shapes == made
+    assert shape.shapes == made
 
 
 def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
@@ -997,7 +1011,9 @@ PRESETS = [path for path in sorted((mini.ROOT / "presets").glob("*.yaml")) if no
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_gives_no_warning_but_that_its_model_must_be_fetched(preset: Path) -> None:
     shutil.copyfile(preset, "params.yaml")
-    found = [each for each in serious(quick_findings()) if "bubblewrap" not in each.text or shutil.which("bwrap")]
+    found = [
+        each for each in serious(check_project(quick=True)) if "bubblewrap" not in each.text or shutil.which("bwrap")
+    ]
     assert [(each.level, each.where) for each in found] == [
         ("warning", "params.yaml: base.revision"),
         ("error", "params.yaml: base.model"),  # there is no network here
@@ -1010,11 +1026,11 @@ def test_settings_are_checked_before_the_columns_are_known() -> None:
     assert preset.count("function: gsm8k_answer") == 1
     for settings, key, words in (
         ("{last_number: no}", "last_number", "'no': must be true or false"),
-        ("{last: true}", "last", "no such setting"),
+        ("{last: true}", "last", "unknown key"),
     ):
         wrong = preset.replace("function: gsm8k_answer", f"function: gsm8k_answer\n      settings: {settings}")
         Path("params.yaml").write_text(wrong, encoding="utf-8")
-        (found,) = [each for each in quick_findings() if each.level == "error" and each.theme == "rewards"]
+        (found,) = [each for each in check_project(quick=True) if each.level == "error" and each.theme == "rewards"]
         assert found.where == f"params.yaml: score.rewards.answer.settings.{key}"
         assert words in found.text
 
@@ -1025,7 +1041,7 @@ def test_gold_answers_are_found_in_the_forms_that_data_sets_have(gold: Any) -> N
     value = "float(completion == '12')"
     rows = [{"prompt": f"{number}+{12 - number}=", "answer": gold} for number in range(1, 150)]
     together(source(rows), own_reward(value))()
-    (found,) = [each for each in full_findings() if each.where == "params.yaml: score.rewards.own"]
+    (found,) = [each for each in check_project(quick=False) if each.where == "params.yaml: score.rewards.own"]
     assert (found.level, found.text) == ("ok", "tells gold answers from garbage: gold (x) 1, '' 0, 'asdf' 0")
 
 
@@ -1035,7 +1051,7 @@ def test_the_functions_that_are_named_exist() -> None:
 
 def test_a_hub_model_without_a_commit_is_a_warning_and_offline_an_error() -> None:
     def found(**base: Any) -> list[tuple[str, str]]:
-        return [(each.level, each.where) for each in find_model(settings(base=base))[1]]
+        return [(each.level, each.where) for each in find_model(settings(base=base).params)[1]]
 
     unknown = ("error", "params.yaml: base.model")
     assert found(model="nobody/no-such-model") == [("warning", "params.yaml: base.revision"), unknown]
@@ -1048,9 +1064,9 @@ def test_columns_of_large_sources_come_from_the_prepared_prompts() -> None:
     verl = {"function": "rewards/own.py:compute_score", "signature": "verl", "where": {"level": 1}}
     mini.write_params(Path(), {"score": {"rewards": {"verl": verl}}, "evaluate": {"correct": None}})
     mini.write_params(Path(), {"prepare": {"source": "hub:nobody/none", "num_train": None}})
-    assert serious(quick_findings()) == []  # nothing is said of columns that are not known
+    assert serious(check_project(quick=True)) == []  # nothing is said of columns that are not known
     project = settings(score=mini.TINY["score"], evaluate={"correct": "answer"})
-    findings = quick_findings()
+    findings = check_project(quick=True)
     assert serious(findings) == []
     assert "not loaded" in " ".join(each.text for each in findings if each.theme == "rewards")
     metadata = {"settings": settings_of(project.params.prepare), "seed": project.params.seed}
@@ -1058,17 +1074,19 @@ def test_columns_of_large_sources_come_from_the_prepared_prompts() -> None:
         path = Path(f"data/prompts/{name}.parquet")
         rows = [{"prompt_id": f"{name}{n}", "prompt": f"{n}+1=", "level": n} for n in range(64)]
         write_prompts(path, prompts_table(rows, path), metadata)
-    (finding,) = serious(quick_findings())
+    (finding,) = serious(check_project(quick=True))
     assert finding.where == "params.yaml: score.rewards.answer.function"
     assert "missing a required argument: 'answer'" in finding.text
     mini.write_params(Path(), {"seed": 1})
-    assert serious(quick_findings()) == []  # those prompts are of another seed
+    assert serious(check_project(quick=True)) == []  # those prompts are of another seed
 
 
 def test_a_message_of_a_stage_becomes_a_finding_with_its_place() -> None:
-    found = refusal("batches", UserError("params.yaml: update.lr: -1.0: must be greater than 0"))
-    assert found == Finding("error", "batches", "-1.0: must be greater than 0", "params.yaml: update.lr")
-    assert refusal("data", UserError("sources/x.csv:3: not valid CSV")).where == ""
+    error = UserError("params.yaml: update.lr: -1.0: must be greater than 0\n       sources/x.csv:3: not valid CSV")
+    assert Theme("batches").refused(error) == [
+        Finding("error", "batches", "-1.0: must be greater than 0", "params.yaml: update.lr"),
+        Finding("error", "batches", "sources/x.csv:3: not valid CSV"),
+    ]
 
 
 # --- the command and the stage ----------------------------------------------------------------------------------------
@@ -1102,13 +1120,13 @@ def test_the_stage_leaves_the_same_bytes_or_nothing() -> None:
     mini.write_params(Path(), {"generate": {"max_model_len": 4}})
     done = CliRunner().invoke(stage, [str(out)])
     assert done.exit_code == 1
-    assert "error    batches  params.yaml: generate.max_tokens" in done.output
+    assert "error    model    params.yaml: generate.max_tokens" in done.output
     assert not out.exists()
 
 
 def test_the_quick_check_loads_nothing_heavy() -> None:
     script = (
-        "import sys; from gift.doctor.quick import quick_findings; quick_findings(); "
+        "import sys; from gift.doctor.run import check_project; check_project(quick=True); "
         "print(*sys.modules.keys() & {'torch', 'vllm', 'deepspeed', 'transformers', 'datasets', 'dvc'})"
     )
     assert mini.run([sys.executable, "-c", script], Path(), mini.environment()).split() == []

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gift.project.errors import UserError
-from gift.training.engine import Engine, EngineSettings, FullState, distributed
+from gift.training.engine import Engine, EngineSettings, FullState
+from gift.training.ranks import distributed
 from tests.ranks import run_as_rank, run_two_ranks
 
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught

@@ -5,18 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import mini
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.folder import load_model, policy_digest
+from gift.policy.files import PolicyFiles
+from gift.policy.lineage import policy_digest
+from gift.policy.open import open_policy
+from gift.project.ragged import Ragged
 from gift.prompts.sources import prepare_prompts
 from gift.rewards.answers.gsm8k import gsm8k_answer
-from gift.rewards.text import text_format
+from gift.rewards.form.text_format import text_format
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"
 PRESET = mini.ROOT / "presets" / "gsm8k.yaml"
@@ -116,7 +120,7 @@ def test_the_ledgers_close(project: Path) -> None:
     assert sampled["num_truncated"] == sum(row["finish_reason"] == "length" for row in rollouts)
     assert scored["num_scored"] == scored["num_rollouts"] == 64
     assert scored["num_failed"] == scored["num_abstained"] == 0
-    dropped = trained["num_groups_unscored"] + trained["num_groups_zero_spread"]
+    dropped = sum(trained[f"num_groups_{why}"] for why in ("unscored", "not_selected", "zero_targets"))
     assert dropped + trained["num_groups_selected"] == trained["num_groups"] == 16
     assert trained["num_groups_trained"] == trained["num_groups_selected"] > 8
     rewards: dict[str, set[float]] = {}
@@ -124,7 +128,7 @@ def test_the_ledgers_close(project: Path) -> None:
     for rollout, score in zip(rollouts, scores, strict=True):
         rewards.setdefault(score["prompt_id"], set()).add(score["reward"])
         tokens[score["prompt_id"]] = tokens.get(score["prompt_id"], 0) + len(rollout["completion_ids"])
-    assert trained["num_groups_zero_spread"] == sum(len(values) == 1 for values in rewards.values())
+    assert trained["num_groups_zero_targets"] == sum(len(values) == 1 for values in rewards.values())
     assert trained["num_tokens_trained"] == sum(tokens[key] for key, values in rewards.items() if len(values) > 1)
 
 
@@ -144,18 +148,23 @@ def test_the_update_moves_the_policy_towards_the_reward(project: Path) -> None:
     lineage = json.loads((folder / "policy/gift.json").read_text(encoding="utf-8"))
     update = numbers(project, "update")
     assert lineage["digest"] == policy_digest(folder / "policy") != base["digest"]
-    assert (lineage["parent"], lineage["initial"]) == (base["digest"], base["digest"])
+    assert (lineage["parent"], lineage["base"]) == (base["digest"], base["digest"])
     assert (lineage["round"], lineage["prompts_consumed"]) == (1, 16)
     assert lineage["optimizer_steps"] == update["num_steps"] == round(update["num_groups_selected"] / 4)
     assert lineage["completion_tokens"] == update["num_tokens_trained"]
     rollouts, reference = table(project, "rollouts"), table(project, "reference")
-    prompts, completions = [row["prompt_ids"] for row in rollouts], [row["completion_ids"] for row in rollouts]
+    names = ("prompt_ids", "completion_ids")
+    prompts, completions = (Ragged.of([row[name] for row in rollouts], np.int32) for name in names)
     each = [[index] for index in range(len(rollouts))]
-    old = completion_logprobs(TokenLogprobs(load_model(project / "tiny", "float32"), 1.0), prompts, completions, each)
+    old = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(project / "tiny"), "float32"), 1.0), prompts, completions, each
+    )
     for row, expected in zip(reference, old, strict=True):
         assert row["ref_logprobs"] == row["old_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
-    new = completion_logprobs(TokenLogprobs(load_model(folder / "policy", "float32"), 1.0), prompts, completions, each)
-    gain = torch.stack([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
+    new = completion_logprobs(
+        TokenLogprobs(open_policy(PolicyFiles(folder / "policy"), "float32"), 1.0), prompts, completions, each
+    )
+    gain = torch.tensor([(after - before).sum() for after, before in zip(new, old, strict=True)]).view(-1, 4)
     rewards = torch.tensor([row["reward"] for row in table(project, "scores")]).view(-1, 4)
     product = ((rewards - rewards.mean(-1, keepdim=True)) * gain).sum(-1)
     spread = rewards.std(-1) > 1e-6

@@ -440,7 +440,7 @@ def test_proxies_of_the_environment_do_not_lead_to_loopback(serve: Serve, monkey
         ({"num_opponents": 0}, "num_opponents: 0"),
         ({"extra_body": {"messages": []}}, "must not hold messages"),
         ({"max_tokens": "many"}, "max_tokens: 'many'"),
-        ({"seed": [1]}, "a column 'seed', which hides the setting"),
+        ({"seed": [1]}, "judge: settings.seed: [1]: must be a valid integer"),  # a column hides the setting
         ({"mode": "pairwise", "against_column": "gold"}, "no such column"),
     ],
 )

@@ -5,16 +5,16 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mini
+import psutil
 import pytest
 import tiny
+from forks import VLLM, forks
 from judge_server import free_port
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -39,25 +39,24 @@ def vllm_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     tiny.save(folder, Qwen3ForCausalLM, config, tiny.byte_tokenizer(chat=True, context=4096), scale=0.05)
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
     # Engine and worker share a process: each more imports vLLM again, which is most of the time that the start takes.
     command += ["--distributed-executor-backend", "uni"]
     environment = {**mini.environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment["VLLM_NO_USAGE_STATS"] = "1"
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    server = forks(*VLLM).start(command, environment, folder / "log")
     try:
         deadline = time.monotonic() + 200
         while not _listens(port):
-            assert server.poll() is None, (folder / "log").read_text()[-3000:]
+            assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE, (folder / "log").read_text()[-3000:]
             assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
             time.sleep(0.25)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        os.killpg(server, signal.SIGKILL)
+        forks(*VLLM).wait(server)
 
 
 def _listens(port: int) -> bool:

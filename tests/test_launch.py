@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gift.doctor.settings import read_params
+from gift.doctor.whole import read_params
 from gift.training.schedule import learning_rate
 
 
@@ -102,9 +102,10 @@ import click
 import torch
 from gift.project import console
 from gift.training.deepspeed_config import EngineSettings
-from gift.training.engine import Engine, distributed
 from gift.project.errors import UserError
-from gift.doctor.settings import read_launch
+from gift.training.engine import Engine
+from gift.training.ranks import distributed
+from gift.doctor.whole import read_launch
 
 Path("pid" + os.environ["RANK"]).write_text(str(os.getpid()))
 
@@ -131,13 +132,21 @@ console.run(main)
 """
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("fate", "stage", "message"),
     [
         ("raises", 3, "error: the trouble of rank 1"),
-        ("is killed", 1, "error: stages.update: a process was ended by signal 9, most often for want of memory"),
-        ("loses another", 0, "error: rank 1: another rank ended; its own message says why"),
-        ("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"),
+        pytest.param(
+            *("is killed", 1, "error: stages.update: a process was ended by signal 9, most often for want of memory"),
+            marks=slow,
+        ),
+        pytest.param(*("loses another", 0, "error: rank 1: another rank ended; its own message says why"), marks=slow),
+        pytest.param(
+            *("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"), marks=slow
+        ),
     ],
 )
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int, message: str) -> None:
@@ -188,7 +197,7 @@ wait ${tasks[0]} && wait ${tasks[1]}
 GREETING = """
 from pathlib import Path
 import torch
-from gift.training.engine import distributed
+from gift.training.ranks import distributed
 
 with distributed():
     total = torch.ones(1)

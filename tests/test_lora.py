@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import mini
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_kill
@@ -18,14 +19,18 @@ from torch import Tensor, nn
 from gift import cli
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.adapter import PolicyFiles, adapter_off, adapter_weights, fill, find_policy, load_policy
-from gift.policy.folder import Lineage, load_model
-from gift.policy.lora import check_parent, load_trainable
+from gift.policy.adapter import adapter_config, adapter_off, adapter_weights, fill
+from gift.policy.files import PolicyFiles, find_policy
+from gift.policy.lineage import Lineage
+from gift.policy.lora import check_parent
+from gift.policy.open import Training, open_policy
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
-from gift.training.engine import Engine, EngineSettings, FullState, distributed
-from gift.training.state import save_policy
+from gift.training.engine import Engine, EngineSettings, FullState
+from gift.training.outcome import save_policy
+from gift.training.ranks import distributed
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks
 
@@ -67,10 +72,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("lora") / "base")
 
 
+def load_model(folder: Path, dtype: str) -> nn.Module:
+    return open_policy(PolicyFiles(folder), dtype)
+
+
+def load_trainable(files: PolicyFiles, lora: Lora, dtype: str, seed: int) -> nn.Module:
+    return open_policy(files, dtype, training=Training(lora, seed))
+
+
 def logprobs(model: nn.Module) -> Tensor:
     """Log-probs of two completions, by the trainer's own forward."""
     prompts, completions = [[3, 4], [7, 8, 9, 1, 2]], [[5, 6, 7], [1, 4, 4, 2, 8, 9, 9]]
-    return torch.cat(completion_logprobs(TokenLogprobs(model, 0.8), prompts, completions, [[0, 1]]))
+    columns = Ragged.of(prompts, np.int32), Ragged.of(completions, np.int32)
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 0.8), *columns, [[0, 1]]).values)
 
 
 def moved(model: nn.Module, seed: int = 5) -> nn.Module:
@@ -144,7 +158,7 @@ def test_what_is_saved_opens_here_and_under_peft(base: Path, tmp_path: Path, dty
 
     model = moved(load_trainable(PolicyFiles(base), ALL, dtype, seed=0))
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    files = save_policy(tmp_path / "policy", PolicyFiles(base), weights, dtype, model)
+    files = save_policy(tmp_path / "policy", PolicyFiles(base), weights, dtype, adapter_config(model))
     assert files == PolicyFiles(base, tmp_path / "policy")
     names = {path.name for path in files.folder.iterdir()}
     assert names == {
@@ -158,11 +172,12 @@ def test_what_is_saved_opens_here_and_under_peft(base: Path, tmp_path: Path, dty
     }
     for parameter in adapter_weights(model).values():  # as the trainer's forward rounds them
         parameter.data = parameter.data.to(getattr(torch, dtype))
-    assert torch.equal(logprobs(load_policy(files, dtype)), logprobs(model))
+    assert torch.equal(logprobs(open_policy(files, dtype)), logprobs(model))
     theirs = PeftModel.from_pretrained(load_model(base, "float32"), str(files.folder), torch_device="cpu")
-    ours = load_policy(files, "float32")
+    ours = open_policy(files, "float32")
     assert torch.equal(logprobs(theirs.get_base_model()), logprobs(ours))
-    again = save_policy(tmp_path / "again", files, weights, dtype, load_trainable(files, ALL, dtype, seed=1))
+    config = adapter_config(load_trainable(files, ALL, dtype, seed=1))
+    again = save_policy(tmp_path / "again", files, weights, dtype, config)
     assert mini.content(again.folder) == mini.content(files.folder)
 
 
@@ -339,7 +354,7 @@ def rounds(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_round_is_an_adapter_folder_on_the_base(rounds: Path) -> None:
     lineages = [json.loads((rounds / name / "policy/gift.json").read_text()) for name in ("base", "r1", "r2")]
-    assert {lineage["initial"] for lineage in lineages} == {lineages[0]["digest"]}
+    assert {lineage["base"] for lineage in lineages} == {lineages[0]["digest"]}
     for parent, lineage in itertools.pairwise(lineages):
         assert lineage["parent"] == parent["digest"] != lineage["digest"]
     for name in ("r1", "r2"):
@@ -368,19 +383,19 @@ def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
 def test_one_model_gives_both_log_probs_of_a_round(rounds: Path) -> None:
     rollouts = pq.read_table(rounds / "r2/rollouts")
     table = pq.read_table(rounds / "r2/reference")
-    prompts, completions = rollouts["prompt_ids"].to_pylist(), rollouts["completion_ids"].to_pylist()
-    lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+    prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
+    lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
     parts = range(0, len(lengths), 16)  # 4 groups of 4 a part, as they were computed
     files, _ = find_policy(rounds / "r1/policy", rounds / "base/policy")
     for column, own in {"ref_logprobs": PolicyFiles(files.model), "old_logprobs": files}.items():
-        model = TokenLogprobs(load_policy(own, "float32"), 1.0, "auto")
+        model = TokenLogprobs(open_policy(own, "float32"), 1.0, "auto")
         expected = []
         for start in parts:
-            part = slice(start, start + 16)
+            part = range(start, start + 16)
             groups = [list(range(first, first + 4)) for first in range(0, 16, 4)]
-            batches = row_batches(groups, lengths[part], 16384, model.layout)
-            expected += completion_logprobs(model, prompts[part], completions[part], batches)
-        assert table[column].to_pylist() == [tensor.tolist() for tensor in expected]
+            batches = row_batches(groups, lengths[list(part)], 16384, model.layout)
+            expected += completion_logprobs(model, prompts.take(part), completions.take(part), batches)
+        assert table[column].to_pylist() == [values.tolist() for values in expected]
     ref, old = (
         torch.cat([torch.tensor(row) for row in table[name].to_pylist()]) for name in ("ref_logprobs", "old_logprobs")
     )
@@ -421,7 +436,7 @@ def test_merged_is_base_and_adapter(rounds: Path, tmp_path: Path, monkeypatch: p
     assert done.exit_code == 0, done.output
     merged, both = (
         logprobs_of(load_model(out, "float32")),
-        logprobs_of(load_policy(PolicyFiles(base, policy), "float32")),
+        logprobs_of(open_policy(PolicyFiles(base, policy), "float32")),
     )
     assert (merged - both).abs().max() < 1e-5  # nats; the sum W + B A is rounded once to float32
     assert (merged - logprobs_of(load_model(base, "float32"))).abs().max() > 1e-2
@@ -441,14 +456,15 @@ def test_merged_is_base_and_adapter(rounds: Path, tmp_path: Path, monkeypatch: p
 
 def logprobs_of(model: nn.Module) -> Tensor:
     """As `logprobs`, within the small project's vocabulary."""
-    return torch.cat(completion_logprobs(TokenLogprobs(model, 1.0), [[5, 6, 7]], [[8, 4, 11, 3, 1]], [[0]]))
+    columns = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([[8, 4, 11, 3, 1]], np.int32)
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 1.0), *columns, [[0]]).values)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def lineage(**fields: object) -> Lineage:
-    return Lineage.model_validate({"digest": "d" * 64, "initial": "i" * 64, **fields})
+    return Lineage.model_validate({"digest": "d" * 64, "base": "b" * 64, **fields})
 
 
 def test_a_round_goes_on_only_from_the_base_or_from_its_own_kind_of_adapter(rounds: Path) -> None:
@@ -499,7 +515,7 @@ def test_only_linear_layers_below_the_head_are_targets(base: Path, target: str) 
 
 
 def test_an_adapter_on_another_base_is_refused(rounds: Path, tmp_path: Path) -> None:
-    from gift.policy.folder import write_lineage
+    from gift.policy.lineage import write_lineage
 
     other = Path(shutil.copytree(rounds / "base/policy", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")

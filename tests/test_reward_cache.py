@@ -19,7 +19,7 @@ from gift.scoring.digest import function_digest, project_roots, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score
-from gift.tables.parquet import part_paths, read_file
+from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
 
 FUNCTION = """
@@ -82,28 +82,6 @@ def test_after_a_change_of_what_is_not_called_nothing_is_called() -> None:
         assert said.endswith("slowest none called, values reused 12\n")
     rewards = pq.read_table(part_paths(Path("data/rounds/r1/scores"))[0])["reward"].to_pylist()
     assert rewards[:2] == [2.0 + 8.0] * 2
-
-
-def test_the_seconds_of_every_call_are_kept_beside_the_values() -> None:
-    """They say when rows were called last: null where a value was reused, and untouched where nothing was called."""
-
-    def seconds() -> dict[str, list[float | None]]:
-        table, _ = read_file(Path("data/.cache/seconds/score@r1-00000.parquet"))
-        assert table.column_names == ["prompt_id", "sample", "one", "two"]
-        scores = pq.read_table(part_paths(Path("data/rounds/r1/scores"))[0])
-        assert table.select(["prompt_id", "sample"]).equals(scores.select(["prompt_id", "sample"]))
-        return {name: table[name].to_pylist() for name in ("one", "two")}
-
-    calls_of(score_with())
-    first = seconds()
-    assert all(value is not None and 0 < value < 10 for each in first.values() for value in each)
-    calls_of(score_with(one={"weight": 0.25}))
-    assert seconds() == first
-    Path("rewards/helper.py").write_text("BONUS = 2\n")
-    calls_of(score_with())
-    second = seconds()
-    assert set(second["two"]) == {None}
-    assert None not in second["one"]
 
 
 @pytest.mark.parametrize("change", ["function", "helper", "data", "setting", "batch"])

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from test_score import METADATA, score_of, write_rollouts
 
-from gift.doctor.settings import read_launch
+from gift.doctor.whole import read_launch
 from gift.project.errors import UserError
 from gift.project.sections import check
 from gift.rewards import names
@@ -17,20 +17,14 @@ from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import PartRows
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.pool import RewardPool
 from gift.scoring.workers.worker import Outcome
-from gift.tables.parquet import part_paths, read_file
-from gift.tables.parts import (
-    ROLLOUTS,
-    check_rollouts,
-    check_scores,
-    read_part,
-    read_table,
-    scores_schema,
-    write_part,
-)
+from gift.tables.parquet import part_paths
+from gift.tables.parts import read_part, read_table, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 
 # Every call leaves a line in calls.txt: its function's rows as prompt_id/place in the call.
 REWARDS = """
@@ -215,7 +209,8 @@ def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
         Loaded("set", "rewards/syntax.py", "a_set", {}, list(arguments), batch="group"),
     ]
     with RewardPool(rewards, 1, 20.0) as pool:
-        found = {(name, row): each for row, name, each in pool.run([(0, one.name, arguments) for one in rewards])}
+        calls = [(one.name, [0, 1]) for one in rewards]
+        found = {(name, row): each for name, row, each in pool.run(calls, lambda rows: arguments)}
     assert [found["later", row].value for row in (0, 1)] == [2.0, 1.0]
     assert [found["verl", row].value for row in (0, 1)] == [3.0, 4.0]
     assert {found["set", row].status for row in (0, 1)} == {"invalid"}
@@ -371,7 +366,7 @@ def test_one_of_ours_has_no_verl_signature_and_verls_settings_are_checked() -> N
 )
 def test_a_gated_reward_counts_where_its_gate_is_one(gate: Outcome, gated: Outcome, total: float | None) -> None:
     rewards = {"bonus": Reward(function="b", weight=3.0, only_if="right"), "right": Reward(function="a", weight=2.0)}
-    assert total_reward(rewards, {"bonus": gated, "right": gate}) == total
+    assert total_rewards(rewards, {"bonus": [gated], "right": [gate]}) == [total]
 
 
 def test_the_ledger_closes_where_a_gate_abstains() -> None:
@@ -423,15 +418,15 @@ def test_workers_start_only_for_what_there_is_to_do() -> None:
     broken = Loaded("broken", "rewards/broken.py", "f", {}, names, alone=True)
     row = {name: ["x"] for name in names}
     with RewardPool([mine, broken], 1, 10.0) as pool:
-        found = [(number, name, each.value) for number, name, each in pool.run([(5, "mine", row)])]
-        assert found == [(5, "mine", 1.0)]
+        found = [(name, number, each.value) for name, number, each in pool.run([("mine", [5])], lambda rows: row)]
+        assert found == [("mine", 5, 1.0)]
         with pytest.raises(
             UserError, match=r"broken.function: 'rewards/broken.py:f': the file cannot be imported: Zero"
         ):
             pool.load()
     with RewardPool([mine], 2, 10.0) as pool:
         pool.load()
-        assert not list(pool.run([]))
+        assert not list(pool.run([], lambda rows: row))
 
 
 def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,21 +434,17 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     alive: list[list[bool]] = []
     tables: list[Any] = []
 
-    def watched(read: Any) -> Any:
-        def reading(*args: Any) -> Any:
-            alive.append([table() is not None for table in tables])
-            table, metadata = read(*args)
-            tables.append(weakref.ref(table))
-            return table, metadata
+    def reading(*args: Any) -> Any:
+        alive.append([table() is not None for table in tables])
+        table, metadata = read_part(*args)
+        tables.append(weakref.ref(table))
+        return table, metadata
 
-        return reading
-
-    monkeypatch.setattr("gift.tables.parts.read_part", watched(read_part))
-    monkeypatch.setattr("gift.scoring.score.read_file", watched(read_file))
+    monkeypatch.setattr("gift.tables.parts.read_part", reading)
     monkeypatch.setattr(
         "gift.scoring.score.PartRows", lambda *args: tables.append(weakref.ref(made := PartRows(*args))) or made
     )
     score = score_of(mine=reward("several"), other=reward("several", batch=3))
     score_parts(Path("scores"), rollouts, prompts, score, 2, METADATA, "score@r1")
-    assert [len(each) for each in alive] == [0, 1, 2, 3, 4, 6, 8, 10]  # checked; then read to be scored, with its rows
+    assert [len(each) for each in alive] == [0, 2, 4, 6]  # each is read once, and has its rows
     assert not any(any(each) for each in alive)

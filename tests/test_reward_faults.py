@@ -8,7 +8,8 @@ import pytest
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.scoring.score import score_parts
-from gift.tables.parts import check_scores, read_table, scores_schema
+from gift.tables.parts import read_table
+from gift.tables.scores import check_scores, scores_schema
 
 # What a row's column `mode` makes the function do.
 HOSTILE = '''

@@ -14,9 +14,10 @@ from gift.rewards.answers.match import exact_match, normalized_match, regex_matc
 from gift.rewards.form.length import cosine_length, length, overlong
 from gift.rewards.form.ngrams import ngram_diversity, repetition
 from gift.rewards.form.tags import tag_format
+from gift.rewards.form.text_format import text_format
 from gift.rewards.names import REWARDS
-from gift.rewards.settings import wrong_settings
-from gift.rewards.text import answer_part, boxes, text_format
+from gift.rewards.signature import wrong_settings
+from gift.rewards.text import answer_part, boxes
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.pool import RewardPool
 
@@ -386,7 +387,6 @@ def test_ngrams_of_words_and_characters(text: str, of: str, n: int, share: float
         (multiple_choice, {"letters": "ABA"}, "settings.letters: 'ABA'"),
         (multiple_choice, {"letters": "abc"}, "settings.letters"),
         (multiple_choice, {"letters": ""}, "settings.letters"),
-        (multiple_choice, {"words": "answer"}, "settings.words: 'answer': must be a list"),
         (
             multiple_choice,
             {"column": "gold"},
@@ -394,26 +394,16 @@ def test_ngrams_of_words_and_characters(text: str, of: str, n: int, share: float
         ),
         (exact_match, {"column": "gold"}, "no column 'gold'"),
         (normalized_match, {"column": "gold"}, "no column 'gold'"),
-        (normalized_match, {"drop_words": "the"}, "settings.drop_words: 'the': must be a list"),
         (regex_match, {"pattern": "a", "column": "gold"}, "no column 'gold'"),
         (regex_match, {"pattern": "(a"}, r"settings.pattern: '\(a': is no regular expression: missing \)"),
-        (regex_match, {"pattern": "a", "mode": "match"}, "settings.mode: 'match': must be search or fullmatch"),
         (regex_match, {"pattern": "a", "group": 1}, "settings.group: 1: the pattern has 0 groups"),
         (text_format, {"pattern": "*"}, "settings.pattern"),
-        (tag_format, {"tags": "think"}, "settings.tags: 'think': must be a list"),
-        (tag_format, {"tags": []}, "settings.tags"),
-        (tag_format, {"tags": ["a b"]}, "settings.tags"),
         (tag_format, {"tags": ["a", "a"]}, "settings.tags.*one place"),
         (length, {"max_tokens": 3, "min_tokens": 4}, "min_tokens 4, .*in this order"),
         (length, {"max_tokens": 3, "target_tokens": 4}, "target_tokens 4"),
         (length, {"max_tokens": -1}, "max_tokens -1"),
         (overlong, {"max_tokens": 3, "cache_tokens": 4}, "cache_tokens 4"),
         (overlong, {"max_tokens": 3, "cache_tokens": 0}, "cache_tokens 0"),
-        (cosine_length, {"max_tokens": 0}, "settings.max_tokens: 0"),
-        (repetition, {"max_penalty": -1.0}, "settings.max_penalty: -1.0: must be 0 or more"),
-        (repetition, {"n": 0}, "settings.n: 0: must be 1 to 40"),
-        (ngram_diversity, {"n": 41}, "settings.n: 41"),
-        (ngram_diversity, {"of": "letters"}, "settings.of: 'letters': must be one of tokens, words, characters"),
     ],
 )
 def test_wrong_settings_are_refused_by_a_call_without_rows(
@@ -430,6 +420,17 @@ def test_wrong_settings_are_refused_by_a_call_without_rows(
         ("normalized_match", {"contains": 1}, "settings.contains: 1: must be true or false"),
         ("exact_match", {"after": ""}, "settings.after: '': "),
         ("multiple_choice", {"words": "answer"}, "settings.words: 'answer': must be a list"),
+        ("multiple_choice", {"words": [""]}, "settings.words.0: ''"),
+        ("normalized_match", {"drop_words": "the"}, "settings.drop_words: 'the': must be a list"),
+        ("regex_match", {"pattern": "a", "mode": "match"}, "settings.mode: 'match': must be 'search' or 'fullmatch'"),
+        ("tag_format", {"tags": "think"}, "settings.tags: 'think': must be a list"),
+        ("tag_format", {"tags": []}, "settings.tags: []"),
+        ("tag_format", {"tags": ["a b"]}, "settings.tags.0: 'a b'"),
+        ("cosine_length", {"max_tokens": 0}, "settings.max_tokens: 0: must be greater than or equal to 1"),
+        ("repetition", {"max_penalty": -1.0}, "settings.max_penalty: -1.0: must be greater than or equal to 0"),
+        ("repetition", {"n": 0}, "settings.n: 0: must be greater than or equal to 1"),
+        ("ngram_diversity", {"n": 41}, "settings.n: 41: must be less than or equal to 40"),
+        ("ngram_diversity", {"of": "letters"}, "settings.of: 'letters': must be 'tokens', 'words' or 'characters'"),
         ("tag_format", {"tags": {"think": 1}}, "settings.tags: must be a list"),
         ("regex_match", {}, "settings.pattern: missing"),
         ("length", {"max_tokens": "9"}, "settings.max_tokens: '9': must be a valid integer; it is text"),

@@ -160,10 +160,11 @@ SLOW_PATTERN = {"pattern": r"(a+)+$"}
 def pooled(name: str, settings: dict[str, Any], texts: list[str], gold: str) -> list[Outcome]:
     """What the real pool makes of one function on these texts."""
     reward = Loaded(name, None, name, settings, list(arguments([], [])))
-    calls = [(number, name, arguments([text], [gold])) for number, text in enumerate(texts)]
+    calls = [(name, [number]) for number in range(len(texts))]
     limit = 1.5 if name in ENDLESS else 20.0
     with RewardPool([reward], 1, limit) as pool:
-        outcomes = {number: outcome for number, _, outcome in pool.run(calls)}
+        found = pool.run(calls, lambda rows: arguments([texts[rows[0]]], [gold]))
+        outcomes = {number: outcome for _, number, outcome in found}
     return [outcomes[number] for number in range(len(texts))]
 
 

@@ -266,7 +266,7 @@ def test_wrong_settings_are_named(folders: dict[str, Path]) -> None:
     assert "dtype: 'float16'" in problem(model, dtype="float16")
     assert "max_length" in problem(model, max_length=0)
     assert "too_long" in problem(model, too_long="cut")
-    assert "a column 'score_label', which hides the setting" in problem(model, score_label=["a"])
+    assert "settings.score_label: ['a']: must be" in problem(model, score_label=["a"])  # a column hides the setting
 
 
 def test_chats_need_a_template_and_text_forbids_them(chat: str, folders: dict[str, Path]) -> None:

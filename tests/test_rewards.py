@@ -11,8 +11,8 @@ import pytest
 from gift.embedded.task import completion, problems
 from gift.rewards.answers.gsm8k import gsm8k_answer
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
+from gift.rewards.form.text_format import text_format
 from gift.rewards.names import REWARDS
-from gift.rewards.text import text_format
 from rewards.example import brevity
 
 GSM8K = Path(__file__).parents[1] / "../shared/data/gsm8k"

@@ -1,15 +1,147 @@
-"""The scores table as tensors: nulls are no zeros, and a component counts only where its gate is open."""
+"""A round's tables joined: the rows of a plain join, nulls are no zeros, gates are kept, and no list of tokens."""
 
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
 
-from gift.project.sections import check
-from gift.scoring.settings import Score
-from gift.training.rows import rewards_of
+from gift.policy.lineage import Lineage
+from gift.project.errors import UserError
+from gift.project.ragged import Ragged
+from gift.tables.parquet import part_name, read_file, write_file
+from gift.tables.parts import write_part
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
+from gift.training.rows import Rows, read_round, rewards_of
+from tests.groups import make_groups
+
+NAMES = ("rollouts", "scores", "reference")
+# Metadata are sorted by name; the columns of the scores are not.
+REWARDS = {"right": {"weight": 1.0, "only_if": None}, "brief": {"weight": 0.5, "only_if": "right"}}
+
+
+def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, tokens: int = 9) -> None:
+    """A round of completions of 1 to `tokens` tokens; some rewards failed, some abstained."""
+    rng = np.random.default_rng(5)
+    for index in range(parts):
+        count = groups * size
+        keys = [(f"p{index * groups + row // size:03d}", row % size) for row in range(count)]
+        lengths = rng.integers(1, tokens + 1, count)
+
+        def ids(lengths: Any) -> pa.Array:
+            return Ragged.of([rng.integers(0, 99, length) for length in lengths], np.int32).to_arrow()
+
+        def logprobs(lengths: Any = lengths) -> pa.Array:
+            return Ragged.of([-rng.random(length) for length in lengths], np.float32).to_arrow()
+
+        key = [[prompt for prompt, _ in keys], [sample for _, sample in keys]]
+        prompts = np.repeat(rng.integers(1, 5, groups), size)
+        columns = [*key, ids(prompts), ids(lengths), ["x"] * count, logprobs(), ["stop"] * count, [0] * count]
+        right = [rng.choice([0.0, 1.0, None], p=[0.4, 0.4, 0.2]) for _ in range(count)]
+        brief = [float(value) if value > 0.2 else None for value in rng.random(count)]
+        total = [None if value is None else value + 0.1 for value in right]
+        each = [[v, ["abstain" if x is None else "ok" for x in v], [None] * count] for v in (right, brief)]
+        metadata = {"policy": "d", "rewards": REWARDS, "settings": {"max_tokens": tokens}}
+        schema = scores_schema(REWARDS)
+        rollouts, scores = pa.table(columns, ROLLOUTS), pa.table([*key, total, *each[0], *each[1]], schema)
+        reference = pa.table([*key, logprobs(), logprobs()], REFERENCE)
+        write_part(folder / "rollouts", index, rollouts, ROLLOUTS, check_rollouts, metadata)
+        write_part(folder / "scores", index, scores, schema, check_scores, metadata)
+        write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)
+
+
+def joined(folder: Path, policy: str = "d") -> Rows:
+    lineage = Lineage(digest=policy, base=policy)
+    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy")
+    return rows
+
+
+def test_the_join_is_a_plain_one(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    rows = joined(tmp_path)
+    tables = {name: pq.read_table(tmp_path / name).to_pylist() for name in NAMES}
+    by_key = {(row["prompt_id"], row["sample"]): row for row in tables["reference"]}
+    for row, rollout in enumerate(tables["rollouts"]):
+        reference = by_key[rollout["prompt_id"], rollout["sample"]]
+        assert rows.prompt_ids[row].tolist() == rollout["prompt_ids"]
+        assert rows.completion_ids[row].tolist() == rollout["completion_ids"]
+        part = rows.groups.part([row], rows.groups.step)
+        assert part.ref_logprobs.tolist() == reference["ref_logprobs"]
+        assert part.old_logprobs.tolist() == reference["old_logprobs"]
+        assert rows.lengths[row].tolist() == [len(rollout["prompt_ids"]), len(rollout["completion_ids"])]
+        score = tables["scores"][row]
+        group, sample = divmod(row, 4)
+        opened = score["brief"] if score["brief"] is not None and score["right"] == 1 else 0.0
+        assert rows.groups.mask[group, sample] == (score["reward"] is not None)
+        assert rows.groups.rewards[group, sample] == torch.tensor(score["reward"] or 0.0)
+        expected = torch.tensor([score["right"] or 0.0, opened])  # in the order of the columns
+        assert torch.equal(rows.groups.components[group, sample], expected)
+    assert rows.groups.weights.tolist() == [1.0, 0.5]
+    assert rows.groups.step.max_tokens == 9
+    assert not rows.groups.truncated.any()
+    sums = [sum(lengths) for lengths in rows.lengths.tolist()]
+    assert rows.shortest == sums.index(min(sums))
+
+
+def test_tables_that_do_not_belong_together_are_refused_by_row(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    with pytest.raises(UserError, match=r"rollouts: made with policy d, but .*policy is other"):
+        joined(tmp_path, "other")
+    path = tmp_path / "reference" / part_name(1)
+    table, metadata = read_file(path)
+    kept = path.read_bytes()
+    lists = [table[name].to_pylist() for name in ("ref_logprobs", "old_logprobs")]
+    for each in lists:
+        each[2] = [*each[2], -1.0]
+    longer = [table["prompt_id"], table["sample"], *lists]
+    write_file(path, pa.table(longer, REFERENCE), metadata)
+    with pytest.raises(UserError, match=r"reference: row 10 \(prompt_id=p002, sample=2\): ref_logprobs is not as long"):
+        joined(tmp_path)
+    path.write_bytes(kept)
+    (tmp_path / "scores" / part_name(2)).unlink()
+    with pytest.raises(UserError, match=r"scores: its rows are not those of the rollouts \(16 against 24\)"):
+        joined(tmp_path)
+
+
+def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    lineage = Lineage(digest="d", base="d")
+    with pytest.raises(UserError, match=r"part-00000.parquet: the column 'reward' is missing"):
+        read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
+    path = tmp_path / "scores" / part_name(0)
+    table, metadata = read_file(path)
+    write_file(path, table, {**metadata, "settings": {"rewards": {**REWARDS, "other": {}}}})
+    with pytest.raises(UserError, match=r"part-00000.parquet: the column 'other' is missing"):
+        joined(tmp_path)
+
+
+def test_a_round_takes_few_bytes_a_token(tmp_path: Path) -> None:
+    """A Python number is 24 to 32 bytes, and 8 more in its list; Arrow's part is twice 12 bytes while it joins."""
+    write_round(tmp_path, parts=8, groups=8, size=8, tokens=2000)
+    joined(tmp_path)  # what is made once
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        rows = joined(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+    count = len(rows.completion_ids.values)
+    assert count > 400_000
+    assert peak < 2 * count
+    assert pool.max_memory() < 32 * count
 
 
 def test_components_gates_and_nulls() -> None:
-    functions = {"answer": {"function": "gsm8k_answer"}, "brief": {"function": "x", "weight": 0.5, "only_if": "answer"}}
-    score = check(Score, {"rewards": functions}, "test")
+    settings = {"brief": {"weight": 0.5, "only_if": "answer"}, "answer": {"weight": 1.0, "only_if": None}}
     table = pa.table(
         {
             "reward": [1.25, 0.0, None, 0.0],
@@ -17,9 +149,9 @@ def test_components_gates_and_nulls() -> None:
             "brief": [0.5, 0.5, 0.5, 0.5],
         }
     )
-    rewards = rewards_of(table, score, group_size=2)
-    assert rewards.total.tolist() == [[1.25, 0.0], [0.0, 0.0]]
-    assert rewards.mask.tolist() == [[True, True], [False, True]]
-    assert rewards.components.tolist() == [[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
-    assert rewards.known.tolist() == [[[True, True], [True, True]], [[False, False], [False, True]]]
-    assert rewards.weights.tolist() == [1.0, 0.5]
+    groups = make_groups(**rewards_of(table, settings, group_size=2))
+    assert groups.rewards.tolist() == [[1.25, 0.0], [0.0, 0.0]]
+    assert groups.mask.tolist() == [[True, True], [False, True]]
+    assert groups.components.tolist() == [[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    assert groups.known.tolist() == [[[True, True], [True, True]], [[False, False], [False, True]]]
+    assert groups.weights.tolist() == [1.0, 0.5]

@@ -2,17 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gift.policy.adapter import PolicyFiles, load_policy
+from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.policy.files import PolicyFiles
+from gift.policy.open import open_policy
 from gift.project.errors import UserError
-from gift.training.state import check_saved, probe
+from gift.project.ragged import Ragged
+from gift.training.outcome import Probe, check_saved
 
-PROMPT, COMPLETION = [5, 6, 7], [index % 50 for index in range(100)]
+PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +29,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> PolicyFiles:
 
 def check(files: PolicyFiles, model: Any, dtype: str, trained: Tensor) -> None:
     weights = {f"model.{name}": parameter.detach().float() for name, parameter in model.named_parameters()}
-    check_saved(files, weights, dtype, 0.9, PROMPT, COMPLETION, trained)
+    check_saved(files, weights, dtype, Probe(0.9, PROMPT, COMPLETION, trained))
+
+
+def logprobs(model: Any) -> Tensor:
+    return torch.from_numpy(completion_logprobs(TokenLogprobs(model, 0.9), PROMPT, COMPLETION, [[0]]).values)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_policy_that_is_not_the_trained_one_is_refused(saved: PolicyFiles, dtype: str) -> None:
-    model = load_policy(saved, dtype)
-    trained = probe(model, 0.9, PROMPT, COMPLETION)
+    model = open_policy(saved, dtype)
+    trained = logprobs(model)
     check(saved, model, dtype, trained)
     with pytest.raises(UserError, match=r"by .* nats a token on a probe .* nothing was published"):
         check(saved, model, dtype, trained * 1.5)
@@ -45,7 +53,7 @@ def test_a_policy_that_is_not_the_trained_one_is_refused(saved: PolicyFiles, dty
 
 def test_one_token_that_bfloat16_rounds_otherwise_on_another_device_is_no_reason(saved: PolicyFiles) -> None:
     """The trainer's log-probs may come from a GPU, these from a CPU: a hundred tokens' work is not refused for one."""
-    model = load_policy(saved, "bfloat16")
-    trained = probe(model, 0.9, PROMPT, COMPLETION)
+    model = open_policy(saved, "bfloat16")
+    trained = logprobs(model)
     trained[50] += 0.5
     check(saved, model, "bfloat16", trained)

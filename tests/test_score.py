@@ -13,14 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from gift.project.errors import UserError
+from gift.project.params import settings_of
 from gift.scoring.metrics import score_metrics
-from gift.scoring.score import score_parts, total_reward
+from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.workers.messages import one_line
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import part_paths
-from gift.tables.parts import ROLLOUTS, check_rollouts, check_scores, read_table, scores_schema, write_part
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import write_prompts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import check_scores, scores_schema
 from stages import score as stage
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +241,7 @@ def test_the_total_is_weighted_and_a_failure_makes_it_null(
     first: Outcome, second: Outcome, total: float | None
 ) -> None:
     rewards = {"a": Reward(function="a", weight=2.0), "b": Reward(function="b", weight=-3.0)}
-    assert total_reward(rewards, {"b": second, "a": first}) == total
+    assert total_rewards(rewards, {"b": [second], "a": [first]}) == [total]
 
 
 def test_the_stage_stops_once_too_many_rows_failed_and_says_where() -> None:
@@ -407,7 +410,7 @@ def test_the_stage_publishes_scores_and_metrics_once() -> None:
     table, metadata = read_table(Path("data/rounds/r1/scores"), scores_schema(score.rewards), check_scores)
     assert table["reward"].to_pylist() == [1.0, 1.0, 0.0, 0.0, None, None]
     assert (metadata["artifact"], metadata["policy"]) == ("scores", "p")
-    assert metadata["settings"] == score.model_dump(mode="json")
+    assert metadata["settings"] == settings_of(score)
     assert json.loads(Path("metrics/score.json").read_text())["reward"] == 0.5
     assert not list(Path("data/.work").iterdir())
     again = run_stage()

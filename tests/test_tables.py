@@ -1,5 +1,7 @@
 """Tables are strict: same rows are the same bytes, and whatever is not whole, sorted, typed and finite is refused."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from gift.project.errors import UserError
 from gift.tables.parquet import part_name, part_paths, read_file, write_file
-from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, read_table, write_part
+from gift.tables.parts import check_key, read_part, read_table, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 METADATA = {"artifact": "rollouts", "policy": "abc"}
 
@@ -110,6 +113,58 @@ def test_parts_are_without_gap_and_of_one_run(tmp_path: Path) -> None:
         read_table(tmp_path / "t", ROLLOUTS, check_rollouts)
     with pytest.raises(UserError, match="no such table"):
         part_paths(tmp_path / "missing")
+
+
+def wrong_rows(content: list[dict[str, Any]]) -> set[int]:
+    """The rows that break a law of the rollouts on their own or after the row before; plain Python."""
+    wrong = set()
+    for row, each in enumerate(content):
+        logprobs = each["rollout_logprobs"]
+        if not each["prompt_ids"] or not each["completion_ids"] or len(logprobs) != len(each["completion_ids"]):
+            wrong.add(row)
+        if each["finish_reason"] not in ("stop", "length") or not all(-math.inf < value <= 1e-3 for value in logprobs):
+            wrong.add(row)
+        if row and (each["prompt_id"], each["sample"]) <= (content[row - 1]["prompt_id"], content[row - 1]["sample"]):
+            wrong.add(row)
+    return wrong
+
+
+ROW = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_id": st.sampled_from(["p000", "p001", "\u00e9", "z", "\U0001f600", "\uffff"]),
+        "sample": st.integers(-1, 3),
+        "prompt_ids": st.lists(st.integers(0, 9), max_size=2),
+        "completion_ids": st.lists(st.integers(0, 9), max_size=3),
+        "rollout_logprobs": st.lists(
+            st.sampled_from([-1.0, 0.0, 5e-4, 0.5, math.nan, math.inf, -math.inf]), max_size=3
+        ),
+        "finish_reason": st.sampled_from(["stop", "length", "abort"]),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.integers(0, 5), ROW, max_size=2))
+def test_a_fuzzed_table_is_refused_by_a_row_that_plain_python_finds_wrong(changes: dict[int, dict[str, Any]]) -> None:
+    content = [{**row, **changes.get(index, {})} for index, row in enumerate(rows(3))]
+    wrong = wrong_rows(content)
+    sizes: dict[str, list[int]] = {}
+    for each in content:
+        sizes.setdefault(each["prompt_id"], []).append(each["sample"])
+    whole = len({len(samples) for samples in sizes.values()}) == 1
+    whole &= all(samples == list(range(len(samples))) for samples in sizes.values())
+    message = ""
+    try:
+        table = pa.Table.from_pylist(content, schema=ROLLOUTS)
+        check_key(table, Path("t"))
+        check_rollouts(table, Path("t"))
+    except UserError as error:
+        message = error.message
+    named = re.match(r"t: row (\d+)", message)
+    assert bool(message) == bool(wrong or not whole)
+    assert named is None or int(named[1]) in wrong
+    assert named or not wrong
 
 
 @settings(max_examples=150, deadline=None)

@@ -6,18 +6,19 @@ the third one more token ends a completion.
 
 import json
 import os
-import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import mini
+import numpy as np
 import pytest
+from forks import VLLM, forks
 
-from gift.policy.adapter import PolicyFiles
+from gift.policy.files import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
 
@@ -35,7 +36,7 @@ def engine(policy: PolicyFiles) -> None:
     from vllm.config.lora import MaxLoRARanks
 
     assert get_args(MaxLoRARanks) == VLLM_LORA_RANKS
-    requests = [Request(**request) for request in json.load(sys.stdin)]
+    requests = [Request(np.array(ids), *rest) for ids, *rest in json.load(sys.stdin)]
     ends = [load_tokenizer(policy.model).eos_token_id]
     sample, _ = start_sampler(policy, SAMPLING, ends, 128, GenerateLaunch())
     # The second time in another order and other company: a request's result is its own.
@@ -43,7 +44,10 @@ def engine(policy: PolicyFiles) -> None:
     runs = [sample(requests), backwards]
     ends.append(ANOTHER_END)
     runs.append(sample(requests))
-    json.dump([[asdict(completion) for completion in run] for run in runs], sys.stdout)
+    values = [
+        [[each.completion_ids.tolist(), each.logprobs.tolist(), each.finish_reason] for each in run] for run in runs
+    ]
+    json.dump(values, sys.stdout)
 
 
 def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,18 +70,15 @@ def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 
-def run_engine(requests: list[Request], *folders: Path) -> list[list[Completion]]:
+def run_engine(folder: Path, requests: list[Request], *folders: Path) -> list[list[Completion]]:
     """In a process of its own: vLLM leaves process groups and settings of torch behind."""
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, folders)],
-        input=json.dumps([asdict(request) for request in requests]),
-        capture_output=True,
-        text=True,
-        env={**mini.environment(), "PYTHONPATH": str(mini.ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [[Completion(**completion) for completion in run] for run in json.loads(done.stdout)]
+    asked, out, errors = (folder / name for name in ("requests.json", "runs.json", "errors.txt"))
+    asked.write_text(json.dumps([[each.prompt_ids.tolist(), each.seed, each.temperature] for each in requests]))
+    env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT)}
+    pid = forks(*VLLM).start([__file__, *map(str, folders)], env, out, errors=errors, stdin=asked)
+    assert forks(*VLLM).wait(pid) == 0, errors.read_text()
+    runs = json.loads(out.read_text())
+    return [[Completion(np.array(ids), np.array(logprobs), why) for ids, logprobs, why in run] for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +94,14 @@ def requests(policy: Path) -> list[Request]:
     ]
     asked += [(text, 1.0, index) for index, text in enumerate(LONG)]
     return [
-        Request(tokenizer(text)["input_ids"], 2**40 + 7 * sample, temperature) for text, temperature, sample in asked
+        Request(np.array(tokenizer(text)["input_ids"]), 2**40 + 7 * sample, temperature)
+        for text, temperature, sample in asked
     ]
 
 
 @pytest.fixture(scope="module")
-def runs(policy: Path, requests: list[Request]) -> list[list[Completion]]:
-    return run_engine(requests, policy)
+def runs(policy: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory) -> list[list[Completion]]:
+    return run_engine(tmp_path_factory.mktemp("vllm"), requests, policy)
 
 
 def of_temperature(runs: list[list[Completion]], requests: list[Request], temperature: float) -> list[int]:
@@ -108,7 +110,7 @@ def of_temperature(runs: list[list[Completion]], requests: list[Request], temper
 
 def test_the_same_request_gives_the_same_tokens_and_logprobs(runs: list[list[Completion]]) -> None:
     first, second, _ = runs
-    assert [each.completion_ids for each in first] == [each.completion_ids for each in second]
+    assert [each.completion_ids.tolist() for each in first] == [each.completion_ids.tolist() for each in second]
     for one, two in zip(first, second, strict=True):
         assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
 
@@ -124,12 +126,12 @@ def test_logprobs_are_those_of_the_trainers_forward(
     runs: list[list[Completion]], requests: list[Request], policy: Path, temperature: float
 ) -> None:
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
     rows = of_temperature(runs, requests, temperature)
-    prompts = [requests[row].prompt_ids for row in rows]
-    completions = [runs[0][row].completion_ids for row in rows]
-    model = TokenLogprobs(load_model(policy, "float32"), temperature)
+    prompts = Ragged.of([requests[row].prompt_ids for row in rows], np.int32)
+    completions = Ragged.of([runs[0][row].completion_ids for row in rows], np.int32)
+    model = TokenLogprobs(open_policy(PolicyFiles(policy), "float32"), temperature)
     ours = completion_logprobs(model, prompts, completions, [list(range(len(rows)))])
     for row, values in zip(rows, ours, strict=True):
         assert runs[0][row].logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -152,9 +154,9 @@ def test_a_completion_ends_with_the_end_token_or_at_the_limit(runs: list[list[Co
 def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completion]]) -> None:
     cut = 0
     for whole, each in zip(runs[0], runs[2], strict=True):
-        ids = whole.completion_ids
+        ids = whole.completion_ids.tolist()
         length = ids.index(ANOTHER_END) + 1 if ANOTHER_END in ids else len(ids)
-        assert each.completion_ids == ids[:length]
+        assert each.completion_ids.tolist() == ids[:length]
         assert each.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
         assert each.finish_reason == ("stop" if ANOTHER_END in ids else whole.finish_reason)
         cut += length < len(ids)
@@ -164,14 +166,14 @@ def test_one_end_token_more_cuts_completions_behind_it(runs: list[list[Completio
 def test_greedy_is_transformers_greedy(runs: list[list[Completion]], requests: list[Request], policy: Path) -> None:
     import torch
 
-    from gift.policy.folder import load_model
+    from gift.policy.open import open_policy
 
-    model = load_model(policy, "float32")
+    model = open_policy(PolicyFiles(policy), "float32")
     for row in of_temperature(runs, requests, 0.0)[::SAMPLES]:
-        ids = torch.tensor([requests[row].prompt_ids])
+        ids = torch.tensor([requests[row].prompt_ids.tolist()])
         mask = torch.ones_like(ids)
         out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=MAX_TOKENS, pad_token_id=0)
-        assert out[0, ids.shape[1] :].tolist() == runs[0][row].completion_ids
+        assert out[0, ids.shape[1] :].tolist() == runs[0][row].completion_ids.tolist()
 
 
 def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
@@ -180,28 +182,28 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-    from gift.policy.adapter import adapter_weights, fill, load_policy
-    from gift.policy.folder import load_model
-    from gift.policy.lora import load_trainable
+    from gift.policy.adapter import adapter_config, adapter_weights, fill
+    from gift.policy.open import Training, open_policy
     from gift.policy.settings import Lora
-    from gift.training.state import save_policy
+    from gift.training.outcome import save_policy
 
     base = PolicyFiles(policy)
-    model = load_trainable(base, Lora(r=4, lora_alpha=6), "float32", seed=0)
+    model = open_policy(base, "float32", training=Training(Lora(r=4, lora_alpha=6), 0))
     generator = torch.Generator().manual_seed(5)
     fill(model, {name: torch.randn(p.shape, generator=generator) / 8 for name, p in adapter_weights(model).items()})
     trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    files = save_policy(tmp_path / "adapter", base, trained, "float32", model)
+    files = save_policy(tmp_path / "adapter", base, trained, "float32", adapter_config(model))
     asked = [requests[row] for row in range(len(requests)) if requests[row].temperature == 1.0]
-    sampled, _, _ = run_engine(asked, policy, files.folder)
-    prompts, completions = [each.prompt_ids for each in asked], [each.completion_ids for each in sampled]
+    sampled, _, _ = run_engine(tmp_path, asked, policy, files.folder)
+    prompts = Ragged.of([each.prompt_ids for each in asked], np.int32)
+    completions = Ragged.of([each.completion_ids for each in sampled], np.int32)
     ours, without = (
         completion_logprobs(TokenLogprobs(each, 1.0), prompts, completions, [list(range(len(asked)))])
-        for each in (load_policy(files, "float32"), load_model(policy, "float32"))
+        for each in (open_policy(files, "float32"), open_policy(base, "float32"))
     )
     for each, values in zip(sampled, ours, strict=True):
         assert each.logprobs == pytest.approx(values.tolist(), abs=1e-4)
-    assert max(float((a - b).abs().max()) for a, b in zip(ours, without, strict=True)) > 0.5
+    assert max(float(abs(a - b).max()) for a, b in zip(ours, without, strict=True)) > 0.5
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import partialmethod
+from typing import Literal
 
 import click
 
@@ -13,7 +14,7 @@ Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
 # "params.yaml: update.lr: -1.0: must be greater than 0": file, then key, then what is wrong.
-_PLACE = re.compile(r"(?P<file>\S+\.(?:yaml|toml)(?::\d+)?): (?:(?P<key>[a-z_][\w.]*): )?(?P<text>.+)", re.DOTALL)
+_PLACE = re.compile(r"(?P<file>\S+\.(?:yaml|toml)(?::\d+)?): (?:(?P<key>[a-z_][\w./-]*): )?(?P<text>.+)")
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,26 @@ class Finding:
     where: str = ""
 
 
-def refusal(theme: str, error: UserError, level: Level = "error") -> Finding:
-    """What a stage would end with, as a finding; the place that its message begins with becomes `where`."""
-    message = " ".join(error.message.split())
-    found = _PLACE.fullmatch(message)
-    if not found:
-        return Finding(level, theme, message)
-    where = f"{found['file']}: {found['key']}" if found["key"] else found["file"]
-    return Finding(level, theme, found["text"], where)
+@dataclass(frozen=True)
+class Theme:
+    """Findings about one thing, made of lines as stages end with; the place that a line begins with becomes `where`."""
+
+    name: str
+
+    def found(self, level: Level, line: str, where: str = "") -> Finding:
+        text = " ".join(line.split())
+        place = None if where else _PLACE.fullmatch(text)
+        if place is None:
+            return Finding(level, self.name, text, where)
+        key = f": {place['key']}" if place["key"] else ""
+        return Finding(level, self.name, place["text"], place["file"] + key)
+
+    ok, note = partialmethod(found, "ok"), partialmethod(found, "note")
+    warning, error = partialmethod(found, "warning"), partialmethod(found, "error")
+
+    def refused(self, error: UserError, before: str = "", level: Level = "error") -> list[Finding]:
+        """What a stage would end with: a finding for each line, with `before` in front of it."""
+        return [self.found(level, before + line) for line in error.message.split("\n       ")]
 
 
 def report(findings: Sequence[Finding]) -> list[str]:
@@ -53,22 +66,16 @@ def report(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many findings there are of each level."""
-    return {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+def has_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.level == "error" for finding in findings)
 
 
 def closing(findings: Sequence[Finding]) -> str:
     """The counts in one line."""
-    number = counts(findings)
+    number = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
     words = [f"{number['ok']} ok"]
     words += [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in LEVELS[1:]]
     return f"doctor: {', '.join(words)}"
-
-
-def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Plain values, for JSON."""
-    return [asdict(finding) for finding in findings]
 
 
 def amount(number: float) -> str:

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.embedded.settings import Arithmetic
+from gift.embedded.settings import CONTEXT, SPECIALS, Arithmetic
 from gift.embedded.task import CHARACTERS, Style, completion, problems
 
-CONTEXT = 1024
 CHECKPOINT_EVERY = 100
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -54,7 +53,7 @@ def train_base(
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character of the task, besides `<pad>`, `<eos>` and `<unk>`, which stands for any other character."""
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *CHARACTERS])}
+    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -71,15 +70,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """An untrained float32 Qwen3 whose weights depend on the seed only; torch's global random state stays as it was."""
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=3 * settings.hidden_size,
-        num_hidden_layers=settings.num_layers,
-        num_attention_heads=settings.num_heads,
-        num_key_value_heads=settings.num_heads,
-        head_dim=settings.hidden_size // settings.num_heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
+        **settings.config,
         initializer_range=0.04,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

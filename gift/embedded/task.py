@@ -14,9 +14,6 @@ CHARACTERS = "0123456789+-=# "
 EVAL_SHARE = 8
 """One expression in `EVAL_SHARE` belongs to the eval split."""
 
-_ANSWER = re.compile(r"#(-?\d+)\Z")
-_WORKED = re.compile(r"(-?\d+[+-]\d=-?\d+ )+#-?\d+")
-
 
 def problems(num: int, seed: int, num_operands: int, split: Split) -> list[dict[str, str]]:
     """`num` different problems of a split, as rows of `prompt` ("7+5-3+8=") and `answer` ("17").
@@ -57,17 +54,6 @@ def completion(problem: dict[str, str], style: Style, rng: random.Random) -> str
         return " ".join([*_steps(problem["prompt"].rstrip("=")), "#" + problem["answer"]])
     guess = int(problem["answer"]) + rng.choice([0, 0, 0, 0, 0, 0, -3, -2, -1, 1, 2, 3])
     return f"#{guess}" if style == "guess" else str(guess)
-
-
-def final_answer(text: str) -> str | None:
-    """The integer after the "#" that ends a completion, or None where there is none: "... #17" gives "17"."""
-    match = _ANSWER.search(text)
-    return match.group(1) if match else None
-
-
-def is_worked(text: str) -> bool:
-    """Whether a completion has the form of a worked one, right or wrong: at least one step, then "#<integer>"."""
-    return _WORKED.fullmatch(text) is not None
 
 
 def _steps(expression: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gift.project.errors import UserError
 from gift.tables.prompts import safe_name
@@ -82,6 +85,29 @@ def rights_of(prompt_ids: Sequence[str], judges: dict[str, Sequence[float | None
     return [
         next((value for value in values if value is not None), None) for values in zip(*judges.values(), strict=True)
     ]
+
+
+def answer_numbers(
+    rows: pa.Table, scores: pa.Table, prompts: pa.Table, judges: Sequence[str], source: dict[str, Any]
+) -> dict[str, float]:
+    """All that is known of a table of answers: its `evaluation`, lengths in tokens, and what has no reward.
+
+    rows and scores: the answers and their scores, row by row; rows has num_tokens and finish_reason. judges: the
+    rewards of evaluate.correct, for which what counts as unscored is what none of them judged. source: the answers'
+    metadata.
+    """
+    prompt_ids, rewards = rows["prompt_id"].to_pylist(), scores["reward"].to_pylist()
+    rights = rights_of(prompt_ids, {judge: scores[judge].to_pylist() for judge in judges})
+    ids = prompts["prompt_id"].to_pylist()
+    domains = prompts["domain"].to_pylist() if "domain" in prompts.column_names else [None] * len(ids)
+    domain_of = dict(zip(ids, domains, strict=True))
+    numbers = evaluation(prompt_ids, rows["sample"].to_pylist(), rewards, rights, domain_of, source["num_samples"])
+    return numbers | {
+        "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
+        "eval/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
+        "eval/num_prompts_too_long": source["num_prompts_too_long"],
+        "eval/num_unscored": (rewards if rights is None else rights).count(None),
+    }
 
 
 def evaluation(

@@ -4,28 +4,32 @@ from collections.abc import Sequence
 
 from gift.logprobs.settings import Layout
 from gift.project.errors import UserError
+from gift.project.ragged import Ints
 
-Lengths = tuple[int, int]  # of a row: tokens of its prompt, and of its completion
 Groups = list[list[int]]  # rows that share a prompt, group by group
 
 
-def num_tokens(groups: Sequence[Sequence[int]], lengths: Sequence[Lengths], layout: Layout) -> int:
-    """Tokens that one forward over these groups of rows computes, padding included."""
-    bodies = [lengths[row][1] - 1 for group in groups for row in group]  # the last token is only predicted
+def num_tokens(groups: Sequence[Sequence[int]], lengths: Ints, layout: Layout) -> int:
+    """Tokens that one forward over these groups of rows computes, padding included.
+
+    lengths: int64 [rows, 2], of each row's prompt and of its completion.
+    """
+    prompts, bodies = lengths[[row for group in groups for row in group]].T
     if layout == "shared":
-        return sum(bodies) + sum(lengths[group[0]][0] for group in groups)
-    whole = [sum(lengths[row]) - 1 for group in groups for row in group]
-    return sum(whole) if layout == "packed" else len(whole) * max(whole)
+        prompts = lengths[[group[0] for group in groups], 0]
+    if layout == "padded":
+        return int(len(bodies) * ((prompts + bodies).max() - 1))
+    return int(prompts.sum() + bodies.sum() - len(bodies))  # the last token of a completion is only predicted
 
 
-def fill(groups: Sequence[Sequence[int]], lengths: Sequence[Lengths], budget: int, layout: Layout) -> list[Groups]:
+def fill(groups: Sequence[Sequence[int]], lengths: Ints, budget: int, layout: Layout) -> list[Groups]:
     """Batches of whole groups with at most `budget` tokens each, largest group first; every group occurs once.
 
     Padded batches hold groups of similar length; packed ones take the first batch that has room. A group that does not
     fit alone is refused; `split` cuts it.
     """
     size = {index: num_tokens([group], lengths, layout) for index, group in enumerate(groups)}
-    longest = {index: max(sum(lengths[row]) for row in group) for index, group in enumerate(groups)}
+    longest = {index: int(lengths[list(group)].sum(1).max()) for index, group in enumerate(groups)}
     order = sorted(size, key=lambda i: (-(longest[i] if layout == "padded" else size[i]), i))
     batches: list[Groups] = []
     room: list[int] = []  # of packed batches
@@ -50,10 +54,10 @@ def fill(groups: Sequence[Sequence[int]], lengths: Sequence[Lengths], budget: in
     return batches
 
 
-def split(group: Sequence[int], lengths: Sequence[Lengths], budget: int, layout: Layout) -> Groups:
+def split(group: Sequence[int], lengths: Ints, budget: int, layout: Layout) -> Groups:
     """One group cut into parts of at most `budget` tokens, longest rows first; a part may still be a row too long."""
     parts: Groups = []
-    for row in sorted(group, key=lambda i: (-sum(lengths[i]), i)):
+    for row in sorted(group, key=lambda i: (-lengths[i].sum(), i)):
         if parts and num_tokens([[*parts[-1], row]], lengths, layout) <= budget:
             parts[-1].append(row)
         else:
@@ -61,9 +65,7 @@ def split(group: Sequence[int], lengths: Sequence[Lengths], budget: int, layout:
     return parts
 
 
-def row_batches(
-    groups: Sequence[Sequence[int]], lengths: Sequence[Lengths], budget: int, layout: Layout
-) -> list[list[int]]:
+def row_batches(groups: Sequence[Sequence[int]], lengths: Ints, budget: int, layout: Layout) -> list[list[int]]:
     """Batches of rows where whole groups need not stay together: for log-probs without gradient."""
     parts = [part for group in groups for part in split(group, lengths, budget, layout)]
     return [[row for part in batch for row in part] for batch in fill(parts, lengths, budget, layout)]

@@ -1,13 +1,15 @@
 """How completions lie in one forward: padded rows, packed rows, or packed groups that share their prompt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gift.logprobs.settings import Layout
+from gift.project.ragged import Ints, Ragged, ranges
 
 # Sequences of a packed batch are padded to each other inside attention only, in blocks: with at most this much padding
 # (a share of the tokens, and some slots that cost less than another call), and this many entries of a mask.
@@ -74,68 +76,77 @@ class TokenBatch:
         )
 
 
-def token_batch(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], layout: Layout = "padded"
-) -> TokenBatch:
-    """Lay rows out for one forward. Under `shared`, neighbouring rows with equal prompts are computed with one copy."""
+def token_batch(prompts: Ragged, completions: Ragged, layout: Layout = "padded") -> TokenBatch:
+    """Lay rows of tokens out for one forward. Under `shared`, neighbours with equal prompts are computed with one copy.
+
+    Padding is on the right: under causal attention no real token sees it, so no attention mask is needed.
+    """
     if layout == "padded":
-        return _padded(prompts, completions)
+        width = int((prompts.lengths + completions.lengths).max()) - 1
+        starts = np.arange(len(prompts)) * width
+        tokens, positions, _ = _place(prompts, completions, starts, starts + prompts.lengths, len(prompts) * width)
+        return TokenBatch(tokens.view(-1, width), positions, _tensor(completions.values))
     return _packed(prompts, completions, layout == "shared")
 
 
-def _padded(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> TokenBatch:
-    """Pad on the right: under causal attention no real token sees the padding, so no attention mask is needed."""
-    rows = [[*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)]
-    width = max(map(len, rows))
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    positions = []
-    for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        input_ids[index, : len(row)] = torch.tensor(row)
-        positions.append(torch.arange(len(prompt) - 1, len(row)) + index * width)
-    return TokenBatch(input_ids, torch.cat(positions), _targets(completions))
-
-
-def _packed(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], share: bool) -> TokenBatch:
+def _packed(prompts: Ragged, completions: Ragged, share: bool) -> TokenBatch:
     """One row of tokens: each prompt once, then the completions that follow it.
 
     Without sharing a sequence is all "completion" after an empty prompt, so that attention knows one case only.
     """
-    groups: list[tuple[Sequence[int], list[int]]] = []  # a prompt, and the rows that follow it
-    for row, prompt in enumerate(prompts):
-        if not share:
-            groups.append(((), [row]))
-        elif groups and groups[-1][0] == prompt:
-            groups[-1][1].append(row)
+    groups: list[list[int]] = []  # rows that follow one prompt
+    for row in range(len(prompts)):
+        if share and groups and np.array_equal(prompts[row], prompts[groups[-1][0]]):
+            groups[-1].append(row)
         else:
-            groups.append((prompt, [row]))
-    tokens: list[int] = []
-    position_ids: list[int] = []
-    positions: list[Sequence[int]] = [()] * len(prompts)
+            groups.append([row])
+    lengths = prompts.lengths.tolist()
+    bodies = (completions.lengths - 1 + (0 if share else prompts.lengths)).tolist()
+    prompt_starts, body_starts = np.zeros_like(prompts.lengths), np.zeros_like(prompts.lengths)
     pieces: list[Piece] = []
-    for prompt, group in groups:
-        bodies = {row: [*([] if share else prompts[row]), *completions[row][:-1]] for row in group}
-        if not _is_filled([(len(prompt), [len(body) for body in bodies.values()])]):
-            group.sort(key=lambda row: -len(bodies[row]))  # so that rows of similar length can be blocks
-        pieces.append((len(prompt), [len(bodies[row]) for row in group]))
-        tokens += prompt
-        position_ids += range(len(prompt))
-        end_of_prompt = len(tokens) - 1
+    place = 0
+    for group in groups:
+        prompt = lengths[group[0]] if share else 0
+        if not _is_filled([(prompt, [bodies[row] for row in group])]):
+            group.sort(key=lambda row: -bodies[row])  # so that rows of similar length can be blocks
+        pieces.append((prompt, [bodies[row] for row in group]))
+        prompt_starts[group] = place
+        place += prompt
         for row in group:
-            own = range(len(tokens), len(tokens) + len(bodies[row]))
-            positions[row] = [end_of_prompt, *own] if share else own[len(prompts[row]) - 1 :]
-            position_ids += range(len(prompt), len(prompt) + len(own))
-            tokens += bodies[row]
+            body_starts[row] = place if share else place + lengths[row]
+            place += bodies[row]
+    tokens, positions, position_ids = _place(prompts, completions, prompt_starts, body_starts, place)
     return TokenBatch(
-        input_ids=torch.tensor([tokens]),
-        positions=torch.tensor([place for places in positions for place in places]),
-        targets=_targets(completions),
-        position_ids=torch.tensor([position_ids]),
+        input_ids=tokens.unsqueeze(0),
+        positions=positions,
+        targets=_tensor(completions.values),
+        position_ids=position_ids.unsqueeze(0),
         blocks=_blocks(pieces),
     )
 
 
-def _targets(completions: Sequence[Sequence[int]]) -> Tensor:
-    return torch.cat([torch.tensor(completion, dtype=torch.int64) for completion in completions])
+def _place(
+    prompts: Ragged, completions: Ragged, prompt_starts: Ints, body_starts: Ints, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [size] with each row's prompt and completion where they start, the `positions` and `position_ids`."""
+    tokens, position_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    _, own = np.unique(prompt_starts, return_index=True)  # a shared prompt is written once
+    first = prompts.take(own)
+    places = ranges(prompt_starts[own], first.lengths)
+    tokens[places] = first.values
+    position_ids[places] = ranges(np.zeros_like(own), first.lengths)
+    places = ranges(body_starts, completions.lengths)
+    positions = places - 1
+    positions[completions.offsets[:-1]] = prompt_starts + prompts.lengths - 1
+    inner = np.ones(len(places), dtype=bool)
+    inner[completions.offsets[1:] - 1] = False  # the last token of a completion
+    tokens[places[inner]] = completions.values[inner]
+    position_ids[places[inner]] = ranges(prompts.lengths, completions.lengths)[inner]
+    return torch.from_numpy(tokens), torch.from_numpy(positions), torch.from_numpy(position_ids)
+
+
+def _tensor(tokens: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 def _blocks(pieces: list[Piece]) -> tuple[Block, ...]:
@@ -188,18 +199,19 @@ def _fit(pieces: list[Piece]) -> bool:
 def _block(pieces: list[Piece], prompt_start: int | None = None) -> Block:
     prompt_width, num_rows, row_width = _sizes(pieces)
     num_prompts = len(pieces) if prompt_start is None else 0
-    first_row = num_prompts * prompt_width
-    slots: list[int] = []  # of the block's tokens, in their order: a prompt, its completions, the next prompt, ...
-    row = 0
-    for index, (length, lengths) in enumerate(pieces):
+    first_row, row = num_prompts * prompt_width, 0
+    starts, lengths = [], []  # of what the block's tokens are, in their order: a prompt, its completions, ...
+    for index, (prompt, bodies) in enumerate(pieces):
         if num_prompts:
-            slots += range(index * prompt_width, index * prompt_width + length)
-        for body in lengths:
-            slots += range(first_row + row * row_width, first_row + row * row_width + body)
+            starts.append(index * prompt_width)
+            lengths.append(prompt)
+        for body in bodies:
+            starts.append(first_row + row * row_width)
+            lengths.append(body)
             row += 1
-    slot_of_token = torch.tensor(slots, dtype=torch.int64)
+    slot_of_token = torch.from_numpy(ranges(starts, lengths))
     token_of_slot = torch.zeros(first_row + num_rows * row_width, dtype=torch.int64)
-    token_of_slot[slot_of_token] = torch.arange(len(slots))
+    token_of_slot[slot_of_token] = torch.arange(len(slot_of_token))
     return Block(
         num_prompts=num_prompts,
         prompt_width=prompt_width,

@@ -1,8 +1,8 @@
 """Token log-probs of completions under a causal LM, without ever holding the [tokens, vocabulary] logits."""
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout, Packing
 from gift.logprobs.tied import tie
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged, ranges
 
 # The largest difference in nats between two ways to the same log-prob that rounding explains.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -29,13 +30,6 @@ class TokenLogprobs(nn.Module):
 
     def __init__(self, model: Any, temperature: float, packing: Packing = "padded") -> None:
         super().__init__()
-        config = model.config.get_text_config()
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            value = getattr(config, name, None)
-            if value not in (None, 1, 1.0):
-                raise UserError(
-                    f"the policy's config has {name}={value}: models that change their logits are not supported"
-                )
         self.model: Any = model
         self.tied = tie(model)
         self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)
@@ -46,10 +40,17 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Log-probs in nats, float32 [N], under softmax(logits / temperature)."""
+        return self.logprobs(self.states(batch), batch)
+
+    def states(self, batch: TokenBatch) -> Tensor:
+        """The last hidden states [B * T, H]."""
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
         out = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed)
-        hidden = gather_rows(out.last_hidden_state.flatten(0, 1), batch.positions)
-        logprobs: Tensor = self.head(hidden, batch.targets)
+        states: Tensor = out.last_hidden_state.flatten(0, 1)
+        return states
+
+    def logprobs(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        logprobs: Tensor = self.head(gather_rows(states, batch.positions), batch.targets)
         return logprobs
 
     def _pack(self, layout: Layout, must: bool) -> None:
@@ -86,29 +87,22 @@ class TokenLogprobs(nn.Module):
     @torch.no_grad()
     def _trial(self, layout: Layout) -> Tensor:
         size = len(self.head.weight)
-        prompts, completions = ([[token % size for token in row[part]] for row in TRIAL] for part in (0, 1))
-        device = self.head.weight.device
-        if layout != "padded":
-            return self(token_batch(prompts, completions, layout).to(device))
-        return torch.cat([self(token_batch([p], [c]).to(device)) for p, c in zip(prompts, completions, strict=True)])
+        prompts, completions = (Ragged.of([np.array(row[part]) % size for row in TRIAL], np.int32) for part in (0, 1))
+        together = [range(len(TRIAL))] if layout != "padded" else [[row] for row in range(len(TRIAL))]
+        batches = (token_batch(prompts.take(rows), completions.take(rows), layout) for rows in together)
+        return torch.cat([self(batch.to(self.head.weight.device)) for batch in batches])
 
 
-def completion_logprobs(
-    model: TokenLogprobs,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    batches: list[list[int]],
-) -> list[Tensor]:
-    """Log-probs of every completion, one float32 [T_i] tensor each, in the order given; no gradient.
+def completion_logprobs(model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: list[list[int]]) -> Ragged:
+    """Log-probs of every completion, float32, row by row as the completions; no gradient.
 
     `batches` is a partition of the rows.
     """
-    out: list[Tensor | None] = [None] * len(prompts)
-    device = model.head.weight.device
+    logprobs = np.full(len(completions.values), np.nan, dtype=np.float32)
     with torch.no_grad():
         for rows in batches:
-            batch = token_batch([prompts[i] for i in rows], [completions[i] for i in rows], model.layout)
-            values = model(batch.to(device)).cpu()
-            for row, part in zip(rows, values.split([len(completions[i]) for i in rows]), strict=True):
-                out[row] = part
-    return [part for part in out if part is not None]
+            own = completions.take(rows)
+            batch = token_batch(prompts.take(rows), own, model.layout)
+            places = ranges(completions.offsets[rows], own.lengths)
+            logprobs[places] = model(batch.to(model.head.weight.device)).cpu().numpy()
+    return Ragged(logprobs, completions.offsets)

@@ -1,48 +1,16 @@
-"""A policy of either kind: the folder of a whole model, or PEFT's adapter folder on top of the initial policy."""
+"""A LoRA adapter in PEFT's words and files: its layers in a model, the names of its weights, its two files."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.policy.folder import Lineage, load_model, read_lineage
 from gift.project.errors import UserError
+from gift.project.work import write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class PolicyFiles:
-    """Where the weights of a policy lie: the folder of a whole model, and that of an adapter on top of it, if any."""
-
-    model: Path
-    adapter: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The policy's own."""
-        return self.adapter or self.model
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").exists()
-
-
-def find_policy(folder: Path, initial: Path) -> tuple[PolicyFiles, Lineage]:
-    """The files and the lineage of a policy; an adapter must have been trained on the policy `initial`."""
-    lineage = read_lineage(folder)
-    if not is_adapter(folder):
-        return PolicyFiles(folder), lineage
-    base = read_lineage(initial)
-    if base.digest != lineage.initial:
-        raise UserError(
-            f"{folder}: an adapter on the base policy {lineage.initial[:12]}, but {initial} is {base.digest[:12]}; "
-            "`dvc repro` trains it again on this one"
-        )
-    return PolicyFiles(initial, folder), lineage
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -50,18 +18,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
 
-def load_policy(files: PolicyFiles, dtype: str, device: str = "cpu") -> Any:
-    """The causal LM of a policy in evaluation mode, on `device`, in 'float32' or 'bfloat16', with its adapter on."""
-    model = load_model(files.model, dtype, device)
-    if files.adapter is None:
-        return model
-    from peft import LoraConfig
-
-    config = LoraConfig.from_pretrained(str(files.adapter))
-    config.inference_mode = False
-    inject(model, config)
-    fill(model, read_weights(model, files.adapter))
-    return model
+def adapter_config(model: Any) -> dict[str, Any]:
+    """The content of adapter_config.json for a model with an adapter."""
+    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    # A set has another order in every process.
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
 @contextmanager
@@ -117,6 +78,17 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name, parameter in adapter_weights(model).items():
             parameter.copy_(weights[name])
+
+
+def save_adapter(folder: Path, config: dict[str, Any], weights: Mapping[str, Any], dtype: str) -> None:
+    """PEFT's two files: `config` (of `adapter_config`), and `weights`, named as in the model, in `dtype`."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {peft_name(name): tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, config)
 
 
 def merge_remedy(adapter: Path) -> str:

@@ -1,9 +1,11 @@
 """The starting policy as a folder: links to a local model, or to one fetched from the hub."""
 
+import re
 from pathlib import Path
 
 from gift.policy.folder import check_files
 from gift.policy.settings import Base
+from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -14,23 +16,40 @@ def fetch_base(base: Base, folder: Path) -> None:
     local = Path(base.model)
     _link(local if local.is_dir() else _fetch(base.model, base.revision), folder)
     check_files(folder)
+    weight_shapes(folder)
 
 
 def _fetch(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if problem := name_problem(model):
+        raise UserError(problem)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
-    except HFValidationError:
-        raise UserError(
-            f"params.yaml: base.model: '{model}' is neither 'arithmetic', a local folder, nor a hub id"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"params.yaml: base.model: '{model}' could not be fetched from the hub ({type(error).__name__}); check the "
             "name and the network, or give a local model folder"
         ) from None
+
+
+def name_problem(model: str) -> str | None:
+    """Why a name that is no folder here cannot be one of the hub's either."""
+    if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model):
+        return None
+    return f"params.yaml: base.model: '{model}' is neither 'arithmetic', a local folder, nor a hub id (owner/name)"
+
+
+def in_cache(base: Base) -> Path | None:
+    """The model's folder in the hub's cache, if it was fetched before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(base.model, revision=base.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
 
 
 def _link(source: Path, folder: Path) -> None:

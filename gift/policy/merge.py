@@ -4,8 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-from gift.policy.adapter import WEIGHTS_FILE, is_adapter, read_adapter_config
-from gift.policy.folder import copy_companions, load_model, policy_digest, read_lineage
+from gift.policy.adapter import WEIGHTS_FILE, read_adapter_config
+from gift.policy.files import PolicyFiles, is_adapter
+from gift.policy.folder import copy_companions
+from gift.policy.lineage import policy_digest, read_lineage
+from gift.policy.open import open_policy
 from gift.project.errors import UserError
 
 
@@ -16,15 +19,15 @@ def merge(policy: Path, out: Path, base: Path | None = None) -> str:
     """
     if out.exists():
         raise UserError(f"{out}: exists already; nothing was changed. Name another folder, or remove it")
-    initial = read_lineage(policy).initial
+    trained_on = read_lineage(policy).base
     if not is_adapter(policy):
         raise UserError(f"{policy}: no adapter, but a whole model already; there is nothing to merge")
     base = base or Path(read_adapter_config(policy)["base_model_name_or_path"])
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; run this in the project's folder, or name the base policy by --base")
-    if (found := policy_digest(base)) != initial:
+    if (found := policy_digest(base)) != trained_on:
         raise UserError(
-            f"{base}: is policy {found[:12]}, but the adapter is on {initial[:12]}; name that one by --base"
+            f"{base}: is policy {found[:12]}, but the adapter is on {trained_on[:12]}; name that one by --base"
         )
     from peft import PeftModel
     from safetensors import safe_open
@@ -32,7 +35,8 @@ def merge(policy: Path, out: Path, base: Path | None = None) -> str:
     with safe_open(policy / WEIGHTS_FILE, framework="pt") as file:
         dtype = file.get_tensor(next(iter(file.keys()))).dtype
     # Opened by PEFT alone, as anyone may open the folder.
-    model = PeftModel.from_pretrained(load_model(base, "float32"), str(policy), torch_device="cpu").merge_and_unload()
+    opened = open_policy(PolicyFiles(base), "float32")
+    model = PeftModel.from_pretrained(opened, str(policy), torch_device="cpu").merge_and_unload()
     unfinished = out.with_name(out.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.to(dtype).save_pretrained(unfinished)

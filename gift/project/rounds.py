@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.project.yaml import read_yaml
@@ -113,3 +115,20 @@ def _parents_first(rounds: dict[str, Round]) -> list[str]:
     for name in rounds:
         add(name)
     return list(done)
+
+
+def extend(path: Path, number: int) -> int:
+    """Extend the chain r1, r2, ... to `number` rounds; comments and branches stay. Returns how many are new."""
+    yaml = YAML()  # keeps comments
+    yaml.preserve_quotes = True
+    read_rounds(path)
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    last = max((int(name[1:]) for name in content["rounds"] if re.fullmatch(r"r\d+", name)), default=0)
+    for index in range(last + 1, number + 1):
+        line = yaml.map(**{"from": f"r{index - 1}" if index > 1 else "base"})
+        line.fa.set_flow_style()
+        content["rounds"][f"r{index}"] = line
+    if number > last:
+        with path.open("w", encoding="utf-8") as out:
+            yaml.dump(content, out)
+    return max(number - last, 0)

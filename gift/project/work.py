@@ -29,21 +29,17 @@ def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def work_folder(label: str) -> Path:
-    """Where a stage works; `label` is `generate@r1`, or `prepare` where there is one for all rounds."""
-    return ROOT / label
-
-
 class Work:
     """The work folder of one run of a stage; parts finished before a crash are found again.
 
+    `label` is `generate@r1`, or `prepare` where there is one for all rounds.
     `inputs` (JSON) is all that the result depends on: settings, seed, digests of the input tables and policies. The
     fingerprint of the stage's code is added. When any of it differs from what the folder was begun with, the folder
     starts empty.
     """
 
     def __init__(self, label: str, inputs: dict[str, Any]) -> None:
-        self.folder, self.stage = work_folder(label), label.partition("@")[0]
+        self.folder, self.stage = ROOT / label, label.partition("@")[0]
         self.code = check_code(self.stage)
         content = json.dumps({"inputs": inputs, "code": self.code}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()

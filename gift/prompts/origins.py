@@ -1,5 +1,6 @@
 """Which sources params.yaml names for train and for eval, and the rows of one of them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 from gift.embedded.task import Split, problems
 from gift.project.errors import UserError
-from gift.prompts.files import Row, read_hub, read_local
+from gift.prompts.files import Row, local_files, read_hub, read_local
 from gift.prompts.settings import Filters, Prepare, Rows, Source
 
 HUB = "hub:"
+SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,20 @@ def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, num_op
     return read_local(origin.source, origin.source_key)
 
 
+def num_bytes(settings: Prepare) -> float:
+    """Of all sources, about; infinite for a data set of the hub, whose size is not known before it is fetched."""
+    named = [each for split in SPLITS for each in origins(settings, split)]
+    if any(each.source.startswith(HUB) for each in named):
+        return math.inf
+    if any(each.source == "arithmetic" for each in named):
+        return 100 * ((settings.num_train or 0) + settings.num_eval)
+    files = {file for each in named for file in local_files(each.source, each.source_key)}
+    return sum(file.stat().st_size for file in files)
+
+
 def untracked_sources(settings: Prepare) -> list[str]:
     """Local sources outside the folder sources/, which is the one that DVC watches for changes."""
-    named = [origin.source for split in ("train", "eval") for origin in origins(settings, split)]
+    named = [origin.source for split in SPLITS for origin in origins(settings, split)]
     local = [source for source in dict.fromkeys(named) if source != "arithmetic" and not source.startswith(HUB)]
     watched = Path("sources").absolute()
     return [source for source in local if not Path(source).absolute().is_relative_to(watched)]

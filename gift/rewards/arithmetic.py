@@ -1,10 +1,13 @@
 """Rewards of the embedded task: the right final answer, and the form of a worked answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from gift.embedded.task import final_answer, is_worked
 from gift.rewards.text import Completion, Value, completion_text
+
+_ANSWER = re.compile(r"#(-?\d+)\Z")
+_WORKED = re.compile(r"(-?\d+[+-]\d=-?\d+ )+#-?\d+")
 
 
 def arithmetic_answer(
@@ -29,4 +32,10 @@ def arithmetic_format(
     prompts: Sequence[Any], completions: Sequence[Completion], completion_ids: Sequence[Any], **columns: Any
 ) -> list[float]:
     """1 where the completion is steps and a final "#<integer>" and nothing else, right or wrong, else 0."""
-    return [float(is_worked(completion_text(completion))) for completion in completions]
+    return [float(_WORKED.fullmatch(completion_text(completion)) is not None) for completion in completions]
+
+
+def final_answer(text: str) -> str | None:
+    """The integer after the "#" that ends a completion, or None where there is none: "... #17" gives "17"."""
+    match = _ANSWER.search(text)
+    return match.group(1) if match else None

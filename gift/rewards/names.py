@@ -12,10 +12,10 @@ from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.rewards.form.length import cosine_length, length, overlong
 from gift.rewards.form.ngrams import ngram_diversity, repetition
 from gift.rewards.form.tags import tag_format
+from gift.rewards.form.text_format import text_format
 from gift.rewards.models.judge import judge
 from gift.rewards.models.reward_model import reward_model
-from gift.rewards.programs.code import code_tests
-from gift.rewards.text import text_format
+from gift.rewards.programs.code_tests import code_tests
 from gift.sandbox.run import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
@@ -46,25 +46,23 @@ REWARDS: dict[str, RewardFunction] = {
     "text_format": text_format,
 }
 
-CHECKS: dict[str, Callable[[str], None]] = {"code_tests": check_sandbox}
-"""What a function needs of the machine, checked once before any row: check(where) raises a UserError."""
-
 
 @dataclass(frozen=True)
 class Defaults:
     """How a function is called where params.yaml does not say: `batch` completions a call, within `timeout_seconds`.
 
     None is score.timeout_seconds. `alone` is for functions that hold a model or wait for a server: one process of its
-    own, no memory limit, a long time to start.
+    own, no memory limit, a long time to start. `needs` says what keeps the machine from it, or None, before any row.
     """
 
     batch: int | Literal["group"] = 1
     timeout_seconds: float | None = None
     alone: bool = False
+    needs: Callable[[], str | None] = lambda: None
 
 
 DEFAULTS: dict[str, Defaults] = {
     "reward_model": Defaults(batch=16, timeout_seconds=600.0, alone=True),
     "judge": Defaults(batch=64, timeout_seconds=3600.0, alone=True),  # its requests have a limit of their own
-    "code_tests": Defaults(timeout_seconds=60.0),  # the sandbox has a limit of its own, below this
+    "code_tests": Defaults(timeout_seconds=60.0, needs=check_sandbox),  # the sandbox has a limit of its own, below this
 }

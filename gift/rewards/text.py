@@ -1,4 +1,4 @@
-"""Rewards of the text alone; and what the others read: a completion's text, its answer part, the gold answers."""
+"""What rewards read: a completion's text, its answer part, its boxes, the gold answers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,6 @@ _BRACES = re.compile(rf"\\(?:boxed|fbox)(?:(?P<box>\s*\{{)|{_TOKEN})|\\.|(?P<ope
 
 Value = float | None | Exception
 """What a reward function says of one row: a number, None where it does not apply, or the failure of this row alone."""
-
-
-def text_format(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Any],
-    *,
-    pattern: str,
-    **columns: Any,
-) -> list[float]:
-    """1 where the whole completion matches the regular expression `pattern` ('.' matches line ends too), else 0."""
-    form = compiled(pattern, re.DOTALL)
-    return [float(form.fullmatch(completion_text(completion)) is not None) for completion in completions]
 
 
 def compiled(pattern: str, flags: int = 0) -> re.Pattern[str]:

@@ -4,19 +4,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gift.policy.folder import max_model_len
 from gift.project.errors import UserError
-from gift.sampling.settings import Sampling
+from gift.sampling.settings import Sampling, room_problem
 from gift.sampling.templates import end_token_ids, render_chats
+
+Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class EncodedPrompts:
     """What a sampler is asked with, and the room it has."""
 
-    prompt_ids: dict[str, list[int]]  # by prompt_id
+    prompt_ids: dict[str, Tokens]  # by prompt_id
     opening: str  # what the chat template adds before every completion; empty for text prompts
     ends: list[int]  # tokens that end a completion
     context: int  # tokens of prompt and completion together
@@ -37,6 +41,8 @@ def encode_split(
     what messages name. Raises `UserError` where the context, a stop token or the template does not fit.
     """
     context = max_model_len(model, sampling.max_model_len, section)
+    if problem := room_problem(sampling, section, context):
+        raise UserError(problem)
     ends = end_token_ids(model, tokenizer, sampling.stop_tokens, f"{section}.stop_tokens")
     encoded, opening = encode_prompts(tokenizer, prompts, variables, policy)
     return EncodedPrompts(encoded, opening, ends, context)
@@ -44,7 +50,7 @@ def encode_split(
 
 def encode_prompts(
     tokenizer: Any, prompts: pa.Table, variables: dict[str, Any], policy: Path
-) -> tuple[dict[str, list[int]], str]:
+) -> tuple[dict[str, Tokens], str]:
     """Token ids of every prompt as the policy's tokenizer makes them, and the text right before every completion.
 
     That text is what the chat template adds for the policy to answer (templates.py), empty for text prompts.
@@ -60,7 +66,11 @@ def encode_prompts(
         )
     else:
         encoded, opening = tokenizer(prompts["prompt"].to_pylist())["input_ids"], ""
-    return dict(zip(prompts["prompt_id"].to_pylist(), map(list, encoded), strict=True)), opening
+    return dict(zip(prompts["prompt_id"].to_pylist(), map(_tokens, encoded), strict=True)), opening
+
+
+def _tokens(ids: list[int]) -> Tokens:
+    return np.array(ids, dtype=np.int32)
 
 
 def refuse_long_prompts(encoded: EncodedPrompts, sampling: Sampling, section: str) -> tuple[EncodedPrompts, int]:
@@ -74,7 +84,7 @@ def refuse_long_prompts(encoded: EncodedPrompts, sampling: Sampling, section: st
             f"of {encoded.context} tokens, the longest prompt_id={key} with {length}; lower {section}.max_tokens, or "
             f"set {section}.long_prompts to drop"
         )
-    empty = [key for key, ids in encoded.prompt_ids.items() if not ids]
+    empty = [key for key, ids in encoded.prompt_ids.items() if not len(ids)]
     if empty:
         raise UserError(
             f"prompt_id={empty[0]}: the tokenizer makes no token of this prompt; mend or drop it in prepare"

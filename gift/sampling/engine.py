@@ -5,27 +5,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gift.policy.adapter import PolicyFiles, load_policy, read_adapter_config
+import numpy as np
+from numpy.typing import NDArray
+
+from gift.policy.adapter import read_adapter_config
+from gift.policy.files import PolicyFiles
 from gift.policy.folder import check_files
+from gift.policy.open import open_policy
+from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError
+from gift.sampling.encoding import Tokens
 from gift.sampling.settings import GenerateLaunch, Sampling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """One completion to sample: prompt tokens, the request's own seed, and its temperature (0 is greedy)."""
+    """One completion to sample: prompt tokens [P], the request's own seed, and its temperature (0 is greedy)."""
 
-    prompt_ids: list[int]
+    prompt_ids: Tokens
     seed: int
     temperature: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Completion:
-    """Sampled token ids (the end token included, where it came), their log-probs in nats, and why it ended."""
+    """Sampled token ids [T] (the end token included, where it came), their log-probs in nats [T], and why it ended."""
 
-    completion_ids: list[int]
-    logprobs: list[float]
+    completion_ids: Tokens
+    logprobs: NDArray[np.float32]
     finish_reason: str
 
 
@@ -56,11 +63,8 @@ def _start_vllm(
     # GPUs from using theirs.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     on_gpu = torch.cuda.is_available()
-    if on_gpu and policy.adapter and sampling.dtype == "float32":
-        raise UserError(
-            f"params.yaml: generate.dtype, evaluate.dtype: float32: {policy.adapter} is an adapter, and on a GPU vLLM "
-            "has kernels for those in bfloat16 only; set both to bfloat16, or engine: transformers"
-        )
+    if policy.adapter and (reason := adapter_dtype_refusal("vllm", sampling.dtype, on_gpu)):
+        raise UserError(f"params.yaml: generate.dtype, evaluate.dtype: {reason}")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(launch.kv_cache_gib))
     if launch.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -108,7 +112,7 @@ def _start_vllm(
         ) from None
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
-        prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        prompts: Any = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
         settings = [
             vllm.SamplingParams(
                 temperature=request.temperature,
@@ -117,6 +121,7 @@ def _start_vllm(
                 seed=request.seed % 2**31,
                 stop_token_ids=list(ends),
                 logprobs=0,
+                flat_logprobs=True,
                 detokenize=False,
                 watermarking=False,
             )
@@ -134,9 +139,10 @@ def vllm_lora_rank(rank: int) -> int:
 
 
 def _from_vllm(output: Any) -> Completion:
-    ids = list(output.token_ids)
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-    return Completion(ids, logprobs, output.finish_reason)
+    ids, flat = list(output.token_ids), output.logprobs
+    if flat.token_ids != ids:
+        raise RuntimeError("vLLM gave log-probs of other tokens than those it sampled")
+    return Completion(np.array(ids, np.int32), np.array(flat.logprobs, np.float32), output.finish_reason)
 
 
 def _start_transformers(
@@ -146,7 +152,7 @@ def _start_transformers(
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_policy(policy, sampling.dtype, device)
+    model = open_policy(policy, sampling.dtype, device)
     return transformers_sampler(model, sampling, ends, launch.max_num_seqs), f"transformers {transformers.__version__}"
 
 
@@ -161,7 +167,8 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
         """Completions for prompts of one length (no padding), one forward a token with a KV cache."""
         generators = [torch.Generator(device).manual_seed(request.seed) for request in requests]
         temperature = torch.tensor([request.temperature for request in requests], device=device).unsqueeze(-1)
-        input_ids = torch.tensor([request.prompt_ids for request in requests], device=device)
+        prompts = np.stack([request.prompt_ids for request in requests])
+        input_ids = torch.tensor(prompts, dtype=torch.int64, device=device)
         tokens, logprobs = [], []
         live = torch.ones(len(requests), dtype=torch.bool, device=device)
         cache = None
@@ -179,13 +186,12 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
             if not live.any():
                 break
             input_ids = token.unsqueeze(-1)
-        all_tokens, all_logprobs = torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
-        finished = (~live).tolist()
-        out_list = []
-        for ids, values, stopped in zip(all_tokens, all_logprobs, finished, strict=True):
-            length = ids.index(-1) if -1 in ids else len(ids)
-            out_list.append(Completion(ids[:length], values[:length], "stop" if stopped else "length"))
-        return out_list
+        all_tokens, all_logprobs = torch.stack(tokens, 1).int().cpu().numpy(), torch.stack(logprobs, 1).cpu().numpy()
+        lengths = (all_tokens != -1).sum(1)  # -1 stands behind the end of a completion, and nowhere else
+        return [
+            Completion(ids[:length].copy(), values[:length].copy(), "length" if unfinished else "stop")
+            for ids, values, length, unfinished in zip(all_tokens, all_logprobs, lengths, live.tolist(), strict=True)
+        ]
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
         by_length: dict[int, list[int]] = {}

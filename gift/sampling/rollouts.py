@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from gift.project.console import Progress
+from gift.project.ragged import Ragged
 from gift.sampling.engine import Completion, Request, Sampler
 from gift.tables.parquet import part_name
-from gift.tables.parts import ROLLOUTS, check_rollouts, read_part, write_part
+from gift.tables.parts import read_part, write_part
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,16 @@ def write_rollouts(
 
 
 def _table(part: Sequence[Group], completions: list[Completion], decode: Callable[[list[int]], str]) -> pa.Table:
-    rows = []
-    sampled = iter(completions)
-    for group in part:
-        for sample, request in enumerate(group.requests):
-            completion = next(sampled)
-            rows.append(
-                {
-                    "prompt_id": group.prompt_id,
-                    "sample": sample,
-                    "prompt_ids": request.prompt_ids,
-                    "completion_ids": completion.completion_ids,
-                    "completion": decode(completion.completion_ids),
-                    "rollout_logprobs": completion.logprobs,
-                    "finish_reason": completion.finish_reason,
-                    "seed": request.seed,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=ROLLOUTS)
+    keys = [(group.prompt_id, sample, request) for group in part for sample, request in enumerate(group.requests)]
+    prompt_ids, samples, requests = zip(*keys, strict=True)
+    columns = [
+        prompt_ids,
+        samples,
+        Ragged.of([request.prompt_ids for request in requests], np.int32).to_arrow(),
+        Ragged.of([completion.completion_ids for completion in completions], np.int32).to_arrow(),
+        [decode(completion.completion_ids.tolist()) for completion in completions],
+        Ragged.of([completion.logprobs for completion in completions], np.float32).to_arrow(),
+        [completion.finish_reason for completion in completions],
+        [request.seed for request in requests],
+    ]
+    return pa.table(columns, schema=ROLLOUTS)

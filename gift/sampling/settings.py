@@ -63,6 +63,16 @@ class Evaluate(Sampling):
         return self.correct if isinstance(self.correct, list) else [self.correct] if self.correct else []
 
 
+def room_problem(sampling: Sampling, section: str, context: int) -> str | None:
+    """No prompt, however short, leaves room for `max_tokens` in a context of so many tokens."""
+    if sampling.max_tokens < context:
+        return None
+    return (
+        f"params.yaml: {section}.max_tokens: {sampling.max_tokens}: leaves no room for a prompt in a context of "
+        f"{context} tokens; lower it, or raise {section}.max_model_len where the model can"
+    )
+
+
 class GenerateLaunch(Section):
     """The sampler's machine: vLLM's words."""
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gift.project.errors import UserError
 from gift.sandbox import prelude as sandbox_prelude
 from gift.sandbox.bubblewrap import Limits, command
 from gift.sandbox.seccomp import seccomp_filter
@@ -106,31 +105,25 @@ def run(program: str, modules: Mapping[str, str] | None = None, stdin: str = "",
     return Result(over or _status(process.returncode, errors), code, stdout.decode("utf-8", "replace"), errors)
 
 
-def check_sandbox(where: str = "the sandbox") -> None:
-    """Start a sandbox and look at its limits; raises a `UserError` with the reason and the remedy where it fails."""
+def check_sandbox() -> str | None:
+    """Start a sandbox and look at its limits; what is wrong and the remedy, on one line, or None where it works."""
     if sys.platform != "linux" or not shutil.which("bwrap"):
-        raise UserError(f"{where}: model-written code runs only in bubblewrap, and `bwrap` is not on PATH; {INSTALL}")
+        return f"model-written code runs only in bubblewrap, and `bwrap` is not on PATH; {INSTALL}"
     try:
         result = run(PROBE, limits=Limits(seconds=30.0))
     except (SandboxError, OSError) as error:
-        raise UserError(
-            f"{where}: the sandbox cannot start: {' '.join(str(error).split())}; {_remedy(error)}"
-        ) from None
-    children = result.stdout.strip()
+        return f"the sandbox cannot start: {' '.join(str(error).split())}; {_remedy(error)}"
     if result.status != "ok":
-        problem = f"Python does not start in it: {' '.join(result.stderr.split())[-300:] or result.status}"
-        raise UserError(
-            f"{where}: {problem}; use a Python whose files lie in its own prefix, such as python.org's or uv's"
+        problem = " ".join(result.stderr.split())[-300:] or result.status
+        return (
+            f"Python does not start in the sandbox: {problem}; use a Python whose files lie in its own prefix, such as "
+            "python.org's or uv's"
         )
-    if children == "50":
-        raise UserError(
-            f"{where}: the limit on processes does not hold here (root without CAP_SYS_ADMIN); run as another user, or "
-            "give the container CAP_SYS_ADMIN"
-        )
-    if children == "0":
-        raise UserError(
-            f"{where}: no process can be started in it; Linux 5.14 or newer counts each sandbox's processes alone"
-        )
+    return {
+        "50": "the limit on processes does not hold in the sandbox (root without CAP_SYS_ADMIN); run as another user, "
+        "or give the container CAP_SYS_ADMIN",
+        "0": "no process can be started in the sandbox; Linux 5.14 or newer counts each sandbox's processes alone",
+    }.get(result.stdout.strip())
 
 
 def _remedy(error: Exception) -> str:

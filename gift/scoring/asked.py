@@ -1,5 +1,6 @@
 """Which prompts each reward is asked for: all, or those whose columns hold the values of its `where`."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow.types as pt
 
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
+from gift.rewards.names import REWARDS
+from gift.rewards.total import counting
 from gift.scoring.rows import Prompts
 from gift.scoring.settings import Score
 from gift.scoring.workers.worker import Outcome
@@ -43,12 +46,13 @@ class Asked:
     def refuse_useless(self) -> None:
         """Refuse a reward that can add to no prompt's total: none is its own, or its gate is asked for others."""
         gates = {reward.only_if for reward in self.score.rewards.values()}
+        counts = counting(self.masks, self.masks, self.score.rewards)
         for name, reward in self.score.rewards.items():
             if not reward.weight and name not in gates:
                 continue  # for evaluate alone
             if not self.is_asked(name):
                 raise UserError(f"{self.nobody(name, 'training prompt')}; for evaluate alone, give it weight 0")
-            if reward.only_if and not (self.masks[name] & self.masks[reward.only_if]).any():
+            if reward.only_if and not counts[name].any():
                 raise UserError(
                     f"params.yaml: score.rewards.{name}.only_if: '{reward.only_if}' is asked for none of the training "
                     f"prompts that {name} is asked for, so {name} never counts; give both the same `where`"
@@ -69,6 +73,23 @@ class Asked:
         if not masks.any():
             raise UserError(f"{self.nobody(names[0], 'eval prompt')}, and evaluate.correct needs it")
         return np.logical_or.reduce(masks)
+
+    def readers(self, column: str) -> Mask:
+        """The prompts for which a reward that reads the column is asked: rows of another source may well lack it.
+
+        Ours read what their parameters and settings name; where none does, a function of the user may; else all.
+        """
+        ours: list[Mask] = []
+        others: list[Mask] = []
+        for name, reward in self.score.rewards.items():
+            if reward.function not in REWARDS or reward.function == "judge":
+                others.append(self.masks[name])
+                continue
+            parameters = inspect.signature(REWARDS[reward.function]).parameters
+            named = {**{key: each.default for key, each in parameters.items()}, **reward.settings}.values()
+            if column in parameters or column in list(named):
+                ours.append(self.masks[name])
+        return np.logical_or.reduce(ours or others or [np.ones(self.prompts.table.num_rows, dtype=bool)])
 
     def nobody(self, name: str, what: str) -> str:
         """Why a reward has no prompt: a value that its column does not hold, or values that no row has together."""

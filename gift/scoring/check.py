@@ -1,11 +1,13 @@
 """Whether every reward loads for the prompts of training and of evaluation, which needs no completion of any."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
+from gift.rewards.signature import wrong_settings
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded, misfit, try_without_rows
 from gift.scoring.plan import load_plan
@@ -33,6 +35,19 @@ def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out
     except UserError as error:
         raise UserError(f"{error.message} (eval prompts)") from None
     return first + second
+
+
+def settings_problems(score: Score) -> Iterator[str]:
+    """What is wrong before the columns are known: of ours the settings; a judge is tried on columns that it names."""
+    for reward in load_plan(score, None):
+        function = REWARDS.get(reward.function) if reward.file is None else None
+        wrong = function and wrong_settings(function, reward.settings)
+        if function and not wrong and reward.function == "judge":
+            named = [reward.settings.get(key) for key in ("reference_column", "against_column")]
+            columns = ["prompts", "completions", "completion_ids", "prompt_id", *dict.fromkeys(filter(None, named))]
+            wrong = try_without_rows(replace(reward, arguments=columns), function)
+        for line in wrong.split("\n       ") if wrong else ():
+            yield f"params.yaml: score.rewards.{reward.name}.{line}"
 
 
 def _load(plan: list[Loaded], score: Score) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+
 from gift.project.errors import UserError
 from gift.scoring.settings import Score
 
@@ -37,3 +39,13 @@ class Failures:
             f"say which prompts are its own (score.rewards.{reward}.where). "
             f"The finished parts are in {self.folder}: remove it to try what failed in them again with nothing changed"
         )
+
+    def add_table(self, scores: pa.Table) -> None:
+        """Count the failures of a part that was scored before."""
+        for name in self.score.rewards:
+            columns = [
+                scores[column].to_pylist() for column in ("prompt_id", "sample", f"{name}_status", f"{name}_message")
+            ]
+            for prompt_id, sample, status, message in zip(*columns, strict=True):
+                if status in FAILED:
+                    self.add(name, prompt_id, sample, status, message)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
-from gift.rewards.settings import wrong_settings
+from gift.rewards.signature import wrong_settings
 from gift.rewards.verl import ARGUMENTS, from_verl
 from gift.scoring.workers.messages import describe
 

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.errors import UserError
+from gift.rewards.total import counted
 from gift.scoring.failures import FAILED
 from gift.scoring.settings import Reward
-from gift.tables.parts import STATUSES
+from gift.tables.scores import STATUSES
 
 
 def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
@@ -43,17 +44,12 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
 
 
 def _ledger(scores: pa.Table, components: dict[str, Reward]) -> dict[str, int]:
-    """Every completion is scored, failed (a component failed), or abstained (all that may count alone did).
-
-    A component with a gate (`only_if`) counts only where the gate has a value, and so never alone.
-    """
+    """Every completion is scored, failed (a component failed), or abstained (no component counts)."""
     failed = np.zeros(scores.num_rows, dtype=bool)
-    abstained = np.ones(scores.num_rows, dtype=bool)
-    for name, reward in components.items():
-        status = scores[f"{name}_status"]
-        failed |= pc.is_in(status, value_set=pa.array(FAILED)).to_numpy()
-        if reward.only_if is None:
-            abstained &= pc.equal(status, "abstain").to_numpy()
+    for name in components:
+        failed |= pc.is_in(scores[f"{name}_status"], value_set=pa.array(FAILED)).to_numpy()
+    counts = counted({name: scores[name].to_numpy() for name in components}, components)
+    abstained = ~np.logical_or.reduce(list(counts.values()))
     num_failed, num_abstained = int(failed.sum()), int((abstained & ~failed).sum())
     num_scored = scores.num_rows - scores["reward"].null_count
     if num_scored + num_failed + num_abstained != scores.num_rows:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
-from gift.rewards.names import CHECKS, DEFAULTS, REWARDS, Defaults
+from gift.rewards.names import DEFAULTS, REWARDS, Defaults
 from gift.rewards.verl import missing_columns
 from gift.scoring.asked import Asked
 from gift.scoring.loading import Loaded
@@ -30,11 +30,11 @@ def load_plan(score: Score, prompts: pa.Table | None) -> list[Loaded]:
         file, function = _find(name, reward)
         if asked and not asked.is_asked(name):
             continue
-        if file is None and function in CHECKS:
-            CHECKS[function](f"params.yaml: score.rewards.{name}")
+        default = DEFAULTS.get(reward.function, Defaults())
+        if problem := default.needs():
+            raise UserError(f"params.yaml: score.rewards.{name}: {problem}")
         if reward.signature == "verl":
             _check_verl(name, reward, file, table)
-        default = DEFAULTS.get(reward.function, Defaults())
         batch = default.batch if reward.batch is None else reward.batch
         if reward.function == "judge" and _compares_in_groups(reward.settings) and batch != "group":
             raise UserError(

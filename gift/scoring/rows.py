@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.tables.prompts import prompt_column
 
 GENERATION_PROMPT = "generation_prompt"
@@ -61,26 +62,19 @@ class PartRows:
         known = prompts.table.take(asked).to_pylist()
         self.known = {row["prompt_id"]: {**row, GENERATION_PROMPT: generation_prompt} for row in known}
         self.completions: list[str] = part["completion"].to_pylist()
-        ids = part["completion_ids"].combine_chunks()
-        self.offsets, self.ids = ids.offsets.to_numpy(), ids.values.to_numpy()
-        self.last: tuple[Sequence[int], dict[str, list[Any]]] = ((), {})
+        self.ids = Ragged.from_arrow(part["completion_ids"])
 
     def arguments(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The arguments of a call for these rows, as lists; a chat's completion is a list of messages, as in TRL."""
-        if rows != self.last[0]:
-            known = [self.known[self.prompt_ids[row]] for row in rows]
-            lists = {name: [each[name] for each in known] for name in known[0]}
-            lists["completions"] = [self._completion(row) for row in rows]
-            lists["completion_ids"] = [self._ids(row).tolist() for row in rows]
-            self.last = rows, lists
-        return self.last[1]
+        known = [self.known[self.prompt_ids[row]] for row in rows]
+        lists = {name: [each[name] for each in known] for name in known[0]}
+        lists["completions"] = [self._completion(row) for row in rows]
+        lists["completion_ids"] = [self.ids[row].tolist() for row in rows]
+        return lists
 
     def _completion(self, row: int) -> Any:
         text = self.completions[row]
         return [{"role": "assistant", "content": text}] if self.is_chat else text
-
-    def _ids(self, row: int) -> Any:
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
     def digests(self) -> list[bytes]:
         """16 bytes for each row that depend on all its arguments, and on nothing else."""
@@ -91,7 +85,7 @@ class PartRows:
         for row, prompt_id in enumerate(self.prompt_ids):
             text = self.completions[row].encode()
             digest = hashlib.blake2b(before[prompt_id] + len(text).to_bytes(8) + text, digest_size=16)
-            digest.update(self._ids(row).tobytes())
+            digest.update(self.ids[row].tobytes())
             found.append(digest.digest())
         return found
 

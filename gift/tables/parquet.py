@@ -38,14 +38,14 @@ def read_file(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, d
     return table, _metadata(path, table.schema)
 
 
-def read_footer(path: Path) -> tuple[int, dict[str, Any]]:
-    """Number of rows and metadata of one Parquet file, without its rows; refused as by `read_file`."""
+def read_footer(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Names of the columns and metadata of one Parquet file, without its rows; refused as by `read_file`."""
     try:
-        footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
+        schema = pq.read_metadata(path).schema.to_arrow_schema()
+        names: list[str] = schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    return footer.num_rows, _metadata(path, schema)
+    return names, _metadata(path, schema)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -5,7 +5,7 @@ step. So this is a list of what passes; tests/test_deepspeed.py holds it against
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,25 +76,38 @@ class EngineSettings:
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise UserError("\n       ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        """A line for each impossible combination and each key that does not pass."""
         if self.dtype == "bfloat16" and self.zero_stage == 0:
-            raise UserError(
+            yield (
                 "launch.yaml: update.zero_stage: 0 with update.dtype bfloat16 would sum gradients in bfloat16: "
                 "use zero_stage 1"
             )
         if self.offload_optimizer and self.zero_stage == 0:
-            raise UserError("launch.yaml: update.offload_optimizer needs zero_stage 1, 2 or 3, not 0")
+            yield "launch.yaml: update.offload_optimizer: needs zero_stage 1, 2 or 3, not 0"
         if self.offload_parameters and self.zero_stage != 3:
-            raise UserError(f"launch.yaml: update.offload_parameters needs zero_stage 3, not {self.zero_stage}")
-        refuse_keys(self.deepspeed)
+            yield f"launch.yaml: update.offload_parameters: needs zero_stage 3, not {self.zero_stage}"
+        yield from key_problems(self.deepspeed)
+        zero = self.deepspeed.get("zero_optimization", {})
         for key, wanted in self.offloads.items():
-            if key in self.deepspeed.get("zero_optimization", {}) and not wanted:
+            if isinstance(zero, Mapping) and key in zero and not wanted:
                 switch = ELSEWHERE[f"zero_optimization.{key}.device"]
-                raise UserError(f"{WHERE}.zero_optimization.{key}: is not switched on; use {switch}")
+                yield f"{WHERE}.zero_optimization.{key}: is not switched on; use {switch}"
 
     @property
     def offloads(self) -> dict[str, bool]:
         """DeepSpeed's names of the two kinds of offload, and whether we want them."""
         return {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_parameters}
+
+    def bytes_a_rank(self, num_parameters: int, num_trained: int, world: int) -> int:
+        """Weights (shared out at ZeRO 3), float32 gradients (from 2 on), Adam's state and masters (from 1 on)."""
+        half = self.dtype == "bfloat16"
+        state = num_trained * (12 if half else 8) * (not self.offload_optimizer)
+        parts = ((num_parameters * (2 if half else 4), 3), (num_trained * 4, 2), (state, 1))
+        return sum(size // world if self.zero_stage >= least else size for size, least in parts)
 
 
 def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
@@ -113,23 +126,23 @@ def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
     )
 
 
-def refuse_keys(keys: Mapping[str, Any], passing: dict[str, Any] = PASSES, section: str = "") -> None:
-    """Raise `UserError` at the first key that does not pass, naming the setting of ours or the spelling meant."""
+def key_problems(keys: Mapping[str, Any], passing: dict[str, Any] = PASSES, section: str = "") -> Iterator[str]:
+    """A line for each key that does not pass, naming the setting of ours or the spelling meant."""
     for key, value in keys.items():
         name = f"{section}{key}"
         if name in ELSEWHERE:
-            raise UserError(f"{WHERE}.{name}: is ours to set; use {ELSEWHERE[name]}")
-        if key not in passing:
+            yield f"{WHERE}.{name}: is ours to set; use {ELSEWHERE[name]}"
+        elif key not in passing:
             close = difflib.get_close_matches(str(key), passing, n=1, cutoff=0.8)
             meant = f"did you mean '{close[0]}'?" if close else "docs/pipeline.md lists what passes"
-            raise UserError(
+            yield (
                 f"{WHERE}.{name}: does not pass: DeepSpeed does not know it, or it would change the optimizer step or "
                 f"do nothing here; {meant}"
             )
-        if passing[key]:
-            if not isinstance(value, Mapping):
-                raise UserError(f"{WHERE}.{name}: {value!r}: must be a map of DeepSpeed's keys")
-            refuse_keys(value, passing[key], f"{name}.")
+        elif passing[key] and not isinstance(value, Mapping):
+            yield f"{WHERE}.{name}: {value!r}: must be a map of DeepSpeed's keys"
+        elif passing[key]:
+            yield from key_problems(value, passing[key], f"{name}.")
 
 
 def deepspeed_config(settings: EngineSettings, num_parameters: int, pin_memory: bool) -> dict[str, Any]:

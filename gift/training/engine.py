@@ -1,8 +1,8 @@
-"""Exact optimizer steps over many micro-batches and processes: the only file that knows DeepSpeed.
+"""Exact optimizer steps over many micro-batches and processes, by DeepSpeed.
 
 Rules for the caller, the same at every ZeRO stage and world size:
 
-- All is called inside `distributed()`, and all ranks make the same calls in the same order on the same module.
+- All is called inside `ranks.distributed()`, and all ranks make the same calls in the same order on the same module.
 - All ranks call `forward` equally often, and `backward` equally often (at least once), per optimizer step: ZeRO-2 sums
   gradients and ZeRO-3 gathers weights inside them, so an uneven count hangs. A rank without work pads with a dummy
   micro-batch: any short real input, and the loss `(0.0 * logprobs).sum()`.
@@ -11,30 +11,19 @@ Rules for the caller, the same at every ZeRO stage and world size:
 """
 
 import math
-import os
-import sys
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from datetime import timedelta
-from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gift.logprobs.head import LogprobHead
+from gift.logprobs.tokens import TokenLogprobs
 from gift.project.errors import UserError
 from gift.training.deepspeed_config import WHERE, EngineSettings, deepspeed_config
+from gift.training.ranks import own_device, quiet
 
-_VERBOSE = os.environ.get("GIFT_VERBOSE") == "1"  # let DeepSpeed talk
 _STATES = ("weight", "exp_avg", "exp_avg_sq")
-# A launcher reports the first rank that it finds ended, and looks once a second: the rank at fault is to be that one.
-_GRACE_SECONDS = 5
-# In errors of collectives that another rank caused. (NCCL mostly ends the process itself: see gift/launch.py.)
-_ANOTHER_RANK = ("gloo", "ncclRemoteError", "NCCL communicator was aborted")
 
 
 @dataclass(frozen=True)
@@ -43,57 +32,6 @@ class FullState:
 
     step: int  # optimizer steps done so far
     tensors: dict[str, dict[str, Tensor]]  # "weight", "exp_avg", "exp_avg_sq", each by parameter name
-
-
-@contextmanager
-def distributed(timeout_minutes: float = 30.0) -> Iterator[torch.device]:
-    """Join the launcher's processes (torchrun, deepspeed, srun), or stand alone; yields this rank's device.
-
-    gloo on CPU, nccl on GPU. Without a launcher the group's store is in memory: no port. May be entered again.
-    A rank that waits for another longer than `timeout_minutes` ends with an error.
-    """
-    cuda = torch.cuda.is_available()
-    if torch.distributed.is_initialized():  # an outer `distributed()` owns the group
-        yield _device()
-        return
-    launched = _launched(cuda)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if not launched or os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    where: dict[str, Any] = {"device_id": _device()} if cuda else {}
-    if not launched:
-        where |= {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
-    if cuda:
-        torch.cuda.set_device(_device())
-    timeout = timedelta(minutes=timeout_minutes)
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timeout, **where)
-    with _quiet():
-        import deepspeed
-
-        if not cuda:
-            # Else DeepSpeed compiles a shared-memory all-reduce (g++, ninja, 40 s), used by nothing but its
-            # tensor-parallel inference. It has no switch; this table of usable ops is what DeepSpeed asks.
-            deepspeed.ops.__compatible_ops__ = {}
-        deepspeed.init_distributed()
-        # DeepSpeed works on a copy of the group, whose timeout it leaves at torch's default.
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout, deepspeed.utils.groups._clone_world_group())
-    deepspeed.utils.logging.set_log_level_from_string("info" if _VERBOSE else "error")
-    if not _VERBOSE:
-        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # ZeRO-3's calls
-    goodbye = not launched
-    try:
-        yield _device()
-        goodbye = True
-    except RuntimeError as error:
-        if not launched or not any(words in str(error) for words in _ANOTHER_RANK):
-            raise
-        raise UserError(_why_alone(str(error), timeout_minutes)) from None
-    finally:  # after an error on one rank of many, a common goodbye could wait for ever on the others
-        if goodbye:
-            deepspeed.comm.destroy_process_group()
-            deepspeed.comm.comm.cdb = None
 
 
 class Engine:
@@ -112,7 +50,7 @@ class Engine:
         self._adamw = torch.optim.AdamW(self._params.values(), lr=0.0, fused=True, **adamw)
         count = sum(p.numel() for p in self._params.values())
         config = deepspeed_config(settings, count, pin_memory=torch.cuda.is_available())
-        with _quiet():
+        with quiet():
             import deepspeed
 
             self._tensors, self._zero = deepspeed.utils, deepspeed.zero
@@ -164,6 +102,11 @@ class Engine:
         """Optimizer steps done so far, those of a loaded state included."""
         return int(self._adamw.state[self._flats[0]]["step"])
 
+    @property
+    def names(self) -> set[str]:
+        """Of the trainable parameters."""
+        return set(self._params)
+
     def weights(self) -> dict[str, Tensor] | None:
         """The trainable weights by name, whole, fp32, on CPU, on rank 0; None elsewhere."""
         return self._gather("weight")
@@ -206,9 +149,9 @@ class Engine:
         """
         share = self._zero.Init(module=nn.Module(), config_dict_or_path=config)
         for param in module.parameters():
-            param.data = param.data.to(_device(), dtype, copy=True)  # a copy: what is broadcast is written into it
+            param.data = param.data.to(own_device(), dtype, copy=True)  # a copy: what is broadcast is written into it
             share._convert_to_zero_parameters([param])
-        module.to(_device())  # its buffers: DeepSpeed takes this for done
+        module.to(own_device())  # its buffers: DeepSpeed takes this for done
 
     def _clip(self, *_: object) -> None:
         """Without ZeRO DeepSpeed clips but keeps the norm to itself, so clip here, just before AdamW's step."""
@@ -251,37 +194,9 @@ class Engine:
                     param.copy_(value)
 
 
-def _why_alone(error: str, timeout_minutes: float) -> str:
-    """One line for a rank whose collective failed, for that is never its own fault."""
-    first = f"rank {os.environ['RANK']}: "
-    if "Timed out" in error or "timeout" in error:
-        return (
-            f"{first}waited {timeout_minutes:g} minutes for another rank, which may hang or be busy; look at what it "
-            "said, or raise launch.yaml: update.timeout_minutes"
-        )
-    time.sleep(_GRACE_SECONDS)
-    return f"{first}another rank ended; its own message says why"
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _launched(cuda: bool) -> bool:
-    """Whether a launcher started us. srun names ranks its own way; give them torch's names."""
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        alone = cuda and torch.cuda.device_count() == 1  # --gpus-per-task=1: each task sees its own GPU as number 0
-        os.environ["LOCAL_RANK"] = "0" if alone else os.environ["SLURM_LOCALID"]
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_STEP_NUM_TASKS"])
-    missing = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"} - os.environ.keys()
-    if "RANK" in os.environ and missing:
-        raise UserError(f"RANK is set but not {', '.join(sorted(missing))}: start with torchrun, deepspeed or srun")
-    return "RANK" in os.environ
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallow what DeepSpeed prints and warns about while it is imported and set up."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stdout if _VERBOSE else StringIO()):
-        warnings.simplefilter("default" if _VERBOSE else "ignore")
-        yield
+def start_engine(logprobs: TokenLogprobs, settings: EngineSettings, checkpointing: bool) -> Engine:
+    """An engine around a policy; with `checkpointing` it recomputes activations in the backward."""
+    if checkpointing:
+        logprobs.model.gradient_checkpointing_enable({"use_reentrant": False})
+        logprobs.model.train()  # transformers checkpoints in training mode only; `dropout_refusal` saw that it is safe
+    return Engine(logprobs, settings)

@@ -9,17 +9,21 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.adapter import PolicyFiles, adapter_off, load_policy
+from gift.policy.adapter import adapter_off
+from gift.policy.files import PolicyFiles
+from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
+from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name
-from gift.tables.parts import REFERENCE, ROLLOUTS, check_reference, check_rollouts, read_part, write_part
-from gift.training.settings import ReferenceLaunch
+from gift.tables.parts import read_part, write_part
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.training.reference_settings import ReferenceLaunch
 
 
 def write_reference(
@@ -45,9 +49,8 @@ def write_reference(
     with Progress(label, len(rollout_parts), "parts", len(rollout_parts) - len(missing)) as progress:
         for index in missing:
             rollouts, source = read_part(rollout_parts[index], ROLLOUTS, check_rollouts)
-            prompts = rollouts["prompt_ids"].to_pylist()
-            completions = rollouts["completion_ids"].to_pylist()
-            lengths = [(len(p), len(c)) for p, c in zip(prompts, completions, strict=True)]
+            prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
+            lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
             rows_of = rollouts["prompt_id"].to_pylist()
             groups = [list(rows) for _, rows in groupby(range(len(rows_of)), rows_of.__getitem__)]
             columns: dict[str, pa.Array] = {}
@@ -59,14 +62,13 @@ def write_reference(
                 opened = policy if is_base else wanted
                 if opened not in models:
                     temperature = source["temperature"]
-                    models[opened] = TokenLogprobs(load_policy(opened, dtype, device), temperature, launch.packing)
+                    models[opened] = TokenLogprobs(open_policy(opened, dtype, device), temperature, launch.packing)
                     if len(models) == 1 and models[opened].note:
                         click.echo(f"{label}: {models[opened].note}", err=True)
                 model = models[opened]
                 batches = row_batches(groups, lengths, launch.tokens_per_batch, model.layout)
                 with adapter_off(model) if is_base else nullcontext():
-                    values = completion_logprobs(model, prompts, completions, batches)
-                columns[name] = pa.array([value.numpy() for value in values], pa.list_(pa.float32()))
+                    columns[name] = completion_logprobs(model, prompts, completions, batches).to_arrow()
             table = pa.table(
                 {
                     "prompt_id": rollouts["prompt_id"],
@@ -76,7 +78,7 @@ def write_reference(
                 }
             )
             write_part(folder, index, table, REFERENCE, check_reference, metadata)
-            progress.advance(1, sum(map(len, completions)) * len(columns))
+            progress.advance(1, len(completions.values) * len(columns))
 
 
 def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[str, float]:
@@ -84,13 +86,13 @@ def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[
 
     A gap means that the two engines do not run the same model (weights, precision, temperature, template).
     """
-    sampled = pc.list_flatten(rollouts["rollout_logprobs"]).to_numpy().astype(np.float64)
-    trained = pc.list_flatten(reference["old_logprobs"]).to_numpy().astype(np.float64)
+    column = Ragged.from_arrow(rollouts["rollout_logprobs"])
+    sampled = column.values.astype(np.float64)
+    trained = Ragged.from_arrow(reference["old_logprobs"]).values.astype(np.float64)
     gap = np.abs(sampled - trained)
     mean = float(gap.mean())
     if mean > max_mean_gap:
-        lengths = pc.list_value_length(rollouts["completion_ids"]).to_numpy()
-        row = int(np.searchsorted(np.cumsum(lengths), gap.argmax(), side="right"))
+        row = int(np.searchsorted(column.offsets, gap.argmax(), side="right")) - 1
         raise UserError(
             f"params.yaml: reference.max_mean_gap: sampler and trainer differ by {mean:.4g} nats a token on average "
             f"(limit {max_mean_gap:g}), most at prompt_id={rollouts['prompt_id'][row]}, "

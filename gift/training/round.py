@@ -1,37 +1,47 @@
-"""One round of training: the loop over optimizer steps, its checkpoints, guards and metrics."""
+"""One round of training: from its files to the next policy, and the loop over optimizer steps in between."""
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
+from gift.policy.adapter import adapter_config
+from gift.policy.lineage import write_lineage
+from gift.policy.open import Training, open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
-from gift.training.engine import Engine
+from gift.project.work import Work, write_json
+from gift.training.deepspeed_config import EngineSettings, engine_settings
+from gift.training.engine import Engine, FullState, start_engine
+from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
+from gift.training.learned import PREFIX, policy_module
+from gift.training.outcome import Probe, check_saved, save_policy
+from gift.training.ranks import distributed, from_rank_0, share_cores
 from gift.training.schedule import learning_rate
 from gift.training.settings import Update
-from gift.training.state import load_state, save_state
+from gift.training.state import go_on, load_state, parents_state, save_state
+from gift.training.tally import COMMON
 from gift.training.trainer import Trainer
 
-STEP_COLUMNS = (
-    "step",
-    "loss",
-    "correlation",
-    "log_ratio",
-    "log_ratio_std",
-    "implied_beta",
-    "kl",
-    "entropy",
-    "grad_norm",
-    "learning_rate",
-    "num_groups",
-    "num_tokens",
-)
+WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, and what the policy is checked by.
+
+    `adapter` is the config of the adapter, or None where the whole model was trained.
+    """
+
+    rows: list[dict[str, float | None]]
+    state: FullState
+    adapter: dict[str, Any] | None
+    probe: Probe
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,72 @@ class Checkpointing:
     folder: Path
     every_steps: int
     label: str
+
+
+def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, float | int] | None:
+    """Train a round and publish its policy, optimizer state and metrics; returns these on rank 0, None elsewhere.
+
+    Rank 0 alone looks at files, but for the tables, which every rank reads. The other ranks have ended when it saves.
+    """
+    launch = settings.launch
+    engine = engine_settings(settings.update, launch)
+    with distributed(launch.timeout_minutes):
+        share_cores()
+        plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
+        work = from_rank_0(lambda: Work(label, work_inputs(paths, settings, plan.lineage)))
+        keep = Checkpointing(work.folder, launch.checkpoint_every_steps, label)
+        trained = _train(paths, settings, engine, plan, keep)
+    return _save(work, paths, settings, plan, trained) if trained else None
+
+
+def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, keep: Checkpointing) -> Trained | None:
+    """All that the ranks do together; the result is rank 0's."""
+    update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
+    policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
+    model = policy_module(policy, temperature, launch.packing, update.match, settings.seed)
+    if torch.distributed.get_rank() == 0:
+        for note in filter(None, (plan.note, model.note)):
+            click.echo(f"{keep.label}: {note}", err=True)
+    engine = start_engine(model, how, launch.gradient_checkpointing)
+    if update.optimizer_state == "carry":
+        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest, engine.names))
+    rows = plan.rows
+    trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
+    step_rows = train_round(engine, trainer, plan.steps, update, plan.lineage.optimizer_steps, keep)
+    with torch.no_grad():
+        logprobs = trainer.logprobs([rows.shortest])
+    state = engine.full_state()
+    engine.close()
+    if state is None:
+        return None
+    one = [rows.shortest]
+    probe = Probe(temperature, rows.prompt_ids.take(one), rows.completion_ids.take(one), logprobs)
+    return Trained(step_rows, state, adapter_config(policy) if update.lora else None, probe)
+
+
+def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:
+    """Write what was trained, open the policy as the next stage will, and publish all of it."""
+    folder, dtype, lineage = work.folder, settings.update.dtype, plan.lineage
+    weights = {name: each for name, each in trained.state.tensors["weight"].items() if not name.startswith(PREFIX)}
+    metrics = settings.update.match.record.metrics
+    saved = save_policy(folder / "policy", plan.files, weights, dtype, trained.adapter)
+    check_saved(saved, weights, dtype, trained.probe)
+    numbers = {**round_metrics(trained.rows, metrics), **plan.chosen.ledger}
+    new = write_lineage(
+        folder / "policy",
+        base=lineage.base,
+        parent=lineage.digest,
+        round=plan.source["round"],
+        prompts_consumed=plan.source["prompts_consumed"],
+        optimizer_steps=lineage.optimizer_steps + len(plan.steps),
+        completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
+    )
+    save_state(folder / "optimizer" / "state.safetensors", trained.state, {"policy": new.digest})
+    write_steps(folder / "steps.csv", trained.rows, metrics)
+    write_json(folder / "update.json", numbers)
+    sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
+    work.publish(dict(zip(sources, paths.outputs, strict=True)))
+    return numbers
 
 
 def train_round(
@@ -54,18 +130,18 @@ def train_round(
     """Run the optimizer steps of a round (each a list of groups) and return one row of metrics a step.
 
     `first_step` is the number of optimizer steps of all earlier rounds: the learning rate's schedule goes on across
-    rounds. A checkpoint of an interrupted run of the same round is continued. Only rank 0 writes.
+    rounds. A checkpoint of an interrupted run of the same round is continued. Only rank 0 reads and writes.
     """
     path = keep.folder / "checkpoint.safetensors"
-    rows: list[dict[str, float | None]] = []
-    if path.exists():
-        state, facts = load_state(path)
-        engine.load_full_state(state if engine.rank == 0 else None)
-        rows = facts["rows"]
-    with Progress(keep.label, len(steps), "steps", len(rows)) as progress:
+    found = go_on(engine, lambda: load_state(path) if path.exists() else None)
+    rows: list[dict[str, float | None]] = found["rows"] if found else []
+    for row in rows:
+        trainer.adapt(row)
+    with Progress(keep.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = first_step + index + 1
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
+            trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
             check_step(rows[-1], settings, keep.label)
             if engine.rank == 0:
@@ -88,24 +164,22 @@ def check_step(row: dict[str, float | None], settings: Update, label: str) -> No
         raise UserError(
             f"{label}: step {row['step']}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
             f"update.max_drift = {settings.max_drift:g}: the policy drifts away without the loss noticing. Nothing was "
-            "published. Lower update.lr, use update.gift.stats: detached, or raise update.max_drift"
+            "published. Lower update.lr, choose a loss that pulls towards its anchor (docs/objectives.md), or raise "
+            "update.max_drift"
         )
 
 
-def write_steps(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """steps.csv: one row an optimizer step; what is not known (a correlation before the policy moved) is empty."""
+def write_steps(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """steps.csv: one row an optimizer step; `metrics` are the method's own, and what is not known of them is empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, STEP_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+def round_metrics(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, float | int]:
     """The round in flat numbers: drift and fit at its last step, work done over all of them."""
-    last = {
-        name: rows[-1][name]
-        for name in ("loss", "correlation", "log_ratio", "log_ratio_std", "implied_beta", "kl", "entropy")
-    }
+    last = {name: rows[-1][name] for name in (*COMMON, *metrics)}
     return {
         **{name: value for name, value in last.items() if value is not None},
         "grad_norm": sum(row["grad_norm"] for row in rows) / len(rows),
@@ -113,10 +187,3 @@ def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
         "num_groups_trained": sum(row["num_groups"] for row in rows),
         "num_tokens_trained": sum(row["num_tokens"] for row in rows),
     }
-
-
-def share_cores() -> None:
-    """Launchers give every process one thread; give each its share of the machine's cores instead."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if local > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -1,59 +1,57 @@
 """A round's completions as the update sees them, joined from the rollouts, scores and reference tables."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.select.spread import enough_rewards, has_preference
-from gift.methods.shape.zscore import Rewards
-from gift.policy.folder import Lineage
+from gift.methods.groups import Groups, groups_of
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
-from gift.scoring.settings import Score
-from gift.tables.parts import (
-    REFERENCE,
-    ROLLOUTS,
-    check_reference,
-    check_rollouts,
-    check_same_rows,
-    check_scores,
-    read_table,
-    scores_schema,
-)
-from gift.training.settings import Update
+from gift.project.ragged import Ints, Ragged
+from gift.rewards.total import Term, gated
+from gift.tables.parts import check_lengths, check_same_rows, read_table
+from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import read_scores
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A round's completions, groups in order: P groups of G rows, row = group * G + sample."""
+    """A round's completions, groups in order: P groups of G rows, row = group * G + sample.
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    ref_logprobs: list[Tensor]
-    old_logprobs: list[Tensor]
-    rewards: Rewards
+    Tokens are int32 and flat; `groups` has the rest, with all that is scored in the mask.
+    """
 
-    @property
-    def group_size(self) -> int:
-        return self.rewards.mask.shape[1]
+    prompt_ids: Ragged
+    completion_ids: Ragged
+    groups: Groups
 
-    def rows_of(self, groups: Sequence[int]) -> list[int]:
-        return [group * self.group_size + sample for group in groups for sample in range(self.group_size)]
+    @cached_property
+    def lengths(self) -> Ints:
+        """int64 [rows, 2]: tokens of each row's prompt, and of its completion."""
+        return np.stack([self.prompt_ids.lengths, self.completion_ids.lengths], axis=1)
 
-    def length(self, row: int) -> int:
-        return len(self.prompt_ids[row]) + len(self.completion_ids[row])
+    @cached_property
+    def shortest(self) -> int:
+        """The first of the rows with the fewest tokens."""
+        return int(self.lengths.sum(1).argmin())
 
 
 def read_round(
-    rollouts: Path, scores: Path, reference: Path, score: Score, lineage: Lineage, policy: Path
-) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
-    """The three tables of a round and the rollouts' metadata; tables made with another policy are refused."""
-    table, source = read_table(rollouts, ROLLOUTS, check_rollouts)
-    scored, scores_source = read_table(scores, scores_schema(score.rewards), check_scores)
+    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path
+) -> tuple[Rows, dict[str, Any]]:
+    """The rows of a round and the rollouts' metadata; tables made with another policy are refused."""
+    table, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["prompt_ids", "completion_ids", "finish_reason"])
+    scored, scores_source = read_scores(scores)
     referenced, reference_source = read_table(reference, REFERENCE, check_reference)
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
         if metadata["policy"] != lineage.digest:
@@ -63,59 +61,57 @@ def read_round(
             )
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
-    return (table, scored, referenced), source
+    check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
+    rows = join_rows(table, scored, referenced, scores_source["rewards"], source["settings"]["max_tokens"])
+    del table, scored, referenced
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
+    return rows, source
 
 
-def join_rows(rollouts: pa.Table, scores: pa.Table, reference: pa.Table, score: Score) -> Rows:
-    """Rows of three tables with the same key in the same order; a null reward does not train (mask False)."""
-    prompts = rollouts["prompt_id"].to_pylist()
-    group_size = prompts.count(prompts[0])
-    return Rows(
-        prompt_ids=rollouts["prompt_ids"].to_pylist(),
-        completion_ids=rollouts["completion_ids"].to_pylist(),
-        ref_logprobs=[torch.tensor(values) for values in reference["ref_logprobs"].to_pylist()],
-        old_logprobs=[torch.tensor(values) for values in reference["old_logprobs"].to_pylist()],
-        rewards=rewards_of(scores, score, group_size),
+def join_rows(
+    rollouts: pa.Table, scores: pa.Table, reference: pa.Table, rewards: Mapping[str, Mapping[str, Any]], max_tokens: int
+) -> Rows:
+    """Rows of three tables with the same key in the same order.
+
+    rewards: score.rewards as the scores were made with it, from their table's metadata. max_tokens: the longest that a
+    completion may be.
+    """
+    size = pc.max(rollouts["sample"]).as_py() + 1
+    completion_ids = Ragged.from_arrow(rollouts["completion_ids"])
+    groups = groups_of(
+        **rewards_of(scores, rewards, size),
+        lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
+        max_tokens=max_tokens,
+        truncated=torch.tensor(pc.equal(rollouts["finish_reason"], "length").to_numpy()).view(-1, size),
+        ref_logprobs=_tensor(reference["ref_logprobs"]),
+        old_logprobs=_tensor(reference["old_logprobs"]),
     )
+    return Rows(Ragged.from_arrow(rollouts["prompt_ids"]), completion_ids, groups)
 
 
-def rewards_of(scores: pa.Table, score: Score, group_size: int) -> Rewards:
-    """The scores table as tensors; a component whose gate is shut counts as 0, one without a value not at all."""
-    values, known = zip(*(_column(scores, name, group_size) for name in score.rewards), strict=True)
-    columns = dict(zip(score.rewards, values, strict=True))
-    total, mask = _column(scores, "reward", group_size)
-    opened = {
-        name: columns[name] * (columns[reward.only_if] == 1) if reward.only_if else columns[name]
-        for name, reward in score.rewards.items()
+def _tensor(column: pa.ChunkedArray) -> Tensor:
+    """All values of a column of lists, in Arrow's own memory: nobody writes there, and torch warns that one could."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(Ragged.from_arrow(column).values)
+
+
+def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group_size: int) -> dict[str, Any]:
+    """The scores table as fields of `Groups`; a null reward does not train (mask False).
+
+    A component whose gate is shut counts as 0, one without a value not at all. rewards: as for `join_rows`. Components
+    stand in the order of the table's columns.
+    """
+    terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
+    opened = gated({name: scores[name].to_numpy() for name in terms}, terms)
+    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1))
+    values = values.view(-1, group_size, 1 + len(opened))
+    known, numbers = ~values.isnan(), values.nan_to_num().float()
+    return {
+        "rewards": numbers[..., 0],
+        "mask": known[..., 0],
+        "components": numbers[..., 1:],
+        "known": known[..., 1:] & known[..., :1],
+        "weights": torch.tensor([term.weight for term in terms.values()]),
+        "names": tuple(terms),
     }
-    return Rewards(
-        total=total,
-        mask=mask,
-        components=torch.stack(list(opened.values()), -1),
-        known=torch.stack(known, -1) & mask.unsqueeze(-1),
-        weights=torch.tensor([reward.weight for reward in score.rewards.values()]),
-    )
-
-
-def _column(scores: pa.Table, name: str, group_size: int) -> tuple[Tensor, Tensor]:
-    """A column of the scores as float [P, G], 0 where null, and bool [P, G] where it is not."""
-    values = scores[name].to_pylist()
-    numbers = torch.tensor([0.0 if value is None else value for value in values])
-    return numbers.view(-1, group_size), torch.tensor([value is not None for value in values]).view(-1, group_size)
-
-
-def select_groups(rows: Rows, settings: Update) -> tuple[list[int], dict[str, int]]:
-    """The groups that train, and the ledger of the others; its sums close."""
-    mask = rows.rewards.mask
-    enough = enough_rewards(mask)
-    spread = has_preference(rows.rewards, settings.advantages)
-    chosen = enough & spread if settings.gift.zero_spread == "mask" else enough
-    ledger = {
-        "num_groups": len(mask),
-        "num_completions": mask.numel(),
-        "num_completions_unscored": int((~mask).sum()),
-        "num_groups_unscored": int((~enough).sum()),
-        "num_groups_zero_spread": int((enough & ~spread).sum()),
-        "num_groups_selected": int(chosen.sum()),
-    }
-    return chosen.nonzero().squeeze(-1).tolist(), ledger

@@ -22,16 +22,35 @@ def learning_rate(step: int, settings: Update) -> float:
     return settings.lr * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * left)
 
 
+def schedule_problem(first_step: int, num_steps: int, settings: Update) -> str | None:
+    """Why a round is refused that could only run at the rate 0."""
+    end = settings.schedule_steps
+    if end is None or first_step < end or settings.min_lr_ratio:
+        return None
+    return (
+        f"params.yaml: update.schedule_steps: {end}: this round has the optimizer steps {first_step + 1} to "
+        f"{first_step + num_steps}, whose learning rate would be 0: raise it, or set update.min_lr_ratio"
+    )
+
+
+def warmup_problem(settings: Update, num_steps: int) -> str | None:
+    """What to say of a warm-up that fills more than half of all steps of a chain of rounds."""
+    if settings.warmup_steps <= num_steps / 2:
+        return None
+    never = f", and the learning rate never reaches {settings.lr:g}" if settings.warmup_steps >= num_steps else ""
+    return (
+        f"params.yaml: update.warmup_steps: {settings.warmup_steps}: the chain of rounds has {num_steps} optimizer "
+        f"steps, most of them warm-up{never}; lower it"
+    )
+
+
 def check_schedule(first_step: int, num_steps: int, settings: Update) -> str | None:
-    """What to say of a round whose steps run past `schedule_steps`; a round that could only run at 0 is refused."""
+    """What to say of a round whose steps run past `schedule_steps`, where it is not refused."""
+    if problem := schedule_problem(first_step, num_steps, settings):
+        raise UserError(problem)
     last, end = first_step + num_steps, settings.schedule_steps
     if end is None or last <= end:
         return None
-    if first_step >= end and settings.min_lr_ratio == 0:
-        raise UserError(
-            f"params.yaml: update.schedule_steps: {end}: this round has the optimizer steps {first_step + 1} to "
-            f"{last}, whose learning rate would be 0: raise it, or set update.min_lr_ratio"
-        )
     return (
         f"optimizer steps {max(first_step, end) + 1} to {last} lie beyond update.schedule_steps = {end}: learning rate "
         f"{settings.lr * settings.min_lr_ratio:g}"

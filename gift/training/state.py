@@ -1,25 +1,19 @@
-"""Training state on disk, as safetensors only: the next policy, the optimizer state, and mid-round checkpoints."""
+"""Training state on disk, as safetensors only: the optimizer state of a round, and its checkpoints."""
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gift.logprobs.tokens import ROUNDING, TokenLogprobs, completion_logprobs
-from gift.policy.adapter import PolicyFiles, load_policy
-from gift.policy.folder import MODEL_CONFIGS, copy_companions, load_model
-from gift.policy.lora import save_adapter
 from gift.project.errors import UserError
-from gift.training.engine import FullState
-
-_LOST = "nothing was published. The model's save_pretrained does not keep its weights or configuration"
+from gift.training.engine import Engine, FullState
+from gift.training.learned import refuse_other_head
+from gift.training.ranks import from_rank_0
 
 
 def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
@@ -51,53 +45,39 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         ) from None
 
 
-def save_policy(folder: Path, parent: PolicyFiles, weights: dict[str, Tensor], dtype: str, lora: Any) -> PolicyFiles:
-    """The trained weights in `dtype`, as a Hugging Face folder or, of a LoRA round, as PEFT's; returns what opens it.
+def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:
+    """The state that the round before left with its policy (a digest); None for the base, which has none.
 
-    `weights` are named as in `TokenLogprobs`, which holds the model as `model`. `lora` is the model with its adapter,
-    or None where the whole model was trained. Tokenizer and templates are the parent's own files.
+    `names` are those of the parameters that are to go on from it.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    if lora is not None:
-        save_adapter(folder, lora, own, dtype)
-        copy_companions(parent.folder, folder, leave=MODEL_CONFIGS)
-        return PolicyFiles(parent.model, folder)
-    cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in own.items()}
-    load_model(parent.model, dtype).save_pretrained(folder, state_dict=cast)
-    copy_companions(parent.model, folder)
-    return PolicyFiles(folder)
-
-
-def probe(model: Any, temperature: float, prompt_ids: list[int], completion_ids: list[int]) -> Tensor:
-    """Log-probs [T] of one completion under a model on the CPU."""
-    (values,) = completion_logprobs(TokenLogprobs(model, temperature), [prompt_ids], [completion_ids], [[0]])
-    return values
-
-
-def check_saved(
-    files: PolicyFiles,
-    weights: Mapping[str, Tensor],
-    dtype: str,
-    temperature: float,
-    prompt_ids: list[int],
-    completion_ids: list[int],
-    trained: Tensor,
-) -> None:
-    """Open the new policy as the next stage will: it has the trained weights to the bit, and the trainer's log-probs.
-
-    `weights` are those given to `save_policy`, `trained` the log-probs [T] of the completion, which must be the same on
-    average only: the trainer's may come from another device, which rounds a single bfloat16 logit elsewhere.
-    """
-    model = load_policy(files, dtype)
-    opened, rounded = dict(model.named_parameters()), getattr(torch, dtype)
-    for name, tensor in weights.items():
-        if not torch.equal(opened[name.removeprefix("model.")].to(rounded), tensor.to(rounded)):
-            raise UserError(f"{files.folder}: the saved policy differs from the trained one in {name}; {_LOST}")
-    gap = float((probe(model, temperature, prompt_ids, completion_ids) - trained.cpu()).abs().mean())
-    limit = ROUNDING[rounded]
-    if not gap <= limit:
+    path = optimizer / "state.safetensors"
+    if not path.exists():
+        if not (optimizer / "state.json").exists():
+            raise UserError(
+                f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset"
+            )
+        return None
+    state, facts = load_state(path)
+    if facts["policy"] != policy:
         raise UserError(
-            f"{files.folder}: the saved policy differs from the trained one by {gap:.3g} nats a token on a probe "
-            f"(limit {limit:g}); {_LOST}"
+            f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {policy[:12]}; `dvc "
+            "checkout` brings the pair back, or set update.optimizer_state to reset"
         )
+    refuse_other_head(path, set(state.tensors["weight"]), names)
+    return state, facts
+
+
+def go_on(engine: Engine, look: Callable[[], tuple[FullState, dict[str, Any]] | None]) -> dict[str, Any] | None:
+    """Go on from the state that `look` finds, on rank 0 alone; returns its facts, or None where there is none."""
+    found: list[FullState] = []
+
+    def facts() -> dict[str, Any] | None:
+        if (read := look()) is None:
+            return None
+        found.append(read[0])
+        return read[1]
+
+    known = from_rank_0(facts)
+    if known is not None:
+        engine.load_full_state(found[0] if found else None)
+    return known

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gift.logprobs.batches import Groups, Lengths, fill, num_tokens, row_batches
+from gift.logprobs.batches import Groups, fill, num_tokens, row_batches
 from gift.logprobs.settings import Layout
+from gift.project.ragged import Ints
 
 
 def steps_of_groups(groups: Sequence[int], per_step: int, epochs: int, seed: int) -> list[list[int]]:
@@ -44,7 +45,7 @@ class MicroBatches:
     parts: list[list[int]]
 
 
-def micro_batches(groups: Groups, lengths: Sequence[Lengths], budget: int, layout: Layout) -> MicroBatches:
+def micro_batches(groups: Groups, lengths: Ints, budget: int, layout: Layout) -> MicroBatches:
     """Batches of at most `budget` tokens; every row of the groups occurs once."""
     fits = [num_tokens([group], lengths, layout) <= budget for group in groups]
     whole = [group for group, fit in zip(groups, fits, strict=True) if fit]

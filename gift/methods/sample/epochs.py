@@ -14,11 +14,8 @@ def take_prompts(prompt_ids: Sequence[str], start: int, count: int, seed: int) -
     holds already is passed over, so that a round never has one prompt twice.
     """
     size = len(prompt_ids)
-    if count > size:
-        raise UserError(
-            f"params.yaml: generate.prompts_per_round: {count}: there are only {size} training prompts; lower it, or "
-            "raise prepare.num_train"
-        )
+    if problem := supply_problem(count, size):
+        raise UserError(problem)
     taken: dict[str, None] = {}
     position = start
     epoch, order = -1, list(prompt_ids)
@@ -30,3 +27,13 @@ def take_prompts(prompt_ids: Sequence[str], start: int, count: int, seed: int) -
         taken.setdefault(order[position % size])
         position += 1
     return list(taken), position
+
+
+def supply_problem(count: int, size: int) -> str | None:
+    """Why a round of `count` prompts cannot be taken from `size`."""
+    if count <= size:
+        return None
+    return (
+        f"params.yaml: generate.prompts_per_round: {count}: there are only {size} training prompts; lower it, or raise "
+        "prepare.num_train"
+    )

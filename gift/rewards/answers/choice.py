@@ -20,7 +20,7 @@ def multiple_choice(
     *,
     column: str = "answer",
     letters: str = "ABCDE",
-    words: Sequence[str] = ("answer",),
+    words: Sequence[Marker] = ("answer",),
     after: Marker | None = None,
     before: Marker | None = None,
     **columns: Any,
@@ -33,8 +33,6 @@ def multiple_choice(
     """
     if not letters or not set(letters) <= set(ALPHABET) or len(set(letters)) < len(letters):
         raise ValueError(f"settings.letters: {letters!r}: must be different letters out of A to Z, such as ABCDE")
-    if isinstance(words, str) or not all(isinstance(word, str) and word for word in words):
-        raise ValueError(f"settings.words: {words!r}: must be a list of words, such as [answer]")
     anchor = re.compile("|".join(re.escape(unicodedata.normalize("NFKC", word)) for word in words) or r"(?!)", re.I)
     values: list[Value] = []
     for completion, gold in zip(completions, gold_answers(columns, column), strict=True):

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gift.rewards.answers.characters import INVISIBLE
 from gift.rewards.text import (
@@ -58,8 +58,6 @@ def normalized_match(
     With `contains` it is enough that the gold stands in it (`stands_in`). `drop_words: [a, an, the]` gives the
     exact match of SQuAD (arXiv 1606.05250), but that punctuation inside numbers stays.
     """
-    if isinstance(drop_words, str) or not all(isinstance(word, str) for word in drop_words):
-        raise ValueError(f"settings.drop_words: {drop_words!r}: must be a list of words, such as [a, an, the]")
     dropped = frozenset(word.casefold() for word in drop_words)
 
     def plain(text: str) -> str:
@@ -119,7 +117,7 @@ def regex_match(
     completion_ids: Sequence[Any],
     *,
     pattern: str,
-    mode: str = "search",
+    mode: Literal["search", "fullmatch"] = "search",
     group: int | str = 0,
     column: str | None = None,
     **columns: Any,
@@ -130,8 +128,6 @@ def regex_match(
     match must be the gold text there, or one of several, but for white space at its ends.
     """
     form = compiled(pattern)
-    if mode not in ("search", "fullmatch"):
-        raise ValueError(f"settings.mode: {mode!r}: must be search or fullmatch")
     if group not in (*range(form.groups + 1), *form.groupindex):
         raise ValueError(f"settings.group: {group!r}: the pattern has {form.groups} groups {list(form.groupindex)}")
 

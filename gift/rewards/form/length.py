@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from gift.project.sections import Count
 from gift.rewards.text import Completion
 
 
@@ -66,7 +67,7 @@ def cosine_length(
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
+    max_tokens: Count,
     start: float = 1.0,
     end: float = 0.0,
     beyond: float | None = None,
@@ -77,8 +78,6 @@ def cosine_length(
     `beyond` is the value from `max_tokens` on; without it `end`. The paper's reward has one curve for right answers
     and one for wrong ones, which two of these make; docs/rewards.md shows how.
     """
-    if max_tokens < 1:
-        raise ValueError(f"settings.max_tokens: {max_tokens}: must be at least 1")
     past = end if beyond is None else beyond
 
     def value(num: int) -> float:

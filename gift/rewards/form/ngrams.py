@@ -1,11 +1,14 @@
 """Rewards against repetition: how many of a completion's n-grams differ, over tokens, words or characters."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from gift.rewards.text import Completion, completion_text
 
-UNITS = ("tokens", "words", "characters")
+Units = Literal["tokens", "words", "characters"]
+Length = Annotated[int, Field(ge=1, le=40)]
 
 
 def repetition(
@@ -13,18 +16,16 @@ def repetition(
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     *,
-    n: int = 4,
-    max_penalty: float = 1.0,
-    of: str = "tokens",
+    n: Length = 4,
+    max_penalty: Annotated[float, Field(ge=0)] = 1.0,
+    of: Units = "tokens",
     **columns: Any,
 ) -> list[float]:
     """-`max_penalty` x the share of n-grams that stood there before; 0 where there are fewer than `n` units.
 
     After the n-gram penalty of arXiv 2502.03373, in open-r1's form; its units are `of: words`.
     """
-    if max_penalty < 0:
-        raise ValueError(f"settings.max_penalty: {max_penalty}: must be 0 or more; the reward is its negative")
-    shares = [distinct(units, n) for units in _units(completions, completion_ids, n, of)]
+    shares = [distinct(units, n) for units in _units(completions, completion_ids, of)]
     return [0.0 if share is None else max_penalty * (share - 1) for share in shares]
 
 
@@ -33,15 +34,15 @@ def ngram_diversity(
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     *,
-    n: int = 4,
-    of: str = "tokens",
+    n: Length = 4,
+    of: Units = "tokens",
     **columns: Any,
 ) -> list[float | None]:
     """Distinct-n (arXiv 1510.03055): different n-grams / all n-grams; abstains where there are fewer than `n` units.
 
     Tokens and characters need no words, so Chinese, Thai and code count like English.
     """
-    return [distinct(units, n) for units in _units(completions, completion_ids, n, of)]
+    return [distinct(units, n) for units in _units(completions, completion_ids, of)]
 
 
 def distinct(units: Sequence[Any], n: int) -> float | None:
@@ -53,13 +54,9 @@ def distinct(units: Sequence[Any], n: int) -> float | None:
 
 
 def _units(
-    completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]], n: int, of: str
+    completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]], of: Units
 ) -> list[Sequence[Any]]:
     """What the n-grams are made of, for each completion; words are lower case and stand between white space."""
-    if of not in UNITS:
-        raise ValueError(f"settings.of: {of!r}: must be one of {', '.join(UNITS)}")
-    if not 1 <= n <= 40:
-        raise ValueError(f"settings.n: {n}: must be 1 to 40")
     if of == "tokens":
         return list(completion_ids)
     texts = [completion_text(completion) for completion in completions]

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gift.rewards.text import Completion, completion_text
 
@@ -13,7 +15,7 @@ def tag_format(
     completion_ids: Sequence[Any],
     generation_prompt: Sequence[str] | None = None,
     *,
-    tags: Sequence[str] = ("think", "answer"),
+    tags: Annotated[Sequence[Annotated[str, Field(pattern=r"^[\w-]+$")]], Field(min_length=1)] = ("think", "answer"),
     text_after: bool = False,
     soft: bool = False,
     **columns: Any,
@@ -26,12 +28,6 @@ def tag_format(
     What the template (or a text prompt) already opened belongs to the answer: a policy that starts inside <think>
     cannot open it again (huggingface/trl#6966).
     """
-    if (
-        isinstance(tags, str)
-        or not tags
-        or not all(isinstance(tag, str) and re.fullmatch(r"[\w-]+", tag) for tag in tags)
-    ):
-        raise ValueError(f"settings.tags: {tags!r}: must be a list of names of tags, such as [think, answer]")
     if len(set(tags)) < len(tags):
         raise ValueError(f"settings.tags: {tags!r}: each tag has one place; take the second one away")
     templates = generation_prompt or [""] * len(completions)

@@ -10,28 +10,28 @@ from gift.project.errors import UserError
 from gift.project.sections import Count, Positive, Section
 from gift.rewards.models.judge_client import Body, Line, ask_all
 from gift.rewards.models.judge_questions import pair_question, prompt_text, read_points, read_score, score_question
-from gift.rewards.settings import check_settings
+from gift.rewards.signature import takes
 from gift.rewards.text import Completion, completion_text
 
 OWN_KEYS = ("messages", "model", "n", "stream")
 
 
 class JudgeSettings(Section):
-    """The rules of the settings; the defaults are those of `judge`."""
+    """The settings of `judge`."""
 
     model: str
-    mode: Literal["rubric", "pairwise"]
-    rubric: Annotated[str, Field(min_length=1)] | None
-    scale: Annotated[list[int], Field(min_length=2, max_length=2)]
-    reference_column: str | None
-    against_column: str | None
-    num_opponents: Count
-    seed: int
-    max_tokens: Count
-    extra_body: dict[str, Any]
-    concurrency: Count
-    request_timeout_seconds: Positive
-    max_retries: Annotated[int, Field(ge=0)]
+    mode: Literal["rubric", "pairwise"] = "rubric"
+    rubric: Annotated[str, Field(min_length=1)] | None = None
+    scale: list[int] = Field([1, 10], min_length=2, max_length=2)
+    reference_column: str | None = None
+    against_column: str | None = None
+    num_opponents: Count = 2
+    seed: int = 0
+    max_tokens: Count = 1024
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    concurrency: Count = 16
+    request_timeout_seconds: Positive = 120.0
+    max_retries: Annotated[int, Field(ge=0)] = 4
 
     @field_validator("scale")
     @classmethod
@@ -49,25 +49,14 @@ class JudgeSettings(Section):
         return extra_body
 
 
+@takes(JudgeSettings)
 def judge(
     prompts: Sequence[str | list[dict[str, str]]],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
     prompt_id: Sequence[str],
     *,
-    model: str,
-    mode: str = "rubric",
-    rubric: str | None = None,
-    scale: Sequence[int] = (1, 10),
-    reference_column: str | None = None,
-    against_column: str | None = None,
-    num_opponents: int = 2,
-    seed: int = 0,
-    max_tokens: int = 1024,
-    extra_body: dict[str, Any] | None = None,
-    concurrency: int = 16,
-    request_timeout_seconds: float = 120.0,
-    max_retries: int = 4,
+    settings: JudgeSettings,
     **columns: Any,
 ) -> list[float | Exception]:
     """The judge's opinion of each completion, from 0 to 1 (docs/judges.md).
@@ -78,58 +67,28 @@ def judge(
     cycle, for which the call must hold whole groups (`batch: group`). A request that fails, or an answer without a
     verdict on its last line, is the error of the rows it is about.
     """
-    try:
-        settings = check_settings(
-            JudgeSettings,
-            "judge",
-            {
-                "model": model,
-                "mode": mode,
-                "rubric": rubric,
-                "scale": [*scale] if isinstance(scale, tuple) else scale,
-                "reference_column": reference_column,
-                "against_column": against_column,
-                "num_opponents": num_opponents,
-                "seed": seed,
-                "max_tokens": max_tokens,
-                "extra_body": {} if extra_body is None else extra_body,
-                "concurrency": concurrency,
-                "request_timeout_seconds": request_timeout_seconds,
-                "max_retries": max_retries,
-            },
-            lists=("scale",),
-        )
-        asked = [prompt_text(prompt) for prompt in prompts]
-        texts = [completion_text(completion) for completion in completions]
-        if settings.mode == "rubric":
-            return _by_rubric(settings, asked, texts, columns)
-        if settings.against_column is not None:
-            return _against(settings, asked, texts, _column(columns, "against_column", settings.against_column))
-        return _in_groups(settings, asked, texts, prompt_id)
-    except UserError as problem:
-        if not prompts:  # the call before any row, which checks the settings
-            raise
-        return [problem] * len(prompts)
+    asked = [prompt_text(prompt) for prompt in prompts]
+    texts = [completion_text(completion) for completion in completions]
+    if settings.mode == "rubric":
+        return _by_rubric(settings, asked, texts, columns)
+    if settings.against_column is not None:
+        return _against(settings, asked, texts, _column(columns, "against_column", settings.against_column))
+    return _in_groups(settings, asked, texts, prompt_id)
 
 
 def _by_rubric(
     settings: JudgeSettings, prompts: list[str], texts: list[str], columns: dict[str, Any]
 ) -> list[float | Exception]:
-    references: list[str | Exception | None] = [None] * len(texts)
+    references: Sequence[str | Exception | None] = [None] * len(texts)
     if settings.reference_column is not None:
-        references = [*_column(columns, "reference_column", settings.reference_column)]
-    values: list[float | Exception] = []
-    questions = {}
-    for row, (prompt, text, reference) in enumerate(zip(prompts, texts, references, strict=True)):
-        if isinstance(reference, Exception):
-            values.append(reference)
-        else:
-            values.append(0.0)
-            questions[row] = score_question(prompt, text, reference, settings.rubric, settings.scale)
-    verdicts = _verdicts(settings, list(questions.values()), lambda text: read_score(text, settings.scale))
-    for row, verdict in zip(questions, verdicts, strict=True):
-        values[row] = verdict
-    return values
+        references = _column(columns, "reference_column", settings.reference_column)
+    questions = [
+        score_question(prompt, text, reference, settings.rubric, settings.scale)
+        for prompt, text, reference in zip(prompts, texts, references, strict=True)
+        if not isinstance(reference, Exception)
+    ]
+    verdicts = iter(_verdicts(settings, questions, lambda text: read_score(text, settings.scale)))
+    return [reference if isinstance(reference, Exception) else next(verdicts) for reference in references]
 
 
 def _against(

@@ -8,29 +8,24 @@ from typing import Any, Literal
 
 from gift.project.errors import UserError
 from gift.project.sections import Count, Dtype, Section
-from gift.rewards.settings import check_settings
+from gift.rewards.signature import takes
 from gift.rewards.text import Completion, completion_text
 
 ROWS_PER_FORWARD = 16  # a call may hold any number of rows; so many of them are padded to one length
 NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 
 
-Form = Literal["auto", "chat", "text"]
-TooLong = Literal["error", "truncate_left"]
-Output = Literal["logit", "logprob"]
-
-
 class RewardModelSettings(Section):
-    """The rules of the settings; the defaults are those of `reward_model`."""
+    """The settings of `reward_model`."""
 
     model: str
-    revision: str | None
-    dtype: Dtype
-    form: Form
-    max_length: Count | None
-    too_long: TooLong
-    output: Output
-    score_label: str | int | None
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    form: Literal["auto", "chat", "text"] = "auto"
+    max_length: Count | None = None
+    too_long: Literal["error", "truncate_left"] = "error"
+    output: Literal["logit", "logprob"] = "logit"
+    score_label: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,13 @@ class Classifier:
     vocabulary: int
 
 
+@takes(RewardModelSettings)
 def reward_model(
     prompts: Sequence[str | list[dict[str, str]]],
     completions: Sequence[Completion],
     completion_ids: Sequence[Any],
     *,
-    model: str,
-    revision: str | None = None,
-    dtype: Dtype = "float32",
-    form: Form = "auto",
-    max_length: Count | None = None,
-    too_long: TooLong = "error",
-    output: Output = "logit",
-    score_label: str | int | None = None,
+    settings: RewardModelSettings,
     **columns: Any,
 ) -> list[float | Exception]:
     """The classifier's score of each row: prompt and completion, one value of its head (docs/judges.md).
@@ -72,30 +61,11 @@ def reward_model(
     `max_length` tokens (null: the model's own limit) is an error, or loses its first tokens (`truncate_left`).
     Whatever keeps the model from opening is the error of every row.
     """
-    try:
-        settings = check_settings(
-            RewardModelSettings,
-            "reward_model",
-            {
-                "model": model,
-                "revision": revision,
-                "dtype": dtype,
-                "form": form,
-                "max_length": max_length,
-                "too_long": too_long,
-                "output": output,
-                "score_label": score_label,
-            },
-        )
-        classifier = open_classifier(settings.model, settings.revision, settings.dtype)
-        if isinstance(classifier, UserError):
-            raise classifier
-        label, limit = _label(classifier, settings), _limit(classifier, settings)
-        template = _uses_template(classifier, settings.form, prompts)
-    except UserError as problem:
-        if not prompts:  # the call before any row, which checks the settings
-            raise
-        return [problem] * len(prompts)
+    classifier = open_classifier(settings.model, settings.revision, settings.dtype)
+    if isinstance(classifier, UserError):
+        raise classifier
+    label, limit = _label(classifier, settings), _limit(classifier, settings)
+    template = _uses_template(classifier, settings.form, prompts)
     values: list[float | Exception] = []
     rows: dict[int, list[int]] = {}
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -109,7 +79,9 @@ def reward_model(
     order = sorted(rows, key=lambda index: len(rows[index]))
     for start in range(0, len(order), ROWS_PER_FORWARD):
         batch = order[start : start + ROWS_PER_FORWARD]
-        for index, value in zip(batch, _scores(classifier, [rows[i] for i in batch], label, output), strict=True):
+        for index, value in zip(
+            batch, _scores(classifier, [rows[i] for i in batch], label, settings.output), strict=True
+        ):
             values[index] = value
     return values
 

@@ -15,17 +15,15 @@ def one_line(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Kind and text of an exception."""
-    kind = type(error).__name__
-    text = str(error) if prints(error) else ""
-    return one_line(f"{kind}: {text}" if text else kind)
+    return one_line(f"{type(error).__name__}: {printed(error)}".removesuffix(": "))
 
 
-def prints(error: BaseException) -> bool:
-    """Whether an exception has a text."""
+def printed(error: BaseException) -> str:
+    """The text of an exception; none where it has none, or fails to print itself."""
     try:
-        return isinstance(str(error), str)
-    except BaseException:  # a user's exception may fail to print itself
-        return False
+        return str(error)
+    except BaseException:
+        return ""
 
 
 def show(value: Any) -> str:

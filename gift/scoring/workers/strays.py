@@ -1,16 +1,31 @@
-"""Finds and kills what a process has started, also what left its group and session."""
+"""What a worker of rewards may use, and the end of all that a process has started, in its group and session or not."""
 
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    import psutil  # read late: most workers never need it
-
+FILE_BYTES = 2**30
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+
+
+def limit_resources(memory_gib: float | None) -> None:
+    """No core dumps; below a memory limit also no file above 1 GiB. What the functions start inherits the limits."""
+    limits = {resource.RLIMIT_CORE: 0}
+    if memory_gib is not None:
+        limits |= {resource.RLIMIT_DATA: int(memory_gib * 2**30), resource.RLIMIT_FSIZE: FILE_BYTES}
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def private_bytes() -> int:
+    """What RLIMIT_DATA counts, nearly: private writable memory (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 
 
 def adopt_orphans(adopt: bool = True) -> bool:
@@ -33,11 +48,15 @@ def has_children() -> bool:
     return True
 
 
-def children() -> set[int]:
-    """The process ids of this process's children."""
-    import psutil
+def children(of: int | None = None, recursive: bool = False) -> set[int]:
+    """The process ids of the children of a process (this one: None); of one that is gone there are none."""
+    if of is None and not has_children():
+        return set()
+    import psutil  # read late: most workers never need it
 
-    return {child.pid for child in psutil.Process().children()} if has_children() else set()
+    with suppress(psutil.NoSuchProcess):
+        return {child.pid for child in psutil.Process(of).children(recursive)}
+    return set()
 
 
 def kill_children(keep: Collection[int] = ()) -> None:
@@ -46,14 +65,9 @@ def kill_children(keep: Collection[int] = ()) -> None:
     They are stopped before they are killed: what is stopped cannot start another. An orphan of what was killed becomes
     a child of this process, and is found in the next turn.
     """
-    import psutil
-
-    while has_children():
-        strays = [child for child in psutil.Process().children() if child.pid not in keep]
-        if not strays:
-            return
+    while strays := children() - set(keep):
         found: set[int] = set()
-        while more := {child.pid for stray in strays for child in _family(stray)} - found:
+        while more := strays.union(*(children(stray, recursive=True) for stray in strays)) - found:
             for pid in more:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
@@ -63,12 +77,4 @@ def kill_children(keep: Collection[int] = ()) -> None:
                 os.kill(pid, signal.SIGKILL)
         for stray in strays:
             with suppress(ChildProcessError):
-                os.waitpid(stray.pid, 0)
-
-
-def _family(process: "psutil.Process") -> "list[psutil.Process]":
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        return [process, *process.children(recursive=True)]
-    return [process]
+                os.waitpid(stray, 0)

@@ -15,12 +15,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gift.scoring.loading import load
-from gift.scoring.workers.limits import limit_resources, private_bytes
-from gift.scoring.workers.messages import describe, one_line, prints, show
-from gift.scoring.workers.strays import adopt_orphans, children, has_children, kill_children
+from gift.scoring.workers.messages import describe, one_line, printed, show
+from gift.scoring.workers.strays import (
+    adopt_orphans,
+    children,
+    has_children,
+    kill_children,
+    limit_resources,
+    private_bytes,
+)
 
 ORPHAN_SECONDS = 60
 CONNECTION_LOST = 70
@@ -46,7 +52,8 @@ class Outcome:
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
-    rewards, timeout_seconds, memory_gib = receive(connection)
+    messages = connection.makefile("rb")  # of the pool, which is trusted: they are pickled
+    rewards, limits, memory_gib = pickle.load(messages)
     adopt_orphans()
     limit_resources(memory_gib)
     functions: dict[str, Callable[..., Any]] = {}
@@ -56,27 +63,10 @@ def main() -> None:
             send_line(connection, f"params.yaml: score.rewards.{reward.name}.{problem}")
             return
     send_line(connection, None)
-    limits = {reward.name: reward.timeout_seconds or timeout_seconds for reward in rewards}
     try:
-        _serve(connection, functions, limits, memory_gib)
+        _serve(connection, messages, functions, limits, memory_gib)
     finally:
         kill_children()
-
-
-def receive(connection: socket.socket) -> Any:
-    """The next message of the pool (trusted: it is pickled); EOFError where the pool is gone."""
-    return pickle.loads(_exactly(connection, int.from_bytes(_exactly(connection, 8))))
-
-
-def _exactly(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view, have = memoryview(data), 0
-    while have < size:
-        count = connection.recv_into(view[have:])
-        if not count:
-            raise EOFError
-        have += count
-    return data
 
 
 def send_line(connection: socket.socket, content: Any) -> None:
@@ -85,21 +75,23 @@ def send_line(connection: socket.socket, content: Any) -> None:
 
 def _serve(
     connection: socket.socket,
+    messages: BinaryIO,
     functions: dict[str, Callable[..., Any]],
     limits: dict[str, float],
     memory_gib: float | None,
 ) -> None:
-    """Answer calls until the pool is gone, the memory is swollen, or a function broke what this process needs.
+    """Answer calls until the pool is gone, the memory is full or swollen, or a function broke what this process needs.
 
-    The line of a call is [its number, seconds, again, whole, entries]. `again`: the pool must not use this process for
-    the call, or any more. `whole`: the one entry is of the call, not of its rows.
+    The line of a call is [its number, seconds, entries]. A later call that finds no memory gets none: the pool tries
+    what a worker ended at again, in a new one. Before its last line a worker stops listening, so that it is sent no
+    more calls.
     """
     pid, folder, number = os.getpid(), Path.cwd(), 0
     ours = children()  # what files start when they are imported may stay
-    swollen = None if memory_gib is None else (private_bytes() + memory_gib * 2**30) / 2
+    swollen = math.inf if memory_gib is None else (private_bytes() + memory_gib * 2**30) / 2
     while True:
         try:
-            calls = receive(connection)
+            calls = pickle.load(messages)
         except (EOFError, ConnectionError):
             return
         for left, (name, arguments) in zip(range(len(calls) - 1, -1, -1), calls, strict=True):
@@ -107,28 +99,30 @@ def _serve(
             signal.setitimer(signal.ITIMER_REAL, limits[name] + ORPHAN_SECONDS)
             os.chdir(folder)
             start = time.monotonic()
-            entries, whole, no_memory = _call(functions[name], arguments)
+            entries, no_memory = _call(functions[name], arguments)
             seconds = time.monotonic() - start
             if os.getpid() != pid:  # a function forked, and its child came back from the call
                 os._exit(0)
-            again = "memory" if no_memory else None
-            if not left and not again and swollen is not None and private_bytes() > swollen:
-                again = "swollen"
+            if no_memory and number:
+                return
             if memory_gib is not None and has_children():
                 kill_children(ours)
+            is_last = no_memory or (not left and private_bytes() > swollen)
             try:
-                send_line(connection, [number, seconds, again, whole, entries])
+                if is_last:
+                    connection.shutdown(socket.SHUT_RD)
+                send_line(connection, [number, seconds, entries])
             except OSError:
                 kill_children()
                 os._exit(CONNECTION_LOST)
-            if again:
+            if is_last:
                 return
             number += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bool, bool]:
-    """The entries of a call's rows, or one for all (then True); and whether memory ran out.
+def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bool]:
+    """The entries of a call's rows, or the one of a call that failed; and whether memory ran out.
 
     Nothing that a function does passes for a number.
     """
@@ -137,18 +131,17 @@ def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bo
     try:
         returned = function(**arguments)
     except BaseException as error:
-        return [_failure(error, describe(error))], True, isinstance(error, MemoryError)
+        return [_failure(error, describe(error))], isinstance(error, MemoryError)
     rule = "must be a list of one number or None" + ("" if num_rows == 1 else " a completion")
     try:
         shown = None if isinstance(returned, NO_LISTS) else list(returned)
     except BaseException as error:
         invalid = one_line(f"returned {show(returned)}; {rule} ({describe(error)})")
-        return [(None, "invalid", invalid)], True, isinstance(error, MemoryError)
+        return [(None, "invalid", invalid)], isinstance(error, MemoryError)
     if shown is None or len(shown) != num_rows:
         count = "one completion" if num_rows == 1 else f"{num_rows} completions"
-        return [(None, "invalid", one_line(f"returned {show(returned)} for {count}; {rule}"))], True, False
-    no_memory = any(isinstance(item, MemoryError) for item in shown)
-    return [_entry(item) for item in shown], False, no_memory
+        return [(None, "invalid", one_line(f"returned {show(returned)} for {count}; {rule}"))], False
+    return [_entry(item) for item in shown], any(isinstance(item, MemoryError) for item in shown)
 
 
 def _entry(item: Any) -> Entry:
@@ -156,8 +149,7 @@ def _entry(item: Any) -> Entry:
     if item is None:
         return None, "abstain", None
     if isinstance(item, Exception):
-        text = one_line(str(item)) if prints(item) else ""
-        return _failure(item, text or type(item).__name__)
+        return _failure(item, one_line(printed(item)) or type(item).__name__)
     if isinstance(item, (str, bytes)):
         return None, "invalid", one_line(f"returned the text {show(item)}; must be a number or None")
     try:

@@ -1,0 +1,160 @@
+"""The arithmetic of rounds: steps, prompts, lengths and memory; what loads, but does not fit together."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from gift.doctor.findings import Finding, Level, Theme, amount
+from gift.doctor.model import Model
+from gift.doctor.whole import Params, Project
+from gift.methods.sample.epochs import supply_problem
+from gift.project.gpus import Gpus
+from gift.training.deepspeed_config import engine_settings
+from gift.training.schedule import check_schedule, schedule_problem, warmup_problem
+from gift.training.steps import steps_of_groups
+
+say, memory = Theme("batches"), Theme("memory")
+LARGE_LR = 5e-5
+"""A whole model that was pre-trained is seldom trained with more by reinforcement; adapters are, ten times as much."""
+
+
+def batch_findings(project: Project) -> Iterator[Finding]:
+    """The rounds as a whole; counts of steps are those of rounds whose groups all train."""
+    chain, generate = project.longest_chain, project.params.generate
+    sizes, steps = step_sizes(project.params), {name: len(step_sizes(project.of(name))) for name in project.rounds}
+    total = sum(steps[name] for name in chain)
+    yield say.ok(
+        f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)} optimizer "
+        f"steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps"
+    )
+    if problem := warmup_problem(project.params.update, total):
+        level: Level = "warning" if project.params.update.warmup_steps >= total else "note"
+        yield say.found(level, f"{problem}, or add rounds")
+    yield from _decay_findings(project, steps, total)
+
+
+def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding]:
+    """The prompts that a chain takes against those that there are; `num_train` None: not known yet."""
+    where = "params.yaml: generate.prompts_per_round"
+    if num_train is None:
+        yield say.note("the number of training prompts is not known before prepare has run", where)
+        return
+    taken = [(name, project.of(name).generate.prompts_per_round) for name in project.longest_chain]
+    most = max(project.of(name).generate.prompts_per_round for name in project.rounds)
+    if problem := supply_problem(most, num_train):
+        yield say.error(problem)
+        return
+    total = sum(count for _, count in taken)
+    text = f"{len(taken)} rounds take {total:,} prompts, {total / num_train:.3g} times the {num_train:,} that there are"
+    if total <= num_train:
+        yield say.ok(text)
+        return
+    again = next(n for n in range(len(taken)) if sum(count for _, count in taken[: n + 1]) > num_train)
+    yield say.note(f"{text}; from {taken[again][0]} on prompts come again", where)
+
+
+def round_findings(params: Params) -> Iterator[Finding]:
+    """Settings of one round that do not fit each other."""
+    yield from _step_findings(params)
+    generate, evaluate, update = params.generate, params.evaluate, params.update
+    if generate.group_size <= 3:
+        size = generate.group_size
+        what = "of two standardised rewards one is always as far up as the other down" if size == 2 else "three rewards"
+        text = f"{size}: {what}, however much they differ: a very noisy estimate; 8 or 16 are usual"
+        yield say.warning(f"params.yaml: generate.group_size: {text}")
+    if update.lora is None and params.base.model != "arithmetic" and update.lr > LARGE_LR:
+        text = f"{update.lr:g}: very large for a whole pre-trained model; 1e-6 to 1e-5 are usual, with a LoRA ten times"
+        yield say.warning(f"params.yaml: update.lr: {text}")
+    if evaluate.max_tokens < generate.max_tokens:
+        yield say.warning(
+            f"params.yaml: evaluate.max_tokens: {evaluate.max_tokens}: less than generate.max_tokens = "
+            f"{generate.max_tokens}: answers as long as those of the training are cut off and count as wrong"
+        )
+    if generate.dtype != update.dtype:
+        yield say.warning(
+            f"params.yaml: generate.dtype: {generate.dtype}: the update computes in {update.dtype}: log-probs of "
+            f"sampler and trainer differ more, and `reference` stops at reference.max_mean_gap = "
+            f"{params.reference.max_mean_gap:g} nats a token; use the same"
+        )
+    for key in ("engine", "dtype"):
+        ours, theirs = getattr(generate, key), getattr(evaluate, key)
+        if ours != theirs:
+            text = f"{theirs}: generate.{key} is {ours}: the policy is evaluated in another way than it samples"
+            yield say.note(f"params.yaml: evaluate.{key}: {text}")
+    if not 0.3 <= generate.temperature <= 1.5:
+        extreme = "nearly equal, and rewards without spread" if generate.temperature < 1 else "mostly noise"
+        text = f"{generate.temperature:g}: completions of a group will be {extreme}; 1.0 is usual"
+        yield say.warning(f"params.yaml: generate.temperature: {text}")
+
+
+def step_sizes(params: Params) -> list[int]:
+    """The groups of each optimizer step of a round."""
+    groups, update = range(params.generate.prompts_per_round), params.update
+    return [len(step) for step in steps_of_groups(groups, update.groups_per_step, update.epochs, seed=0)]
+
+
+def _step_findings(params: Params) -> Iterator[Finding]:
+    """Steps are as equal as they can be, so a number that does not divide the round is met only nearly."""
+    wanted, prompts, sizes = params.update.groups_per_step, params.generate.prompts_per_round, step_sizes(params)
+    line = f"params.yaml: update.groups_per_step: {wanted}: "
+    if wanted > prompts:
+        line += f"a round has only {prompts} groups, and steps never cross rounds; lower it, or raise "
+        yield say.warning(f"{line}generate.prompts_per_round")
+    elif set(sizes) != {wanted}:
+        line += f"does not divide the {prompts} groups of a round: its steps have {_span(sizes)}; a divisor of "
+        off = max(abs(size - wanted) for size in sizes) / wanted
+        yield say.found("warning" if off > 0.2 else "note", f"{line}generate.prompts_per_round is met exactly")
+
+
+def _decay_findings(project: Project, steps: dict[str, int], total: int) -> Iterator[Finding]:
+    """The first round that `update` would refuse or run at the end rate, if all its groups train; or an unused decay.
+
+    A warning, for groups without spread may leave enough steps.
+    """
+    where = "params.yaml: update.schedule_steps"
+    for name in project.rounds:
+        own, first = project.of(name), sum(steps[each] for each in project.chain(name)[:-1])
+        if problem := schedule_problem(first, steps[name], own.update):
+            yield say.warning(f"{problem} (so {name} would be refused, if the groups of all rounds train)")
+            return
+        if note := check_schedule(first, steps[name], own.update):
+            yield say.note(f"{own.update.schedule_steps}: update@{name}: {note}", where)
+            return
+    end = project.params.update.schedule_steps
+    if end is not None and total <= end / 2:
+        text = f"the chain of {len(project.longest_chain)} rounds ends after {total} steps, before half of the decay"
+        yield say.note(f"{end}: {text}", where)
+
+
+def memory_findings(project: Project, model: Model, gpus: Gpus) -> Iterator[Finding]:
+    """Rough sizes against this machine's: what a rank of `update` holds, activations aside, and a GPU that samples."""
+    launch, params = project.launch, project.params
+    world = launch.update.num_processes if launch.update.launcher != "in_process" else 1
+    settings = engine_settings(params.update, launch.update)
+    update = settings.bytes_a_rank(model.num_parameters, model.num_trained(params), world)
+    if not gpus.count:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        text = f"update: about {amount(update * world)} besides activations, of this machine's {amount(total)}"
+        remedy = "use update.lora, a smaller model, or another machine"
+        yield _fits(update * world, total, text, remedy, "params.yaml: base.model")
+        return
+    text = f"update: about {amount(update)} a GPU besides activations"
+    if gpus.memory is None:
+        yield memory.note(f"{text}; its memory is not known")
+        return
+    remedy = "raise zero_stage, use more processes, offload_optimizer, or update.lora"
+    yield _fits(update, gpus.memory, f"{text}, of {amount(gpus.memory)}", remedy, "launch.yaml: update.zero_stage")
+    width = 2 if params.generate.dtype == "bfloat16" else 4
+    sampler = model.num_parameters * width // launch.generate.tensor_parallel_size
+    share = int(launch.generate.gpu_memory_utilization * gpus.memory)
+    text = f"generate: {amount(sampler)} of weights a GPU, of {amount(share)} (gpu_memory_utilization)"
+    remedy = "raise tensor_parallel_size, or use bfloat16"
+    yield _fits(sampler, share, text, remedy, "launch.yaml: generate.tensor_parallel_size")
+
+
+def _fits(need: int, there: int, text: str, remedy: str, where: str) -> Finding:
+    return memory.warning(f"{text}; {remedy}", where) if need > there else memory.ok(text)
+
+
+def _span(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{low}" if low == high else f"{low} to {high}"

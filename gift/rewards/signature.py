@@ -1,0 +1,71 @@
+"""The settings of a reward function: its keyword-only arguments, or one section that stands for them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+
+from gift.project.errors import UserError
+from gift.project.sections import Section, check
+
+
+def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
+    """Give a function of `settings`, a section, the fields of the section as keyword-only arguments.
+
+    Wrong settings, and any other `UserError` of the function, are the error of every row; a call with no rows raises.
+    """
+    fields = {
+        name: inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
+        )
+        for name, field in rules.model_fields.items()
+    }
+
+    def decorate(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        @functools.wraps(function)
+        def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
+            values = {name: columns.pop(name) for name in fields if name in columns}
+            try:
+                settings = check(rules, values, f"{function.__name__}: settings", joint=".")
+                return function(prompts, *rows, settings=settings, **columns)
+            except UserError as problem:
+                if not prompts:
+                    raise
+                return [problem] * len(prompts)
+
+        signature = inspect.signature(function)
+        *others, last = (each for each in signature.parameters.values() if each.name != "settings")
+        reward.__signature__ = signature.replace(parameters=[*others, *fields.values(), last])  # type: ignore[attr-defined]
+        reward.rules = rules  # type: ignore[attr-defined]
+        return reward
+
+    return decorate
+
+
+def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:
+    """What is wrong with the settings of one of our functions by their types, or None.
+
+    Nothing is converted: YAML 1.2 reads `no` as a text, which would count as true.
+    """
+    try:
+        check(_rules(function), values, "settings", joint=".")
+    except UserError as problem:
+        return problem.message
+    return None
+
+
+def _rules(function: Callable[..., Any]) -> type[Section]:
+    """The section that a function takes, or one made of its keyword-only arguments."""
+    if hasattr(function, "rules"):
+        return function.rules
+    types = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        each.name: (types[each.name], ... if each.default is each.empty else each.default)
+        for each in inspect.signature(function).parameters.values()
+        if each.kind is each.KEYWORD_ONLY
+    }
+    return create_model(function.__name__, __base__=Section, **fields)
