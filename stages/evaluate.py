@@ -19,16 +19,25 @@ from gift.tables.prompts import read_prompts
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--answers", type=Path, required=True)
 @click.option("--prompts", type=Path, required=True)
 @click.option("--metrics", type=Path, required=True)
 @click.option("--history", type=Path, required=True)
 @click.option("--gather", "others", type=Path, multiple=True, help="Other metrics of the round, for its history.")
-def main(name: str, answers: Path, prompts: Path, metrics: Path, history: Path, others: tuple[Path, ...]) -> None:
+def main(
+    name: str,
+    overrides: Path | None,
+    answers: Path,
+    prompts: Path,
+    metrics: Path,
+    history: Path,
+    others: tuple[Path, ...],
+) -> None:
     """The base policy has no other metrics; of a round they are JSON, and its steps CSV."""
     console.quiet()
     refuse_existing(metrics, history)
-    score, judges = read_section("score", Score), read_section("evaluate", Evaluate).judges
+    score, judges = read_section("score", Score, overrides), read_section("evaluate", Evaluate, overrides).judges
     refuse_judges(judges, score)
     table, _ = read_prompts(prompts)
     if judges:

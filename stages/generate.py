@@ -25,15 +25,16 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--base", type=Path, required=True)
 @click.option("--policy", type=Path, required=True)
 @click.option("--prompts", type=Path, required=True)
 @click.option("--out", type=Path, required=True)
 @click.option("--metrics", type=Path, required=True)
-def main(name: str, base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
+def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, seed = read_section("generate", Generate), read_seed()
+    settings, seed = read_section("generate", Generate, overrides), read_seed()
     launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)

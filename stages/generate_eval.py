@@ -20,14 +20,15 @@ from gift.tables.prompts import read_prompts
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--base", type=Path, required=True)
 @click.option("--policy", type=Path, required=True)
 @click.option("--prompts", type=Path, required=True)
 @click.option("--out", type=Path, required=True)
-def main(name: str, base: Path, policy: Path, prompts: Path, out: Path) -> None:
+def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
-    settings, seed = read_section("evaluate", Evaluate), read_seed()
+    settings, seed = read_section("evaluate", Evaluate, overrides), read_seed()
     launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)

@@ -19,15 +19,19 @@ from gift.training.reference_settings import Precision, Reference, ReferenceLaun
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--base", type=Path, required=True)
 @click.option("--policy", type=Path, required=True)
 @click.option("--rollouts", type=Path, required=True)
 @click.option("--out", type=Path, required=True)
 @click.option("--metrics", type=Path, required=True)
-def main(name: str, base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
+def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, dtype = read_section("reference", Reference), read_section("update", Precision).dtype
+    settings, dtype = (
+        read_section("reference", Reference, overrides),
+        read_section("update", Precision).dtype,
+    )
     launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, base)

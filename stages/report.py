@@ -7,7 +7,7 @@ import click
 
 from gift.project import console
 from gift.project.code import check_code
-from gift.project.yaml import read_yaml
+from gift.project.rounds import branches, read_rounds
 from gift.report.history import read_history
 
 
@@ -19,7 +19,7 @@ from gift.report.history import read_history
 def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
     """The chain is rounds.yaml: a round that was taken out of it is left out here too."""
     code = check_code("report")
-    round_rows, step_rows = read_history(history, list(read_yaml(chain)["rounds"]))
+    round_rows, step_rows = read_history(history, branches(read_rounds(chain)))
     check_code("report", code)
     for path, rows in ((rounds, round_rows), (steps, step_rows)):
         path.parent.mkdir(parents=True, exist_ok=True)

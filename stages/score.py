@@ -17,14 +17,15 @@ from gift.tables.prompts import read_prompts
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--rollouts", type=Path, required=True)
 @click.option("--prompts", type=Path, required=True)
 @click.option("--out", type=Path, required=True)
 @click.option("--metrics", type=Path, required=True)
-def main(name: str, rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
+def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    score, launch = read_section("score", Score), read_launch("score", ScoreLaunch)
+    score, launch = read_section("score", Score, overrides), read_launch("score", ScoreLaunch)
     table, _ = read_prompts(prompts)
     Asked(score, Prompts(table)).refuse_useless()
     label = f"score@{name}"

@@ -13,6 +13,7 @@ from gift.training.settings import Update, UpdateLaunch
 
 @click.command()
 @click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
 @click.option("--base", type=Path, required=True)
 @click.option("--policy", type=Path, required=True)
 @click.option("--optimizer", type=Path, required=True)
@@ -23,9 +24,9 @@ from gift.training.settings import Update, UpdateLaunch
 @click.option("--out-optimizer", type=Path, required=True)
 @click.option("--metrics", type=Path, required=True)
 @click.option("--steps", type=Path, required=True)
-def main(name: str, **paths: Path) -> None:
+def main(name: str, overrides: Path | None, **paths: Path) -> None:
     console.quiet()
-    update, launch = read_section("update", Update), read_launch("update", UpdateLaunch)
+    update, launch = read_section("update", Update, overrides), read_launch("update", UpdateLaunch)
     label = f"update@{name}"
     numbers = update_policy(label, Paths(**paths), Settings(update, launch, read_seed()))
     if numbers is not None:

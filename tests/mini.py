@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILES = ("dvc.yaml", "params.yaml", "rounds.yaml", "launch.yaml")
 ORDER = (
     "code",
+    "overrides@r1",
     "prepare",
     "check_rewards",
     "base",

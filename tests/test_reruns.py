@@ -23,10 +23,10 @@ import pytest
 
 Change = Callable[[], Any]
 WEIGHTED = {"answer": {"function": "arithmetic_answer", "weight": 0.7}}
-PER_ROUND = ("generate", "score", "reference", "update", "generate_eval", "evaluate")
+PER_ROUND = ("overrides", "generate", "score", "reference", "update", "generate_eval", "evaluate")
 
 
-def round_(name: str, begin: str = "generate") -> set[str]:
+def round_(name: str, begin: str = "overrides") -> set[str]:
     """The stages of a round from one of them on, in the order of their work."""
     return {f"{stage}@{name}" for stage in PER_ROUND[PER_ROUND.index(begin) :]}
 
@@ -72,7 +72,7 @@ def nothing() -> None:
 DOCTOR, CODE = {"doctor"}, {"code"}
 BEGIN = {"prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base"}
 ALL = CODE | DOCTOR | BEGIN | {"report"} | round_("r1") | round_("r2")
-SAMPLED = ALL - CODE - DOCTOR - BEGIN
+SAMPLED = {"report"} | round_("r1", "generate") | round_("r2", "generate")
 UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
 REWARDED = UPDATED | {"check_rewards", "score@r1", "evaluate_base"}
 # An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
@@ -101,6 +101,11 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
     "the temperature": (setting(generate={"temperature": 0.9}), DOCTOR | SAMPLED, set()),
     "another round": (write("rounds.yaml", "  r3: {from: r2}\n"), DOCTOR | round_("r3") | {"report"}, set()),
     "a branch": (write("rounds.yaml", "  r2b: {from: r1}\n"), DOCTOR | round_("r2b") | {"report"}, set()),
+    "what a round changes for itself": (
+        lambda: Path("rounds.yaml").write_text(Path("rounds.yaml").read_text()[:-2] + ", update: {lr: 1.0e-6}}\n"),
+        DOCTOR | {"overrides@r2b", "report"} | round_("r2b", "update"),
+        set(),
+    ),
 }
 
 
@@ -143,6 +148,12 @@ def stand_in(stage: Any) -> None:
         for name in code().stages():
             Path("data/code").mkdir(parents=True, exist_ok=True)
             Path(f"data/code/{name}.txt").write_text(code().code_of(name))
+        return
+    if stage.addressing.startswith("overrides@"):
+        content = mini.read_yaml(Path("rounds.yaml"))["rounds"][stage.addressing.split("@")[1]]
+        for out in stage.outs:
+            Path(out.def_path).parent.mkdir(parents=True, exist_ok=True)
+            Path(out.def_path).write_text(json.dumps(content.get(Path(out.def_path).stem)))
         return
     seen: list[Any] = [stage.addressing]
     for dep in stage.deps if stage.addressing not in ("doctor", "check_rewards") else []:
