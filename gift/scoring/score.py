@@ -63,10 +63,9 @@ def score_table(
         },
         "settings": settings_of(score),
     }
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in part_paths(rollouts)]
     inputs = {
         **metadata,
-        "rollouts": stamps,  # no digests: what is made again is newer, and a false alarm costs no call of a reward
+        "rollouts": tree_digest(rollouts),
         "prompts": file_digest(prompts),
         "rewards": tree_digest(USER_FOLDER),
     }
