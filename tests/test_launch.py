@@ -186,6 +186,16 @@ def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int,
     assert f"error: stages.update: {message}" in done.stderr
 
 
+def test_a_launcher_is_for_the_update_alone(tmp_path: Path) -> None:
+    (tmp_path / "launch.yaml").write_text('{"update": {"launcher": "deepspeed"}}')
+    environment = {**mini.environment(), "PYTHONPATH": str(mini.ROOT), "PATH": "/nowhere"}
+    for stage, code in (("score", 0), ("update", 1)):
+        command = [sys.executable, "-m", "gift.launch", f"stages.{stage}", "--help"]
+        assert (
+            subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False).returncode == code
+        )
+
+
 SRUN = """#!/bin/bash
 echo "$@" > arguments
 shift 3
