@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make repro     run what is stale in the pipeline (dvc repro); ARGS='evaluate@r1' for a part of it"
-	@echo "make test      run the tests, JOBS=2 at a time, but for the slow; ARGS='tests/test_x.py -k name' for some, slow or not"
+	@echo "make test      run the tests but for the slow, JOBS=2 at a time; ARGS='tests/test_x.py -k name' for any of them"
 	@echo "make test-all  run the slow tests: more cases of laws of which make test runs one"
 	@echo "make lint      check format, rules and types"
 	@echo "make env       make .venv, which the four above do too when it is missing or a lock has changed"

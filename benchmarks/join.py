@@ -9,8 +9,9 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, resident, say, settle
-from benchmarks.results import finish, markdown, options, start
+from benchmarks.results import finish, markdown
 
 SIDES = ("ours", "through lists")
 TABLES = ("rollouts", "scores", "reference")
@@ -18,28 +19,26 @@ POLICY = "benchmark"
 VOCAB, PROMPT_TOKENS, GROUPS_PER_PART = 151_936, 200, 64
 
 
-@click.command()
+@measured(quick={"repeats": 1}, dtypes=False, repeats=3)
 @click.option("--groups", default=1024, show_default=True, help="Prompts of the round.")
 @click.option("--group-size", default=16, show_default=True, help="Completions of each prompt.")
 @click.option("--tokens", default=1500, show_default=True, help="Tokens of each completion.")
-@click.option("--repeats", default=3, show_default=True, help="Processes of each side, in turn.")
-@options
-def main(groups: int, group_size: int, tokens: int, repeats: int, threads: int, quick: bool, out: Path | None) -> None:
+def main(run: Run, groups: int, group_size: int, tokens: int) -> None:
     """Seconds and peak memory, above the tables' own size, until a rank has the rows of a round."""
-    groups, group_size, tokens, repeats = (8, 4, 50, 1) if quick else (groups, group_size, tokens, repeats)
-    settings = start(threads, quick, groups=groups, group_size=group_size, tokens=tokens, repeats=repeats)
+    groups, group_size, tokens = (8, 4, 50) if run.quick else (groups, group_size, tokens)
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as work:
         size = fresh(write_round, Path(work), groups, group_size, tokens)
-        for turn in range(repeats):
+        for turn in range(run.repeats):
             for side in SIDES:
                 runs[side].append(fresh(measure, side, Path(work)))
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in runs[side][-1].items())
-                say(f"{side}, {turn + 1} of {repeats}: {shown}")
+                say(f"{side}, {turn + 1} of {run.repeats}: {shown}")
     medians = {
-        side: {name: statistics.median(run[name] for run in each) for name in each[0]} for side, each in runs.items()
+        side: {name: statistics.median(one[name] for one in each) for name in each[0]} for side, each in runs.items()
     }
-    finish("join", settings, {**size, "sides": medians, "runs": runs}, table, out)
+    settings = {**run.settings, "groups": groups, "group_size": group_size, "tokens": tokens}
+    finish("join", settings, {**size, "sides": medians, "runs": runs}, table, run.out)
 
 
 def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict[str, float]:
@@ -86,7 +85,8 @@ def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict
         scores = pa.table([*key, values, values, ok, nothing], schema=scores_schema(["right"]))
         reference = pa.table([*key, column(tokens, logprobs), column(tokens, logprobs)], schema=REFERENCE)
         size += sum(each.nbytes for each in (rollouts, scores, reference))
-        metadata = {"policy": POLICY, "rewards": {"right": {"weight": 1.0, "only_if": None}}}
+        rewards = {"right": {"weight": 1.0, "only_if": None}}
+        metadata = {"policy": POLICY, "rewards": rewards, "settings": {"max_tokens": tokens}}
         write_part(folder / "rollouts", index, rollouts, ROLLOUTS, check_rollouts, metadata)
         write_part(folder / "scores", index, scores, scores_schema(["right"]), check_scores, metadata)
         write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)

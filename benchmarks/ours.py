@@ -49,33 +49,36 @@ def start_trainer(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.methods.shape.zscore import single
+    from gift.methods.groups import groups_of
     from gift.policy.files import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.rows import Rows
     from gift.training.settings import Update
+    from gift.training.targets import choose
     from gift.training.trainer import Trainer
 
     model = open_policy(PolicyFiles(folder), "float32")
     # What a model of random weights gives every token, almost exactly: the steps begin near their anchor.
     completions = Ragged.of(rollouts.completion_ids, np.int32)
-    logprob = np.full(len(completions.values), -math.log(model.config.vocab_size), dtype=np.float32)
-    uniform = Ragged(logprob, completions.offsets)
+    logprob = torch.full((len(completions.values),), -math.log(model.config.vocab_size))
     rewards = torch.tensor(rollouts.rewards).view(-1, rollouts.group_size)
-    rows = Rows(
-        prompt_ids=Ragged.of(rollouts.prompt_ids, np.int32),
-        completion_ids=completions,
-        ref_logprobs=uniform,
-        old_logprobs=uniform,
-        rewards=single(rewards, torch.ones_like(rewards, dtype=torch.bool)),
+    groups = groups_of(
+        rewards,
+        mask=torch.ones_like(rewards, dtype=torch.bool),
+        lengths=torch.from_numpy(completions.lengths).view(rewards.shape),
+        max_tokens=int(completions.lengths.max()),
+        ref_logprobs=logprob,
+        old_logprobs=logprob,
     )
+    rows = Rows(Ragged.of(rollouts.prompt_ids, np.int32), completions, groups)
     stage = 1 if dtype == "bfloat16" else 0
     logprobs = TokenLogprobs(model, 1.0, packing)
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
     settings = check(Update, {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}, "benchmark")
-    return Trainer(engine, rows, settings, tokens_per_batch, logprobs.layout), engine.close
+    chosen = choose(groups, settings)
+    return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close
 
 
 def reference_and_update(folder: Path, shape: Shape, times: int, dtype: str, tokens_per_batch: int) -> dict[str, float]:

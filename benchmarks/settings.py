@@ -15,8 +15,8 @@ from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.groups import groups_of
 from gift.methods.sample.epochs import take_prompts
-from gift.methods.shape.zscore import single
 from gift.policy.files import PolicyFiles
 from gift.policy.folder import load_tokenizer
 from gift.policy.open import open_policy
@@ -31,8 +31,9 @@ from gift.sampling.engine import Completion, Request, transformers_sampler
 from gift.training.engine import Engine, EngineSettings
 from gift.training.ranks import distributed
 from gift.training.round import check_step
-from gift.training.rows import Rows, select_groups
+from gift.training.rows import Rows
 from gift.training.steps import steps_of_groups
+from gift.training.targets import choose
 from gift.training.trainer import Trainer
 from stages.base import train
 
@@ -43,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reference, detached, floor 0.3": {"anchor": "reference"},
     "reference, full, floor 0.3": {"anchor": "reference", "stats": "full"},
     "reference, full, floor 1e-6 (paper)": {"anchor": "reference", "stats": "full", "spread_floor": 1e-6},
-    "old, detached, floor 1e-6, keep (released code)": {"spread_floor": 1e-6, "zero_spread": "keep"},
+    "old, detached, floor 1e-6, keep (released code)": {"spread_floor": 1e-6, "zero_targets": "keep"},
 }
 DEFAULT = {"anchor": "old", "stats": "detached", "spread_floor": 0.3}
 
@@ -67,15 +68,15 @@ def run(params: Params, base: Path, num_rounds: int) -> dict[str, Any]:
     for number in range(1, num_rounds + 1):
         prompts, position = take_prompts(list(train), position, params.generate.prompts_per_round, params.seed)
         rows = sample_round(model, reference, params, tokenizer, [train[prompt] for prompt in prompts], number)
-        groups, _ = select_groups(rows, update)
-        trainer = Trainer(engine, rows, update, 16384)
-        for chosen in steps_of_groups(
-            groups, update.groups_per_step, update.epochs, seed_of("update", params.seed, number)
+        chosen = choose(rows.groups, update)
+        trainer = Trainer(engine, rows, chosen, update, 16384)
+        for groups in steps_of_groups(
+            chosen.indices, update.groups_per_step, update.epochs, seed_of("update", params.seed, number)
         ):
             step += 1
             lr = update.lr * min(1.0, step / update.warmup_steps) if update.warmup_steps else update.lr
             try:
-                check_step({"step": step, **trainer.train_step(chosen, lr)}, update, f"round {number}")
+                check_step({"step": step, **trainer.train_step(groups, lr)}, update, f"round {number}")
             except UserError as error:
                 stopped = error.message
                 break
@@ -126,14 +127,16 @@ def sample_round(
     lengths = np.stack([prompt_ids.lengths, completion_ids.lengths], axis=1)
     policy = TokenLogprobs(model, settings.temperature)
     batches = row_batches([list(range(len(prompt_ids)))], lengths, 16384, policy.layout)
-    shape = (-1, settings.group_size)
-    return Rows(
-        prompt_ids,
-        completion_ids,
-        completion_logprobs(reference, prompt_ids, completion_ids, batches),
-        completion_logprobs(policy, prompt_ids, completion_ids, batches),
-        single(torch.tensor(total).view(shape), torch.ones(len(rows), settings.group_size, dtype=torch.bool)),
+    rewards = torch.tensor(total).view(-1, settings.group_size)
+    groups = groups_of(
+        rewards,
+        mask=torch.ones_like(rewards, dtype=torch.bool),
+        lengths=torch.from_numpy(completion_ids.lengths).view(rewards.shape),
+        max_tokens=settings.max_tokens,
+        ref_logprobs=torch.from_numpy(completion_logprobs(reference, prompt_ids, completion_ids, batches).values),
+        old_logprobs=torch.from_numpy(completion_logprobs(policy, prompt_ids, completion_ids, batches).values),
     )
+    return Rows(prompt_ids, completion_ids, groups)
 
 
 @click.command()
@@ -163,11 +166,9 @@ def main(
                     if (name, rate, seed) in finished:
                         results.setdefault((name, rate), []).append(finished[name, rate, seed])
                         continue
-                    update = {
-                        **content["update"],
-                        "lr": rate,
-                        "gift": {**content["update"]["gift"], **DEFAULT, **fields},
-                    }
+                    gift = {**content["update"]["match"]["gift"], **DEFAULT, **fields}
+                    kept = {"zero_targets": gift.pop("zero_targets")} if "zero_targets" in gift else {}
+                    update = {**content["update"], **kept, "lr": rate, "match": {"gift": gift}}
                     params = check(Params, {**content, "seed": seed, "update": update}, "params.yaml")
                     if not (base / "config.json").exists():
                         train(params.arithmetic, seed, base, work / f"training-{seed}")

@@ -14,7 +14,7 @@ from gift.tables.parts import check_same_rows, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference import audit, write_reference
-from gift.training.settings import Reference, ReferenceLaunch, Update
+from gift.training.reference_settings import Precision, Reference, ReferenceLaunch
 
 
 @click.command()
@@ -26,7 +26,7 @@ from gift.training.settings import Reference, ReferenceLaunch, Update
 def main(base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, dtype = read_section("reference", Reference), read_section("update", Update).dtype
+    settings, dtype = read_section("reference", Reference), read_section("update", Precision).dtype
     launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, base)

@@ -41,7 +41,7 @@ class Forks:
 
     def __init__(self, libraries: tuple[str, ...]) -> None:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        # vLLM is silent, and asking for a GPU leaves it to the forks. No PATH: DeepSpeed finds no compiler in it.
+        # vLLM is silent; asking for a GPU leaves it to the forks. No PATH: DeepSpeed finds no compiler while it loads.
         env |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PATH": ""}
         command = [sys.executable, __file__, *libraries]
         self.python = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

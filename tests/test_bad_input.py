@@ -190,11 +190,6 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         ("update@r1: step 2:", "update.max_drift = 1e-09", "Lower update.lr"),
         params(update={"max_drift": 1e-9}),
     ),
-    "other rewards than were scored": (
-        "update@r1",
-        ("data/rounds/r1/scores/part-00000.parquet: the column 'right' is missing",),
-        params(score={"rewards": {"right": {"function": "arithmetic_answer"}}}, evaluate={"correct": "right"}),
-    ),
     "bfloat16 without ZeRO": (
         "update@r1",
         ("launch.yaml: update.zero_stage: 0", "update.dtype bfloat16", "use zero_stage 1"),

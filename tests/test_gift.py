@@ -6,44 +6,55 @@ import pytest
 import torch
 from torch import Tensor
 
-from gift.methods import statistics as groups
-from gift.methods.groups import GroupBatch
-from gift.methods.match.gift import gift
-from gift.methods.select import spread as selection
-from gift.methods.settings import GiftObjective
-from gift.methods.shape.zscore import Rewards, group_advantages, single, standardise, step_advantages
+from gift.methods.groups import Groups, Loss, Outputs, Targets
+from gift.methods.match.gift import Gift, gift
+from gift.methods.names import SHAPE
+from gift.methods.shape.zscore import standardise
+from gift.methods.statistics import centre, spread
+from gift.training.settings import Update
+from gift.training.targets import choose
+from tests.groups import make_groups, two_components
 
 TINY = 1e-9
 
 
-def settings(**fields: object) -> GiftObjective:
-    return GiftObjective.model_validate({"anchor": "old", "stats": "detached", "spread_floor": 0.3, **fields})
+def settings(**fields: object) -> Gift:
+    return Gift.model_validate({"anchor": "old", "stats": "detached", "spread_floor": 0.3, **fields})
 
 
-def one_token_batch(log_ratio: Tensor, rewards: Tensor, mask: Tensor | None = None) -> GroupBatch:
-    """Completions of one token whose log-ratio to both anchors is `log_ratio` [P, G]."""
-    flat = log_ratio.flatten()
-    anchor = torch.full_like(flat, -1.0).detach()
-    mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
-    return GroupBatch(
-        logprobs=flat + anchor,
-        ref_logprobs=anchor,
-        old_logprobs=anchor,
-        completion=torch.arange(flat.numel()),
-        rewards=rewards,
-        advantages=standardise(rewards, mask),
-        mask=mask,
-    )
+def step_loss(log_ratio: Tensor, rewards: Tensor, mask: Tensor | None = None, **fields: object) -> Loss:
+    """Of completions of one token whose log-ratio to both anchors is `log_ratio` [P, G]."""
+    groups = make_groups(rewards, mask)
+    targets = Targets(standardise(rewards, groups.mask))
+    return gift(groups, targets, Outputs(log_ratio.flatten() - 1), settings(**fields))
 
 
 def loss_of(log_ratio: Tensor, rewards: Tensor, mask: Tensor | None = None, **fields: object) -> Tensor:
-    return gift(one_token_batch(log_ratio, rewards, mask), settings(**fields))[0]
+    """The sum over groups."""
+    return step_loss(log_ratio, rewards, mask, **fields).value * len(rewards)
 
 
 def gradient_of(log_ratio: Tensor, rewards: Tensor, mask: Tensor | None = None, **fields: object) -> Tensor:
     leaf = log_ratio.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(leaf, rewards, mask, **fields), leaf)
     return gradient
+
+
+def at_stake(rewards: Tensor, shape: str = "zscore") -> list[int]:
+    """The groups that train."""
+    update = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", "shape": {shape: {}}}
+    return choose(make_groups(rewards), Update.model_validate(update)).indices
+
+
+def within(groups: Groups, shape: str) -> Tensor:
+    return SHAPE[shape].within(groups, SHAPE[shape].settings()).completions
+
+
+def across(groups: Groups) -> Tensor:
+    """The targets of gdpo over a step."""
+    shape = SHAPE["gdpo"]
+    assert shape.across is not None
+    return shape.across(groups, shape.within(groups, shape.settings()), shape.settings()).completions
 
 
 def random_groups(seed: int, num: int = 3, size: int = 6) -> tuple[Tensor, Tensor]:
@@ -76,26 +87,6 @@ def test_beta_factor_by_hand() -> None:
     assert loss_of(log_ratio, rewards, beta=0.5).item() == pytest.approx(float(residual.square().mean()), rel=1e-12)
     expected = -(2 * 0.5 / (6 * scale)) * residual
     torch.testing.assert_close(gradient_of(log_ratio, rewards, beta=0.5), expected)
-
-
-@pytest.mark.parametrize("token_reduce", ["sum", "mean"])
-@pytest.mark.parametrize("anchor", ["old", "reference"])
-def test_full_gradient_is_that_of_finite_differences(anchor: str, token_reduce: str) -> None:
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([1, 3, 2, 5, 1, 2, 4, 2])
-    completion = torch.repeat_interleave(torch.arange(8), lengths)
-    draw = lambda: -torch.rand(len(completion), generator=generator, dtype=torch.float64)  # noqa: E731
-    logprobs, reference, old = draw(), draw(), draw()
-    rewards = torch.rand(2, 4, generator=generator, dtype=torch.float64)
-    mask = torch.tensor([[True, True, True, True], [True, False, True, True]])
-    chosen = settings(anchor=anchor, stats="full", token_reduce=token_reduce, beta=0.7)
-
-    def loss(values: Tensor) -> Tensor:
-        return gift(GroupBatch(values, reference, old, completion, rewards, standardise(rewards, mask), mask), chosen)[
-            0
-        ]
-
-    assert torch.autograd.gradcheck(loss, (logprobs.requires_grad_(),), eps=1e-6, atol=1e-7)
 
 
 def test_full_gradient_closed_form() -> None:
@@ -173,10 +164,10 @@ def test_zero_reward_spread() -> None:
     """A group of equal rewards has target 0: dropped by `mask`; kept, the detached loss still pulls it together."""
     rewards = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.1 + 0.2]], dtype=torch.float64)
     mask = torch.ones_like(rewards, dtype=torch.bool)
-    assert selection.has_preference(single(rewards, mask), "group").tolist() == [False, True]
+    assert at_stake(rewards) == [1]
     assert standardise(rewards, mask)[0].tolist() == [0.0, 0.0, 0.0]
     almost = torch.tensor([[0.3, 0.1 + 0.2, 0.3]], dtype=torch.float32)
-    assert not selection.has_preference(single(almost, torch.ones_like(almost, dtype=torch.bool)), "group").any()
+    assert at_stake(almost) == []
     log_ratio = torch.tensor([[0.5, 0.0, -0.5]], dtype=torch.float64)
     gradient = gradient_of(log_ratio, rewards[:1])
     assert gradient[0, 0] > 0 > gradient[0, 2]
@@ -195,7 +186,6 @@ def test_masked_completions_do_not_exist() -> None:
         torch.testing.assert_close(
             loss_of(log_ratio, rewards, mask, stats=stats), loss_of(log_ratio[:, kept], rewards[:, kept], stats=stats)
         )
-    assert selection.enough_rewards(torch.tensor([[True, False], [True, True]])).tolist() == [False, True]
 
 
 def test_order_inside_a_group_does_not_matter() -> None:
@@ -210,21 +200,20 @@ def test_order_inside_a_group_does_not_matter() -> None:
 def test_reference_and_old_anchor_differ_where_they_should() -> None:
     logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64)
     old, reference = logprobs - torch.tensor([0.0, 1.0]), logprobs - torch.tensor([1.0, 0.0])
-    rewards, mask = torch.tensor([[0.0, 1.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
-    batch = GroupBatch(logprobs, reference, old, torch.arange(2), rewards, standardise(rewards, mask), mask)
-    assert gift(batch, settings(anchor="old"))[1]["correlation"].item() == pytest.approx(1)
-    assert gift(batch, settings(anchor="reference"))[1]["correlation"].item() == pytest.approx(-1)
+    groups = make_groups(torch.tensor([[0.0, 1.0]]), ref_logprobs=reference, old_logprobs=old)
+    targets = Targets(standardise(groups.rewards, groups.mask))
+    for anchor, correlation in (("old", 1), ("reference", -1)):
+        loss = gift(groups, targets, Outputs(logprobs), settings(anchor=anchor))
+        assert loss.metrics["correlation"].item() == pytest.approx(correlation)
 
 
 def test_statistics_by_hand() -> None:
     rewards = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
     log_ratio = torch.tensor([[-1.0, 1.0, 1.0, 3.0]], dtype=torch.float64)
-    statistics = gift(one_token_batch(log_ratio, rewards), settings())[1]
-    assert statistics["log_ratio"].item() == pytest.approx(1)
-    assert statistics["log_ratio_std"].item() == pytest.approx(math.sqrt(8 / 3))
+    statistics = step_loss(log_ratio, rewards).metrics
     assert statistics["implied_beta"].item() == pytest.approx(math.sqrt(1 / 3) / math.sqrt(8 / 3))
     assert statistics["correlation"].item() == pytest.approx(math.sqrt(1 / 2))
-    unmoved = gift(one_token_batch(torch.zeros_like(rewards), rewards), settings())[1]
+    unmoved = step_loss(torch.zeros_like(rewards), rewards).metrics
     assert math.isnan(unmoved["correlation"].item())
 
 
@@ -237,78 +226,69 @@ def test_minimiser_is_the_tilted_reference(stats: str) -> None:
     logits = (reference + 0.1 * torch.randn(5, generator=generator, dtype=torch.float64)).requires_grad_()
     chosen = settings(anchor="reference", stats=stats, spread_floor=TINY)
     optimizer = torch.optim.Adam([logits], lr=0.02)
-    mask = torch.ones(1, 5, dtype=torch.bool)
-    target = standardise(rewards, mask)
+    groups = make_groups(rewards, ref_logprobs=reference, old_logprobs=reference)
+    target = Targets(standardise(rewards, groups.mask))
     for step in range(3000):
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * (1 - step / 3000)
-        batch = GroupBatch(logits.log_softmax(-1), reference, reference, torch.arange(5), rewards, target, mask)
-        loss, statistics = gift(batch, chosen)
+        loss = gift(groups, target, Outputs(logits.log_softmax(-1)), chosen)
         optimizer.zero_grad()
-        loss.backward()
+        loss.value.backward()
         optimizer.step()
-    assert loss.item() < 1e-6
-    beta = statistics["implied_beta"].item()
+    assert loss.value.item() < 1e-6
+    beta = loss.metrics["implied_beta"].item()
     tilted = (reference + rewards[0] / beta).softmax(-1)
     torch.testing.assert_close(logits.softmax(-1).detach(), tilted, atol=1e-3, rtol=0)
     assert (tilted - reference.exp()).abs().max() > 0.01
 
 
-def two_rewards(first: list[list[float]], second: list[list[float]], weights: tuple[float, float]) -> Rewards:
-    components = torch.tensor([first, second], dtype=torch.float64).movedim(0, -1)
-    factors = torch.tensor(weights, dtype=torch.float64)
-    mask = torch.ones(components.shape[:2], dtype=torch.bool)
-    known = torch.ones_like(components, dtype=torch.bool)
-    return Rewards((components * factors).sum(-1), mask, components, known, factors)
-
-
 def test_gdpo_by_hand() -> None:
     """Two groups of two: (1, 0) standardises to +-sqrt(1/2) whatever its scale; then the step is whitened."""
-    rewards = two_rewards([[1, 0], [1, 0]], [[0, 100], [7, 7]], (2.0, 1.0))
+    rewards = two_components([[1, 0], [1, 0]], [[0, 100], [7, 7]], (2.0, 1.0))
     half = math.sqrt(0.5)
     expected = [[2 * half - half, half - 2 * half], [2 * half, -2 * half]]
-    torch.testing.assert_close(group_advantages(rewards, "gdpo"), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(within(rewards, "gdpo"), torch.tensor(expected, dtype=torch.float64))
     deviation = math.sqrt((2 * 0.5 + 2 * 2) / 3)
     whitened = [[value / (deviation + 1e-4) for value in row] for row in expected]
-    torch.testing.assert_close(step_advantages(rewards, "gdpo"), torch.tensor(whitened, dtype=torch.float64))
+    torch.testing.assert_close(across(rewards), torch.tensor(whitened, dtype=torch.float64))
 
 
 def test_gdpo_sees_what_the_sum_hides() -> None:
     """Equal totals of unequal components may hold a preference; a component's scale changes nothing."""
-    hidden = two_rewards([[1, 0, 0]], [[0, 1, 1]], (1.0, 1.0))
-    assert selection.has_preference(hidden, "group").tolist() == [False]
-    assert selection.has_preference(hidden, "gdpo").tolist() == [False]
+    hidden = two_components([[1, 0, 0]], [[0, 1, 1]], (1.0, 1.0))
+    assert not within(hidden, "zscore").any()
+    assert within(hidden, "gdpo").abs().max() < 1e-6
     # Standardised, both components are as wide: now the second, with twice the weight, wins.
-    tilted = two_rewards([[2, 0, 0]], [[0, 1, 1]], (1.0, 2.0))
-    assert selection.has_preference(tilted, "group").tolist() == [False]
-    assert selection.has_preference(tilted, "gdpo").tolist() == [True]
-    small = two_rewards([[0, 1, 0, 1]], [[0, 0, 1e-3, 1e-3]], (1.0, 1.0))
-    large = two_rewards([[0, 1, 0, 1]], [[0, 0, 1e3, 1e3]], (1.0, 1.0))
-    torch.testing.assert_close(step_advantages(small, "gdpo"), step_advantages(large, "gdpo"))
+    tilted = two_components([[2, 0, 0]], [[0, 1, 1]], (1.0, 2.0))
+    assert not within(tilted, "zscore").any()
+    assert within(tilted, "gdpo").abs().min() > 0.1
+    small = two_components([[0, 1, 0, 1]], [[0, 0, 1e-3, 1e-3]], (1.0, 1.0))
+    large = two_components([[0, 1, 0, 1]], [[0, 0, 1e3, 1e3]], (1.0, 1.0))
+    torch.testing.assert_close(across(small), across(large))
 
 
 def test_gdpo_of_one_reward_is_the_group() -> None:
-    rewards = single(torch.rand(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool))
-    assert step_advantages(rewards, "gdpo").equal(step_advantages(rewards, "group"))
+    rewards = make_groups(torch.rand(3, 4, dtype=torch.float64))
+    assert across(rewards).equal(within(rewards, "zscore"))
 
 
 def test_gdpo_leaves_out_what_has_no_value() -> None:
     """An abstention adds nothing and shifts nobody; a completion without a total does not exist."""
-    rewards = two_rewards([[1, 0, 5, 9]], [[3, 1, 5, 9]], (1.0, 1.0))
+    rewards = two_components([[1, 0, 5, 9]], [[3, 1, 5, 9]], (1.0, 1.0))
     rewards.known[0, 2, 0] = False
     rewards.known[0, 3] = False
     rewards.mask[0, 3] = False
     first, second = math.sqrt(0.5), 1.0
     expected = torch.tensor([[first + 0.0, -first - second, second, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(group_advantages(rewards, "gdpo"), expected)
-    assert step_advantages(rewards, "gdpo")[0, 3] == 0
+    torch.testing.assert_close(within(rewards, "gdpo"), expected)
+    assert across(rewards)[0, 3] == 0
 
 
 def test_groups_helpers_by_hand() -> None:
     values = torch.tensor([[1.0, 3.0, 100.0]])
     mask = torch.tensor([[True, True, False]])
-    centred = groups.centre(values, mask)
+    centred = centre(values, mask)
     assert centred.tolist() == [[-1.0, 1.0, 0.0]]
-    assert groups.spread(centred, mask).item() == pytest.approx(math.sqrt(2))
-    assert groups.spread(centred, mask, floor=1.0).item() == pytest.approx(math.sqrt(3))
-    assert groups.centre(values, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0, 0.0]]
+    assert spread(centred, mask).item() == pytest.approx(math.sqrt(2))
+    assert spread(centred, mask, floor=1.0).item() == pytest.approx(math.sqrt(3))
+    assert centre(values, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0, 0.0]]

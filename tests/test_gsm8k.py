@@ -120,7 +120,7 @@ def test_the_ledgers_close(project: Path) -> None:
     assert sampled["num_truncated"] == sum(row["finish_reason"] == "length" for row in rollouts)
     assert scored["num_scored"] == scored["num_rollouts"] == 64
     assert scored["num_failed"] == scored["num_abstained"] == 0
-    dropped = trained["num_groups_unscored"] + trained["num_groups_zero_spread"]
+    dropped = sum(trained[f"num_groups_{why}"] for why in ("unscored", "not_selected", "zero_targets"))
     assert dropped + trained["num_groups_selected"] == trained["num_groups"] == 16
     assert trained["num_groups_trained"] == trained["num_groups_selected"] > 8
     rewards: dict[str, set[float]] = {}
@@ -128,7 +128,7 @@ def test_the_ledgers_close(project: Path) -> None:
     for rollout, score in zip(rollouts, scores, strict=True):
         rewards.setdefault(score["prompt_id"], set()).add(score["reward"])
         tokens[score["prompt_id"]] = tokens.get(score["prompt_id"], 0) + len(rollout["completion_ids"])
-    assert trained["num_groups_zero_spread"] == sum(len(values) == 1 for values in rewards.values())
+    assert trained["num_groups_zero_targets"] == sum(len(values) == 1 for values in rewards.values())
     assert trained["num_tokens_trained"] == sum(tokens[key] for key, values in rewards.items() if len(values) > 1)
 
 

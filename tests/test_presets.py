@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 
 from gift.doctor.whole import Params, read_params
+from gift.methods.names import MATCH
+from gift.project.rounds import lay_over
+from gift.project.sections import check
+from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
 from gift.prompts.sources import Prompts, prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts
@@ -199,5 +204,32 @@ def test_a_preset_fits_in_its_own_context_and_steps(name: str) -> None:
         assert section.stop_tokens == params.generate.stop_tokens
     assert params.generate.prompts_per_round % params.update.groups_per_step == 0
     assert params.generate.prompts_per_round // params.update.groups_per_step == 4
-    assert (params.update.gift.anchor, params.update.gift.stats, params.update.gift.beta) == ("old", "detached", 1.0)
+    match = params.update.match
+    assert (match.name, match.settings.anchor, match.settings.stats, match.settings.beta) == (
+        "gift",
+        "old",
+        "detached",
+        1.0,
+    )
     assert (params.update.epochs, params.update.max_grad_norm) == (1, 1.0)
+
+
+METHODS = sorted((PRESETS / "methods").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_method_can_be_laid_over_any_params(path: Path) -> None:
+    """It says whose settings they are, changes `update` alone, and names each choice."""
+    assert re.match(r"# .*(arXiv|verl)", path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
+    assert content.keys() == {"update"}
+    for name in PARAMS:
+        whole = read_yaml(PRESETS / f"{name}.yaml")
+        update = check(Params, {**whole, "update": lay_over(whole["update"], content["update"])}, path.name).update
+        given = content["update"]
+        assert [{update.shape.name}, {update.match.name}] == [set(given["shape"]), set(given["match"])]
+        assert [each.name for each in update.select] == [name for each in given.get("select", []) for name in each]
+
+
+def test_every_match_has_a_preset() -> None:
+    assert {name for path in METHODS for name in read_yaml(path)["update"]["match"]} == MATCH.keys()

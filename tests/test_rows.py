@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gift.policy.folder import Lineage
+from gift.policy.lineage import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name, read_file, write_file
@@ -19,6 +19,7 @@ from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
 from gift.training.rows import Rows, read_round, rewards_of
+from tests.groups import make_groups
 
 NAMES = ("rollouts", "scores", "reference")
 # Metadata are sorted by name; the columns of the scores are not.
@@ -46,7 +47,7 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
         brief = [float(value) if value > 0.2 else None for value in rng.random(count)]
         total = [None if value is None else value + 0.1 for value in right]
         each = [[v, ["abstain" if x is None else "ok" for x in v], [None] * count] for v in (right, brief)]
-        metadata = {"policy": "d", "rewards": REWARDS}
+        metadata = {"policy": "d", "rewards": REWARDS, "settings": {"max_tokens": tokens}}
         schema = scores_schema(REWARDS)
         rollouts, scores = pa.table(columns, ROLLOUTS), pa.table([*key, total, *each[0], *each[1]], schema)
         reference = pa.table([*key, logprobs(), logprobs()], REFERENCE)
@@ -56,7 +57,7 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
 
 
 def joined(folder: Path, policy: str = "d") -> Rows:
-    lineage = Lineage(digest=policy, initial=policy)
+    lineage = Lineage(digest=policy, base=policy)
     rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy")
     return rows
 
@@ -70,18 +71,20 @@ def test_the_join_is_a_plain_one(tmp_path: Path) -> None:
         reference = by_key[rollout["prompt_id"], rollout["sample"]]
         assert rows.prompt_ids[row].tolist() == rollout["prompt_ids"]
         assert rows.completion_ids[row].tolist() == rollout["completion_ids"]
-        assert rows.ref_logprobs[row].tolist() == reference["ref_logprobs"]
-        assert rows.old_logprobs[row].tolist() == reference["old_logprobs"]
+        part = rows.groups.part([row], rows.groups.step)
+        assert part.ref_logprobs.tolist() == reference["ref_logprobs"]
+        assert part.old_logprobs.tolist() == reference["old_logprobs"]
         assert rows.lengths[row].tolist() == [len(rollout["prompt_ids"]), len(rollout["completion_ids"])]
         score = tables["scores"][row]
         group, sample = divmod(row, 4)
         opened = score["brief"] if score["brief"] is not None and score["right"] == 1 else 0.0
-        assert rows.rewards.mask[group, sample] == (score["reward"] is not None)
-        assert rows.rewards.total[group, sample] == torch.tensor(score["reward"] or 0.0)
+        assert rows.groups.mask[group, sample] == (score["reward"] is not None)
+        assert rows.groups.rewards[group, sample] == torch.tensor(score["reward"] or 0.0)
         expected = torch.tensor([score["right"] or 0.0, opened])  # in the order of the columns
-        assert torch.equal(rows.rewards.components[group, sample], expected)
-    assert rows.rewards.weights.tolist() == [1.0, 0.5]
-    assert (rows.group_size, rows.rows_of([1, 4])) == (4, [4, 5, 6, 7, 16, 17, 18, 19])
+        assert torch.equal(rows.groups.components[group, sample], expected)
+    assert rows.groups.weights.tolist() == [1.0, 0.5]
+    assert rows.groups.step.max_tokens == 9
+    assert not rows.groups.truncated.any()
     sums = [sum(lengths) for lengths in rows.lengths.tolist()]
     assert rows.shortest == sums.index(min(sums))
 
@@ -108,9 +111,14 @@ def test_tables_that_do_not_belong_together_are_refused_by_row(tmp_path: Path) -
 
 def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path: Path) -> None:
     write_round(tmp_path)
-    lineage = Lineage(digest="d", initial="d")
+    lineage = Lineage(digest="d", base="d")
     with pytest.raises(UserError, match=r"part-00000.parquet: the column 'reward' is missing"):
         read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
+    path = tmp_path / "scores" / part_name(0)
+    table, metadata = read_file(path)
+    write_file(path, table, {**metadata, "settings": {"rewards": {**REWARDS, "other": {}}}})
+    with pytest.raises(UserError, match=r"part-00000.parquet: the column 'other' is missing"):
+        joined(tmp_path)
 
 
 def test_a_round_takes_few_bytes_a_token(tmp_path: Path) -> None:
@@ -141,9 +149,9 @@ def test_components_gates_and_nulls() -> None:
             "brief": [0.5, 0.5, 0.5, 0.5],
         }
     )
-    rewards = rewards_of(table, settings, group_size=2)
-    assert rewards.total.tolist() == [[1.25, 0.0], [0.0, 0.0]]
-    assert rewards.mask.tolist() == [[True, True], [False, True]]
-    assert rewards.components.tolist() == [[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
-    assert rewards.known.tolist() == [[[True, True], [True, True]], [[False, False], [False, True]]]
-    assert rewards.weights.tolist() == [1.0, 0.5]
+    groups = make_groups(**rewards_of(table, settings, group_size=2))
+    assert groups.rewards.tolist() == [[1.25, 0.0], [0.0, 0.0]]
+    assert groups.mask.tolist() == [[True, True], [False, True]]
+    assert groups.components.tolist() == [[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    assert groups.known.tolist() == [[[True, True], [True, True]], [[False, False], [False, True]]]
+    assert groups.weights.tolist() == [1.0, 0.5]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gift.rewards.total import Floats, Term, counting, gated, terms_of, totals
+from gift.rewards.total import Floats, Term, counting, gated, totals
 
 NAN = math.nan
 TERMS = {"right": Term(2.0), "bonus": Term(3.0, "right"), "form": Term(-0.5)}
@@ -57,8 +57,3 @@ def test_a_gate_must_open_in_the_same_row() -> None:
         "right": [True, False, False],
         "bonus": [True, False, False],
     }
-
-
-def test_the_metadata_of_a_scores_table_hold_the_terms() -> None:
-    rewards = {"right": {"weight": 2.0, "only_if": None}, "bonus": {"weight": 3.0, "only_if": "right"}}
-    assert terms_of({"artifact": "scores", "rewards": rewards}) == {name: TERMS[name] for name in rewards}

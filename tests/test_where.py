@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import mini
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -15,9 +14,9 @@ from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.doctor.whole import read_params
-from gift.methods.shape.zscore import group_advantages
+from gift.methods.groups import Groups
+from gift.methods.names import SHAPE
 from gift.project.errors import UserError
-from gift.project.ragged import Ragged
 from gift.project.sections import check
 from gift.sampling.settings import Evaluate
 from gift.scoring.asked import NOT_ASKED, Asked
@@ -31,10 +30,12 @@ from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
-from gift.training.rows import Rows, rewards_of, select_groups
+from gift.training.rows import rewards_of
+from gift.training.targets import choose
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
 from stages.score import main as score_stage
+from tests.groups import make_groups
 
 FUNCTION = """
 def {name}(prompts, completions, completion_ids, prompt_id, mode, **columns):
@@ -179,24 +180,28 @@ def test_a_prompt_that_no_reward_is_asked_for_is_no_zero_and_does_not_train() ->
     numbers = score_metrics(known.rows, known.scores, settings.rewards)
     assert [numbers[f"num_{name}"] for name in ("rollouts", "scored", "failed", "abstained")] == [10, 4, 0, 6]
     assert (numbers["reward"], numbers["rewards/one/num_abstain"], numbers["rewards/one/num_ok"]) == (1.0, 6, 4)
-    rewards = rewards_of(known.scores, weights(settings), 2)
-    empty = Ragged.of([], np.int32)
-    chosen, ledger = select_groups(Rows(*[empty] * 4, rewards), read_params(mini.ROOT / "params.yaml").update)
-    assert chosen == [0, 2]
-    assert (ledger["num_groups_unscored"], ledger["num_completions_unscored"]) == (3, 6)
+    chosen = choose(groups_with(known, settings), read_params(mini.ROOT / "params.yaml").update)
+    assert chosen.indices == [0, 2]
+    assert (chosen.ledger["num_groups_unscored"], chosen.ledger["num_completions_unscored"]) == (3, 6)
 
 
-@pytest.mark.parametrize("advantages", ["group", "gdpo"])
-def test_a_group_trains_on_the_rewards_it_was_asked_as_if_there_were_no_other(advantages: Any) -> None:
+def groups_with(known: Scored, settings: Score) -> Groups:
+    """Groups of two completions of one token with these scores."""
+    fields = rewards_of(known.scores, weights(settings), 2)
+    return make_groups(**fields)
+
+
+@pytest.mark.parametrize("shape", ["zscore", "gdpo"])
+def test_a_group_trains_on_the_rewards_it_was_asked_as_if_there_were_no_other(shape: str) -> None:
     both = score_of(
         one=own(weight=2.0, batch="group"), two=own("two", weight=-1.0, where={"mode": "math"}, batch="group")
     )
     alone = score_of(one=own(weight=2.0, batch="group"))
     mixed, single = (
-        group_advantages(rewards_of(score(settings)[2].scores, weights(settings), 2), advantages)
+        SHAPE[shape].within(groups_with(score(settings)[2], settings), SHAPE[shape].settings()).completions
         for settings in (both, alone)
     )
-    weight = 2.0 if advantages == "gdpo" else 1.0  # of a single function gdpo is group, whose size no weight changes
+    weight = 2.0 if shape == "gdpo" else 1.0  # of a single function gdpo is zscore, whose size no weight changes
     assert torch.allclose(mixed[[1, 3, 4]], weight * single[[1, 3, 4]])
     assert mixed.abs().min() > 0
 

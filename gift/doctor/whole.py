@@ -22,7 +22,8 @@ from gift.sampling.settings import Evaluate, Generate, GenerateLaunch, Sampling
 from gift.scoring.settings import Score, ScoreLaunch, unknown_judge
 from gift.training.deepspeed_config import engine_settings
 from gift.training.launcher import processes_problem
-from gift.training.settings import Reference, ReferenceLaunch, Update, UpdateLaunch
+from gift.training.reference_settings import Reference, ReferenceLaunch
+from gift.training.settings import Update, UpdateLaunch
 
 say = Theme("settings")
 Read = TypeVar("Read")

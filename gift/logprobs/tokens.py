@@ -40,10 +40,17 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Log-probs in nats, float32 [N], under softmax(logits / temperature)."""
+        return self.logprobs(self.states(batch), batch)
+
+    def states(self, batch: TokenBatch) -> Tensor:
+        """The last hidden states [B * T, H]."""
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
         out = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed)
-        hidden = gather_rows(out.last_hidden_state.flatten(0, 1), batch.positions)
-        logprobs: Tensor = self.head(hidden, batch.targets)
+        states: Tensor = out.last_hidden_state.flatten(0, 1)
+        return states
+
+    def logprobs(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        logprobs: Tensor = self.head(gather_rows(states, batch.positions), batch.targets)
         return logprobs
 
     def _pack(self, layout: Layout, must: bool) -> None:

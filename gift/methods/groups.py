@@ -1,34 +1,243 @@
-"""The one input of every objective: the tokens and rewards of whole groups."""
+"""What every method sees and gives back: groups of completions, targets, the forward's outputs, a loss; its record."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from gift.project.sections import Section
+
+if TYPE_CHECKING:  # settings are read without torch
+    import torch
+    from torch import Tensor, nn
+
+S = TypeVar("S", bound=Section)
+Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
 
 
 @dataclass(frozen=True)
-class GroupBatch:
-    """P groups of G completions with N completion tokens in total (flat, completion after completion).
+class Step:
+    """Totals of a whole optimizer step, over all ranks; `max_tokens` is the longest that a completion may be."""
 
-    logprobs, ref_logprobs, old_logprobs: float [N], nats, of each sampled token under the current policy, the
-    reference, and the policy the round started from. completion: int64 [N], which completion (0 .. P*G-1, groups in
-    order) a token belongs to. rewards: float [P, G]. advantages: float [P, G], the targets that
-    `gift.methods.shape.zscore` makes of the rewards. mask: bool [P, G], completions that train (scored ones).
+    num_groups: int
+    num_completions: int
+    num_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """P groups of G places, as known before the forward; N tokens lie flat, completion after completion.
+
+    mask: bool [P, G], a completion that trains stands here. sampled: bool [P, G], False for an answer that was given,
+    not sampled. rewards: float [P, G], 0 where masked. components: float [P, G, K], one of each reward function, 0
+    where its gate is shut; known: bool [P, G, K], where it gave a value; weights: float [K]; names: K words.
+    lengths: int64 [P, G], tokens; truncated: bool [P, G]; answers: int64 [P, G], equal final answers of a group share
+    a number, -1 is unknown. domains: P words; solved: float [P], share right in earlier rounds, nan if new.
+    order: int64 [R], the places (0 .. P*G-1) of completions in the order in which their tokens lie; tokens of others
+    are not here. ref_logprobs, old_logprobs, rollout_logprobs: float [N], nats, of each token under the reference, the
+    policy that the round started from, and the sampler (None: not read). token_weights: float [N], None: all are 1.
     """
 
-    logprobs: Tensor
+    mask: Tensor
+    sampled: Tensor
+    rewards: Tensor
+    components: Tensor
+    known: Tensor
+    weights: Tensor
+    names: tuple[str, ...]
+    lengths: Tensor
+    truncated: Tensor
+    answers: Tensor
+    domains: tuple[str | None, ...]
+    solved: Tensor
+    order: Tensor
     ref_logprobs: Tensor
     old_logprobs: Tensor
-    completion: Tensor
-    rewards: Tensor
-    advantages: Tensor
-    mask: Tensor
+    rollout_logprobs: Tensor | None
+    token_weights: Tensor | None
+    step: Step
 
-    def lengths(self) -> Tensor:
-        """Tokens of each completion, float [P, G]."""
-        return self.sum_tokens(torch.ones_like(self.logprobs))
+    @cached_property
+    def completion(self) -> Tensor:
+        """int64 [N], the place (0 .. P*G-1) of each token."""
+        return self.order.repeat_interleave(self.lengths.flatten()[self.order])
 
     def sum_tokens(self, values: Tensor) -> Tensor:
         """Sum of a per-token value over each completion: [N] to [P, G]."""
-        flat = torch.zeros(self.rewards.numel(), dtype=values.dtype, device=values.device)
-        return flat.index_add(0, self.completion, values).view(self.rewards.shape)
+        flat = values.new_zeros(self.mask.numel())
+        return flat.index_add(0, self.completion, values).view(self.mask.shape)
+
+    def mean_tokens(self, values: Tensor) -> Tensor:
+        """Mean of a per-token value over each completion: [N] to [P, G]."""
+        return self.sum_tokens(values) / self.lengths.clamp_min(1)
+
+    def to_tokens(self, values: Tensor) -> Tensor:
+        """The value of a token's completion: [P, G] to [N]."""
+        return values.flatten()[self.completion]
+
+    def anchor(self, name: Anchor) -> Tensor:
+        """Log-probs [N] of the policy that log-ratios are taken to."""
+        return self.ref_logprobs if name == "reference" else self.old_logprobs
+
+    def part(self, rows: Sequence[int], step: Step) -> Groups:
+        """The groups of some completions (places in P * G), where these alone train; tokens in the order of `rows`.
+
+        The tokens of all completions must be here, in order.
+        """
+        group, local, token = _places(self, rows)
+        mask = self.mask.new_zeros(len(group) * self.mask.shape[1]).index_fill(0, local, True)
+        of_group = ("sampled", "rewards", "components", "known", "lengths", "truncated", "answers", "solved")
+        of_token = ("ref_logprobs", "old_logprobs", "rollout_logprobs", "token_weights")
+        taken = {name: getattr(self, name)[group] for name in of_group}
+        taken |= {name: None if (all_ := getattr(self, name)) is None else all_[token] for name in of_token}
+        domains = tuple(self.domains[index] for index in group.tolist())
+        return replace(self, mask=mask.view(len(group), -1), order=local, domains=domains, step=step, **taken)
+
+    def to(self, device: torch.device) -> Groups:
+        return _to(self, device)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a shape makes of the rewards: completions: float [P, G], 0 where masked; tokens: float [N], where a target
+    differs inside a completion; pairs: int64 [M, 2], places in P * G, better and worse, of `num_pairs` in the step."""
+
+    completions: Tensor
+    tokens: Tensor | None = None
+    pairs: Tensor | None = None
+    num_pairs: int = 0
+
+    def of_tokens(self, groups: Groups) -> Tensor:
+        """Each token's target: float [N]."""
+        return groups.to_tokens(self.completions) if self.tokens is None else self.tokens
+
+    def part(self, groups: Groups, rows: Sequence[int]) -> Targets:
+        """Those of `groups.part(rows)`, where `groups` has all completions; of the pairs those with both ends there."""
+        group, local, token = _places(groups, rows)
+        pairs = self.pairs
+        if pairs is not None:
+            place = pairs.new_full((groups.mask.numel(),), -1).index_copy(0, pairs.new_tensor(rows), local)[pairs]
+            pairs = place[(place >= 0).all(-1)]
+        tokens = None if self.tokens is None else self.tokens[token]
+        return Targets(self.completions[group], tokens, pairs, self.num_pairs)
+
+    def to(self, device: torch.device) -> Targets:
+        return _to(self, device)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the forward gives; all of it are leaves of a first pass.
+
+    logprobs: float [N], nats. learned: what the method's own head makes of hidden states: [P] (of prompts), or
+    [P, G, K] (of completions).
+    """
+
+    logprobs: Tensor
+    learned: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """This part's share of the step's loss: the parts add up, nobody divides afterwards.
+
+    metrics: of any shape; nan is "not known". The trainer takes means of what is known, over all ranks.
+    """
+
+    value: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Head(Generic[S]):
+    """A module of a method's own on the last hidden states: where it looks, and how it is built.
+
+    build: hidden size and settings to a module from [M, hidden size] to [M] or [M, K].
+    """
+
+    where: Literal["prompt_mean", "last_token"]
+    build: Callable[[int, S], nn.Module]
+
+
+def _old(_: Any) -> Anchor:
+    return "old"
+
+
+@dataclass(frozen=True)
+class Match(Generic[S]):
+    """A loss. metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole
+    group at once; if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics.
+    anchor: the policy that the drift of a step is measured from. shapes: those that it can take; none is any."""
+
+    settings: type[S]
+    loss: Callable[[Groups, Targets, Outputs, S], Loss]
+    metrics: tuple[str, ...] = ()
+    coupled: bool = True
+    head: Head[S] | None = None
+    adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
+    anchor: Callable[[S], Anchor] = _old
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shape(Generic[S]):
+    """Rewards to targets: `within` each group; then `across` the groups of an optimizer step."""
+
+    settings: type[S]
+    within: Callable[[Groups, S], Targets]
+    across: Callable[[Groups, Targets, S], Targets] | None = None
+
+
+@dataclass(frozen=True)
+class Select(Generic[S]):
+    """Which completions train: bool [P, G]; what is not kept costs no forward."""
+
+    settings: type[S]
+    keep: Callable[[Groups, S], Tensor]
+
+
+def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, **fields: Any) -> Groups:
+    """Groups with all their completions in order; of what is not in `fields` nothing is known.
+
+    rewards: float [P, G], the only component unless `fields` say otherwise; mask, lengths: as in `Groups`.
+    """
+    unknown: dict[str, Any] = {
+        "sampled": mask.new_ones(mask.shape),
+        "components": rewards.unsqueeze(-1),
+        "known": mask.unsqueeze(-1),
+        "weights": rewards.new_ones(1),
+        "names": ("reward",),
+        "truncated": mask.new_zeros(mask.shape),
+        "answers": lengths.new_full(mask.shape, -1),
+        "domains": (None,) * len(mask),
+        "solved": rewards.new_full((len(mask),), float("nan")),
+        "rollout_logprobs": None,
+        "token_weights": None,
+    }
+    order = lengths.new_ones(mask.numel()).cumsum(0) - 1
+    step = Step(len(mask), int(mask.sum()), int((lengths * mask).sum()), max_tokens)
+    return Groups(mask=mask, rewards=rewards, lengths=lengths, **(unknown | {"order": order, "step": step} | fields))
+
+
+def _places(groups: Groups, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some rows: their groups [P'], ascending; their places [R] in P' * G; indices [N'] of their tokens."""
+    row = groups.order.new_tensor(rows)
+    size = groups.mask.shape[1]
+    group, inverse = (row // size).unique(return_inverse=True)
+    lengths = groups.lengths.flatten()
+    starts, own = (lengths.cumsum(0) - lengths)[row], lengths[row]
+    shift = starts - (own.cumsum(0) - own)
+    token = shift.repeat_interleave(own)
+    token += token.new_ones(len(token)).cumsum(0) - 1
+    return group, inverse * size + row % size, token
+
+
+T = TypeVar("T", Groups, Targets)
+
+
+def _to(record: T, device: torch.device) -> T:
+    moved = {each.name: getattr(record, each.name) for each in fields(record)}
+    return replace(record, **{name: value.to(device) for name, value in moved.items() if hasattr(value, "to")})

@@ -1,7 +1,11 @@
 """Means, spreads and standardisation inside groups; the last axis of every tensor here is the group."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def centre(values: Tensor, mask: Tensor) -> Tensor:
@@ -11,9 +15,9 @@ def centre(values: Tensor, mask: Tensor) -> Tensor:
     """
     weights = mask.to(values.dtype)
     count = weights.sum(-1, keepdim=True).clamp_min(1)
-    values = torch.where(mask, values, torch.zeros_like(values))
+    values = values.where(mask, 0.0)
     mean = values.sum(-1, keepdim=True) / count
-    return torch.where(mask, values - mean, torch.zeros_like(values))
+    return (values - mean).where(mask, 0.0)
 
 
 def spread(centred: Tensor, mask: Tensor, floor: float = 0.0) -> Tensor:
@@ -24,4 +28,4 @@ def spread(centred: Tensor, mask: Tensor, floor: float = 0.0) -> Tensor:
     """
     count = mask.sum(-1, keepdim=True).to(centred.dtype)
     variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
-    return torch.sqrt(variance + floor**2)
+    return (variance + floor**2).sqrt()

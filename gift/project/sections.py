@@ -1,10 +1,11 @@
 """What all settings have in common: strict sections, and one line for every wrong key."""
 
 import difflib
+from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from gift.project.errors import UserError
@@ -19,6 +20,40 @@ class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversion, immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Choice(Section):
+    """One of several records by name, with its settings: the map `{name: settings}`; made by `choice`."""
+
+    records: ClassVar[Mapping[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> "Choice":
+        if len(self.model_fields_set) != 1:
+            given = " and ".join(sorted(self.model_fields_set)) or "nothing"
+            raise ValueError(f"must name exactly one of {', '.join(self.records)}, not {given}")
+        return self
+
+    @property
+    def name(self) -> str:
+        (name,) = self.model_fields_set
+        return name
+
+    @property
+    def record(self) -> Any:
+        return self.records[self.name]
+
+    @property
+    def settings(self) -> Any:
+        return getattr(self, self.name)
+
+
+def choice(records: Mapping[str, Any]) -> type[Choice]:
+    """The type of a map with exactly one name of `records`; its value is checked by `records[name].settings`."""
+    known: dict[str, Any] = {name: (record.settings, None) for name, record in records.items()}
+    made: type[Choice] = create_model("Choice", __base__=Choice, **known)
+    made.records = records
+    return made
 
 
 Model = TypeVar("Model", bound=Section)
@@ -85,6 +120,8 @@ def _line(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "bool_type":
         rule = "must be true or false"
         remedy = "; it is text (YAML 1.2 has no yes, no, on, off)" if isinstance(value, str) else ""
+    elif problem["type"] == "model_type":
+        rule = "must be a map"
     elif problem["type"] == "sequence_str" or problem.get("ctx", {}).get("class") == "Sequence":
         rule = "must be a list"
     elif isinstance(value, str) and problem["type"] in ("float_type", "int_type"):
@@ -108,4 +145,4 @@ def _fields(model: type[BaseModel], path: list[str]) -> dict[str, FieldInfo]:
 def did_you_mean(word: str, known: list[str]) -> str:
     """A hint at the known name that is nearest, or else all of them."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"

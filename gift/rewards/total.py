@@ -21,15 +21,10 @@ class Weighed(Protocol):
 
 
 class Term(NamedTuple):
-    """A `Weighed` of plain values."""
+    """A component as the metadata of a scores table hold it: `Term(**metadata["rewards"][name])`."""
 
     weight: float
     only_if: str | None = None
-
-
-def terms_of(metadata: Mapping[str, Any]) -> dict[str, Term]:
-    """The components as the metadata of a scores table name them."""
-    return {name: Term(**each) for name, each in metadata["rewards"].items()}
 
 
 def counting(there: Mapping[str, Bools], opens: Mapping[str, Bools], terms: Mapping[str, Weighed]) -> dict[str, Bools]:

@@ -102,6 +102,11 @@ class Engine:
         """Optimizer steps done so far, those of a loaded state included."""
         return int(self._adamw.state[self._flats[0]]["step"])
 
+    @property
+    def names(self) -> set[str]:
+        """Of the trainable parameters."""
+        return set(self._params)
+
     def weights(self) -> dict[str, Tensor] | None:
         """The trainable weights by name, whole, fp32, on CPU, on rank 0; None elsewhere."""
         return self._gather("weight")

@@ -13,10 +13,11 @@ from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing, tree_digest
-from gift.training.rows import Rows, read_round, select_groups
+from gift.training.rows import Rows, read_round
 from gift.training.schedule import check_schedule
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import steps_of_groups
+from gift.training.targets import Chosen, choose
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Plan:
-    """The policy that a round starts from, its rows, the groups of every optimizer step, and the ledger of all groups.
+    """The policy that a round starts from, its rows, what of them trains, and the groups of every optimizer step.
 
     `source` is the metadata of the rollouts; `note` is what to say of the learning rate.
     """
@@ -59,8 +60,8 @@ class Plan:
     lineage: Lineage
     rows: Rows
     source: dict[str, Any]
+    chosen: Chosen
     steps: list[list[int]]
-    ledger: dict[str, int]
     note: str | None
 
 
@@ -78,17 +79,19 @@ def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Li
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
     update = settings.update
     rows, source = read_round(paths.rollouts, paths.scores, paths.reference, lineage, paths.policy)
-    groups, ledger = select_groups(rows, update)
-    if not groups:
+    chosen = choose(rows.groups, update)
+    if not chosen.indices:
+        ledger = chosen.ledger
         raise UserError(
-            f"{paths.scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_spread']} have "
-            f"equal rewards and {ledger['num_groups_unscored']} fewer than two scores; look at the rewards, raise "
-            "generate.group_size, or choose prompts that are neither always nor never solved"
+            f"{paths.scores}: no group can train: of {ledger['num_groups']}, {ledger['num_groups_zero_targets']} have "
+            f"equal rewards, {ledger['num_groups_unscored']} fewer than two scores and of "
+            f"{ledger['num_groups_not_selected']} update.select keeps fewer than two completions; look at the rewards, "
+            "raise generate.group_size, or choose prompts that are neither always nor never solved"
         )
     order = seed_of("update", settings.seed, source["round"])
-    steps = steps_of_groups(groups, update.groups_per_step, update.epochs, order)
+    steps = steps_of_groups(chosen.indices, update.groups_per_step, update.epochs, order)
     note = check_schedule(lineage.optimizer_steps, len(steps), update)
-    return Plan(files, lineage, rows, source, steps, ledger, note)
+    return Plan(files, lineage, rows, source, chosen, steps, note)
 
 
 def work_inputs(paths: Paths, settings: Settings, lineage: Lineage) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from gift.tables.parquet import part_name
 from gift.tables.parts import read_part, write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.training.settings import ReferenceLaunch
+from gift.training.reference_settings import ReferenceLaunch
 
 
 def write_reference(

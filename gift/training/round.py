@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 
-from gift.logprobs.tokens import TokenLogprobs
 from gift.policy.adapter import adapter_config
 from gift.policy.lineage import write_lineage
 from gift.policy.open import Training, open_policy
@@ -20,27 +19,16 @@ from gift.project.work import Work, write_json
 from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, FullState, start_engine
 from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
+from gift.training.learned import PREFIX, policy_module
 from gift.training.outcome import Probe, check_saved, save_policy
 from gift.training.ranks import distributed, from_rank_0, share_cores
 from gift.training.schedule import learning_rate
 from gift.training.settings import Update
 from gift.training.state import go_on, load_state, parents_state, save_state
+from gift.training.tally import COMMON
 from gift.training.trainer import Trainer
 
-STEP_COLUMNS = (
-    "step",
-    "loss",
-    "correlation",
-    "log_ratio",
-    "log_ratio_std",
-    "implied_beta",
-    "kl",
-    "entropy",
-    "grad_norm",
-    "learning_rate",
-    "num_groups",
-    "num_tokens",
-)
+WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 
 @dataclass(frozen=True)
@@ -85,15 +73,15 @@ def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, ke
     """All that the ranks do together; the result is rank 0's."""
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
     policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
-    model = TokenLogprobs(policy, temperature, launch.packing)
+    model = policy_module(policy, temperature, launch.packing, update.match, settings.seed)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{keep.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
-        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest))
+        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest, engine.names))
     rows = plan.rows
-    trainer = Trainer(engine, rows, update, launch.tokens_per_batch, model.layout)
+    trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
     step_rows = train_round(engine, trainer, plan.steps, update, plan.lineage.optimizer_steps, keep)
     with torch.no_grad():
         logprobs = trainer.logprobs([rows.shortest])
@@ -109,10 +97,11 @@ def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, ke
 def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:
     """Write what was trained, open the policy as the next stage will, and publish all of it."""
     folder, dtype, lineage = work.folder, settings.update.dtype, plan.lineage
-    weights = trained.state.tensors["weight"]
+    weights = {name: each for name, each in trained.state.tensors["weight"].items() if not name.startswith(PREFIX)}
+    metrics = settings.update.match.record.metrics
     saved = save_policy(folder / "policy", plan.files, weights, dtype, trained.adapter)
     check_saved(saved, weights, dtype, trained.probe)
-    numbers = {**round_metrics(trained.rows), **plan.ledger}
+    numbers = {**round_metrics(trained.rows, metrics), **plan.chosen.ledger}
     new = write_lineage(
         folder / "policy",
         base=lineage.base,
@@ -123,7 +112,7 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
         completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
     )
     save_state(folder / "optimizer" / "state.safetensors", trained.state, {"policy": new.digest})
-    write_steps(folder / "steps.csv", trained.rows)
+    write_steps(folder / "steps.csv", trained.rows, metrics)
     write_json(folder / "update.json", numbers)
     sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
     work.publish(dict(zip(sources, paths.outputs, strict=True)))
@@ -146,10 +135,13 @@ def train_round(
     path = keep.folder / "checkpoint.safetensors"
     found = go_on(engine, lambda: load_state(path) if path.exists() else None)
     rows: list[dict[str, float | None]] = found["rows"] if found else []
+    for row in rows:
+        trainer.adapt(row)
     with Progress(keep.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = first_step + index + 1
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
+            trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
             check_step(rows[-1], settings, keep.label)
             if engine.rank == 0:
@@ -172,24 +164,22 @@ def check_step(row: dict[str, float | None], settings: Update, label: str) -> No
         raise UserError(
             f"{label}: step {row['step']}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
             f"update.max_drift = {settings.max_drift:g}: the policy drifts away without the loss noticing. Nothing was "
-            "published. Lower update.lr, use update.gift.stats: detached, or raise update.max_drift"
+            "published. Lower update.lr, choose a loss that pulls towards its anchor (docs/objectives.md), or raise "
+            "update.max_drift"
         )
 
 
-def write_steps(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """steps.csv: one row an optimizer step; what is not known (a correlation before the policy moved) is empty."""
+def write_steps(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """steps.csv: one row an optimizer step; `metrics` are the method's own, and what is not known of them is empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, STEP_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def round_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+def round_metrics(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, float | int]:
     """The round in flat numbers: drift and fit at its last step, work done over all of them."""
-    last = {
-        name: rows[-1][name]
-        for name in ("loss", "correlation", "log_ratio", "log_ratio_std", "implied_beta", "kl", "entropy")
-    }
+    last = {name: rows[-1][name] for name in (*COMMON, *metrics)}
     return {
         **{name: value for name, value in last.items() if value is not None},
         "grad_norm": sum(row["grad_norm"] for row in rows) / len(rows),

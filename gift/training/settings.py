@@ -1,28 +1,22 @@
-"""How a round trains: the sections `reference` and `update` of params.yaml, and those of launch.yaml."""
+"""How a round trains: the section `update` of params.yaml, and that of launch.yaml."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
-from gift.methods.settings import Advantages, GiftObjective
+from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.policy.settings import Lora
-from gift.project.sections import Count, Dtype, Positive, Section, Share
-
-
-class Reference(Section):
-    """Which policy the reference log-probs come from, and the limit of the sampler-trainer audit."""
-
-    policy: Literal["base", "previous"] = "base"
-    max_mean_gap: Positive = Field(0.02, description="mean |rollout - old| log-prob per token, in nats")
+from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
 
 
 class Update(Section):
     """One round of training."""
 
-    objective: Literal["gift"] = "gift"
-    advantages: Advantages = "group"
-    gift: GiftObjective = GiftObjective()
+    select: list[choice(SELECT)] = Field([], description="methods that leave completions out, in order")  # type: ignore[valid-type]
+    shape: choice(SHAPE) = Field({"zscore": {}}, validate_default=True)  # type: ignore[valid-type]
+    match: choice(MATCH) = Field({"gift": {}}, validate_default=True)  # type: ignore[valid-type]
+    zero_targets: Literal["drop", "keep"] = Field("drop", description="groups all of whose targets are 0")
     lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count
     epochs: Count = 1
@@ -42,6 +36,14 @@ class Update(Section):
     )
 
     @model_validator(mode="after")
+    def shape_fits(self) -> "Update":
+        fitting = self.match.record.shapes
+        if fitting and self.shape.name not in fitting:
+            only = fitting[0]
+            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {only}; set {{{only}: {{}}}}")
+        return self
+
+    @model_validator(mode="after")
     def schedule_has_an_end(self) -> "Update":
         if self.lr_schedule == "constant":
             if self.schedule_steps is not None or self.min_lr_ratio:
@@ -59,11 +61,6 @@ class Update(Section):
                 "it includes"
             )
         return self
-
-
-class ReferenceLaunch(Section):
-    tokens_per_batch: Count = 16384
-    packing: Packing = "auto"
 
 
 class UpdateLaunch(Section):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gift.project.errors import UserError
 from gift.training.engine import Engine, FullState
+from gift.training.learned import refuse_other_head
 from gift.training.ranks import from_rank_0
 
 
@@ -44,8 +45,11 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         ) from None
 
 
-def parents_state(optimizer: Path, policy: str) -> tuple[FullState, dict[str, Any]] | None:
-    """The state that the round before left with its policy (a digest); None for the base, which has none."""
+def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:
+    """The state that the round before left with its policy (a digest); None for the base, which has none.
+
+    `names` are those of the parameters that are to go on from it.
+    """
     path = optimizer / "state.safetensors"
     if not path.exists():
         if not (optimizer / "state.json").exists():
@@ -59,6 +63,7 @@ def parents_state(optimizer: Path, policy: str) -> tuple[FullState, dict[str, An
             f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {policy[:12]}; `dvc "
             "checkout` brings the pair back, or set update.optimizer_state to reset"
         )
+    refuse_other_head(path, set(state.tensors["weight"]), names)
     return state, facts
 
 

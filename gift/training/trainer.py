@@ -1,145 +1,181 @@
 """One optimizer step over whole groups, with the exact gradient at any micro-batch and world size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gift.logprobs.batches import num_tokens
-from gift.logprobs.layouts import token_batch
+from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout
-from gift.methods.groups import GroupBatch
-from gift.methods.match.gift import OBJECTIVES
-from gift.methods.shape.zscore import step_advantages
+from gift.methods.groups import Groups, Loss, Match, Outputs, Step, Targets
 from gift.training.engine import Engine
 from gift.training.rows import Rows
 from gift.training.settings import Update
 from gift.training.steps import MicroBatches, micro_batches, share_groups
+from gift.training.tally import Tally
+from gift.training.targets import Chosen
 
-GROUP_STATISTICS = ("loss", "log_ratio", "log_ratio_std", "correlation", "implied_beta")
-SUMS = (*GROUP_STATISTICS, "correlation_known", "implied_beta_known", "kl", "entropy", "tokens")
+
+@dataclass(frozen=True)
+class Coefficients:
+    """dLoss/doutput of the first pass: [T_i] by row and, of what a head has learned, a number by prompt (group)."""
+
+    rows: dict[int, Tensor]
+    prompts: dict[int, Tensor]
 
 
 class Trainer:
     """The loop over the steps of a round on one rank; `rank` and `world_size` come from the engine."""
 
     def __init__(
-        self, engine: Engine, rows: Rows, settings: Update, tokens_per_batch: int, layout: Layout = "padded"
+        self,
+        engine: Engine,
+        rows: Rows,
+        chosen: Chosen,
+        update: Update,
+        tokens_per_batch: int,
+        layout: Layout = "padded",
     ) -> None:
         """`layout` is that of the `TokenLogprobs` in the engine."""
-        self.engine, self.rows, self.settings = engine, rows, settings
+        self.engine, self.rows, self.chosen, self.update = engine, rows, chosen, update
         self.tokens_per_batch, self.layout = tokens_per_batch, layout
+        self.match: Match[Any] = update.match.record
+        self.settings: Any = update.match.settings
+        self._size = chosen.groups.mask.shape[1]
+        self._trains = chosen.groups.mask.flatten().tolist()
 
     def train_step(self, groups: Sequence[int], lr: float) -> dict[str, float | None]:
-        """One optimizer step on the mean loss of `groups`; returns its metrics (the same on every rank).
+        """One optimizer step on the loss of `groups`; returns its metrics (the same on every rank).
 
-        A loss is a sum over groups, so a micro-batch of whole groups needs one pass: plain autograd through the
-        objective. Groups too large for a micro-batch take two: all their log-probs without gradient, c = dLoss/dlogprob
-        of the objective, then backward of sum(c * logprob) part by part. Both give the same gradient.
+        The parts of a loss add up. A micro-batch of whole groups, or of any rows where the method allows it, needs one
+        pass: plain autograd through the loss. Groups too large for a micro-batch, of a method that needs them whole,
+        take two: all their outputs without gradient, c = dLoss/doutput, then backward of sum(c * output) part by part.
+        Both give the same gradient.
         """
-        rows = self.rows
-        tokens = [num_tokens([rows.rows_of([group])], rows.lengths, self.layout) for group in groups]
+        rows = {group: self._rows_of(group) for group in groups}
+        step = self._totals(groups)
+        tokens = [num_tokens([rows[group]], self.rows.lengths, self.layout) for group in groups]
         shares = [[groups[i] for i in share] for share in share_groups(tokens, self.engine.world_size)]
-        plans = [self._plan(share) for share in shares]
+        plans = [self._plan([rows[group] for group in share]) for share in shares]
         own = plans[self.engine.rank]
         # Collectives need all ranks: one with fewer batches than another runs empty ones, whose weight is 0.
         num_first = max(len(plan.parts) for plan in plans)
         num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        targets = torch.zeros_like(rows.rewards.total)
-        targets[groups] = step_advantages(rows.rewards.take(list(groups)), self.settings.advantages)
-        coefficients, own_sums = self._first_pass(own.parts, num_first, len(groups), targets)
-        sums += own_sums
+        targets, tally = self._across(groups, step), Tally(self.chosen.groups, self.match.metrics)
+        coefficients = self._first_pass(own.parts, num_first, targets, step, tally)
         for batch in own.whole:
-            logprobs = self.logprobs([row for group in batch for row in group])
-            loss, own_sums = self._objective(logprobs, [group[0] // rows.group_size for group in batch], targets)
-            self.engine.backward(loss / len(groups))
-            sums += own_sums
+            part = [row for group in batch for row in group]
+            self.engine.backward(self._loss(part, self.outputs(part), targets, step, tally).value)
         for part in own.parts:
-            weights = torch.cat([coefficients[row] for row in part])
-            self.engine.backward((weights * self.logprobs(part)).sum())
+            self.engine.backward(self._weighted(part, coefficients))
         for _ in range(num_backward - len(own.whole) - len(own.parts)):
-            self.engine.backward(self.logprobs([]).sum() * 0)
+            self.engine.backward(_nothing(self.outputs([])))
         norm = self.engine.step(lr)
-        return {**self._metrics(sums, len(groups)), "grad_norm": norm, "learning_rate": lr}
+        metrics = tally.means(shares[self.engine.rank], step, self.engine.device)
+        return {**metrics, "grad_norm": norm, "learning_rate": lr}
 
-    def _plan(self, groups: Sequence[int]) -> MicroBatches:
-        chosen = [self.rows.rows_of([group]) for group in groups]
-        return micro_batches(chosen, self.rows.lengths, self.tokens_per_batch, self.layout)
+    def adapt(self, metrics: Mapping[str, float | None]) -> None:
+        """The method's settings of the next step, from the metrics of this one."""
+        if self.match.adapt is not None:
+            self.settings = self.match.adapt(self.settings, metrics)
+
+    def logprobs(self, rows: list[int]) -> Tensor:
+        """Log-probs [N] of the completions of some rows."""
+        return self.outputs(rows).logprobs
+
+    def outputs(self, rows: list[int]) -> Outputs:
+        """What the forward gives of some rows; without rows, of the shortest one (to be weighted with 0)."""
+        rows = rows or [self.rows.shortest]
+        batch = token_batch(self.rows.prompt_ids.take(rows), self.rows.completion_ids.take(rows), self.layout)
+        prompts = self._prompts(rows, batch) if self.match.head else ()
+        made = self.engine.forward(batch.to(self.engine.device), *prompts)
+        return Outputs(*made) if prompts else Outputs(made)
+
+    def _prompts(self, rows: list[int], batch: TokenBatch) -> tuple[tuple[Tensor, ...]]:
+        """The places in the batch of one prompt of each group, in order: its tokens lie together in every layout."""
+        lengths, counts = self.rows.lengths[rows].T
+        last = batch.positions.numpy()[counts.cumsum() - counts]  # of a prompt; it predicts the first of a completion
+        first = {row // self._size: index for index, row in reversed(list(enumerate(rows)))}
+        places = [
+            torch.arange(last[index] + 1 - lengths[index], last[index] + 1, device=self.engine.device)
+            for _, index in sorted(first.items())
+        ]
+        return (tuple(places),)
+
+    def _rows_of(self, group: int) -> list[int]:
+        return [row for row in range(group * self._size, (group + 1) * self._size) if self._trains[row]]
+
+    def _totals(self, groups: Sequence[int]) -> Step:
+        chosen = self.chosen.groups
+        mask, lengths = chosen.mask[list(groups)], chosen.lengths[list(groups)]
+        return Step(len(groups), int(mask.sum()), int((lengths * mask).sum()), chosen.step.max_tokens)
+
+    def _across(self, groups: Sequence[int], step: Step) -> Targets:
+        """The targets of the step, in their places among those of the round."""
+        shape, targets = self.update.shape, self.chosen.targets
+        if shape.record.across is None:
+            return targets
+        rows = [row for group in sorted(groups) for row in self._rows_of(group)]
+        part = self.chosen.groups.part(rows, step)
+        made = shape.record.across(part, targets.part(self.chosen.groups, rows), shape.settings)
+        completions = targets.completions.index_copy(0, torch.tensor(sorted(groups)), made.completions)
+        return replace(targets, completions=completions)
+
+    def _plan(self, groups: list[list[int]]) -> MicroBatches:
+        plan = micro_batches(groups, self.rows.lengths, self.tokens_per_batch, self.layout)
+        if self.match.coupled:
+            return plan
+        return MicroBatches([*plan.whole, *([part] for part in plan.parts)], [])
 
     def _first_pass(
-        self, parts: list[list[int]], count: int, num_groups: int, targets: Tensor
-    ) -> tuple[dict[int, Tensor], Tensor]:
-        """Of the rows in `parts`, which make whole groups: dLoss/dlogprob by row, and the sums of their metrics."""
-        values: dict[int, Tensor] = {}
+        self, parts: list[list[int]], count: int, targets: Targets, step: Step, tally: Tally
+    ) -> Coefficients:
+        """Of the rows in `parts`, which make whole groups: the coefficients of all outputs."""
+        by_row: dict[int, Tensor] = {}
+        by_prompt: dict[int, Tensor] = {}
         with torch.no_grad():
-            for index in range(count):
-                if index >= len(parts):
-                    self.logprobs([])
-                    continue
-                part = parts[index]
-                logprobs = self.logprobs(part)
-                values.update(zip(part, logprobs.split(self._lengths(part)), strict=True))
+            for part in [*parts, *[[]] * (count - len(parts))]:
+                outputs = self.outputs(part)
+                by_row |= zip(part, self._split(outputs.logprobs, part), strict=True) if part else ()
+                if outputs.learned is not None and part:
+                    by_prompt |= zip(self._groups_of(part), outputs.learned, strict=True)
         if not parts:
-            return {}, torch.zeros(len(SUMS), dtype=torch.float64)
-        own = sorted(values)
-        leaf = torch.cat([values[row] for row in own]).requires_grad_()
-        chosen = [row // self.rows.group_size for row in own[:: self.rows.group_size]]
-        loss, sums = self._objective(leaf, chosen, targets)
-        (gradient,) = torch.autograd.grad(loss / num_groups, leaf)
-        return dict(zip(own, gradient.split(self._lengths(own)), strict=True)), sums
+            return Coefficients({}, {})
+        own, prompts = sorted(by_row), sorted(by_prompt)
+        leaves = [torch.cat([by_row[row] for row in own]).requires_grad_()]
+        leaves += [torch.stack([by_prompt[group] for group in prompts]).requires_grad_()] if prompts else []
+        loss = self._loss(own, Outputs(*leaves), targets, step, tally)
+        gradients = torch.autograd.grad(loss.value, leaves)
+        of_rows = dict(zip(own, self._split(gradients[0], own), strict=True))
+        return Coefficients(of_rows, dict(zip(prompts, gradients[1], strict=True)) if prompts else {})
 
-    def _lengths(self, rows: list[int]) -> list[int]:
-        return self.rows.completion_ids.lengths[rows].tolist()
+    def _weighted(self, part: list[int], coefficients: Coefficients) -> Tensor:
+        """sum(c * output) of a part; a prompt whose group stands in several parts counts in the first of them."""
+        outputs = self.outputs(part)
+        value = (torch.cat([coefficients.rows[row] for row in part]) * outputs.logprobs).sum()
+        if outputs.learned is None:
+            return value
+        nothing = torch.zeros_like(outputs.learned[0])
+        weights = [coefficients.prompts.pop(group, nothing) for group in self._groups_of(part)]
+        return value + (torch.stack(weights) * outputs.learned).sum()
 
-    def logprobs(self, chosen: list[int]) -> Tensor:
-        """Log-probs [N] of the completions of some rows; without rows, of the shortest one (to be weighted with 0)."""
-        chosen = chosen or [self.rows.shortest]
-        batch = token_batch(self.rows.prompt_ids.take(chosen), self.rows.completion_ids.take(chosen), self.layout)
-        logprobs: Tensor = self.engine.forward(batch.to(self.engine.device))
-        return logprobs
+    def _loss(self, rows: list[int], outputs: Outputs, targets: Targets, step: Step, tally: Tally) -> Loss:
+        """The loss of some rows, and its numbers to the tally."""
+        device = outputs.logprobs.device
+        part: Groups = self.chosen.groups.part(rows, step).to(device)
+        loss = self.match.loss(part, targets.part(self.chosen.groups, rows).to(device), outputs, self.settings)
+        tally.add(rows, part, outputs.logprobs.detach(), part.anchor(self.match.anchor(self.settings)), loss)
+        return loss
 
-    def _objective(self, logprobs: Tensor, groups: list[int], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the objective over groups, and the sums (order of SUMS) that metrics are made of.
+    def _split(self, values: Tensor, rows: list[int]) -> Sequence[Tensor]:
+        return values.split(self.rows.completion_ids.lengths[rows].tolist())
 
-        logprobs: float [N], of the groups' completions in order; targets: float [P, G], of all groups of the round.
-        """
-        rows, device = self.rows, logprobs.device
-        own = rows.rows_of(groups)
-        batch = GroupBatch(
-            logprobs=logprobs,
-            ref_logprobs=torch.from_numpy(rows.ref_logprobs.take(own).values).to(device),
-            old_logprobs=torch.from_numpy(rows.old_logprobs.take(own).values).to(device),
-            completion=torch.repeat_interleave(torch.arange(len(own)), torch.tensor(self._lengths(own))).to(device),
-            rewards=rows.rewards.total[groups].to(device),
-            advantages=targets[groups].to(device),
-            mask=rows.rewards.mask[groups].to(device),
-        )
-        loss, statistics = OBJECTIVES[self.settings.objective](batch, self.settings.gift)
-        with torch.no_grad():
-            log_ratio = batch.ref_logprobs - logprobs
-            sums = {
-                **{name: statistics[name].sum() for name in ("loss", "log_ratio", "log_ratio_std")},
-                # Of a group that has not moved these two are not known: nan, by `gift`.
-                **{name: statistics[name].nansum() for name in ("correlation", "implied_beta")},
-                **{f"{name}_known": (~statistics[name].isnan()).sum() for name in ("correlation", "implied_beta")},
-                "kl": (log_ratio.exp() - log_ratio - 1).sum(),
-                "entropy": -logprobs.sum(),
-                "tokens": torch.tensor(float(len(logprobs))),
-            }
-        return loss, torch.stack([sums[name].double().cpu() for name in SUMS])
+    def _groups_of(self, rows: list[int]) -> list[int]:
+        return sorted({row // self._size for row in rows})
 
-    def _metrics(self, sums: Tensor, num_groups: int) -> dict[str, float | None]:
-        """Means over groups (loss, log_ratio, ...) and over tokens (kl to the reference by k3, entropy), nats."""
-        everywhere = sums.to(self.engine.device)
-        torch.distributed.all_reduce(everywhere)
-        total = dict(zip(SUMS, everywhere.tolist(), strict=True))
-        known = {name: total[f"{name}_known"] for name in ("correlation", "implied_beta")}
-        return {
-            **{name: total[name] / num_groups for name in ("loss", "log_ratio", "log_ratio_std")},
-            **{name: total[name] / count if count else None for name, count in known.items()},
-            "kl": total["kl"] / total["tokens"],
-            "entropy": total["entropy"] / total["tokens"],
-            "num_groups": num_groups,
-            "num_tokens": int(total["tokens"]),
-        }
+
+def _nothing(outputs: Outputs) -> Tensor:
+    return sum((each.sum() * 0 for each in (outputs.logprobs, outputs.learned) if each is not None), torch.zeros(()))

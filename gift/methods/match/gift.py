@@ -1,64 +1,70 @@
 """GIFT (arXiv 2510.23868): match the standardised implicit reward to the standardised explicit reward."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from gift.methods import statistics as groups
-from gift.methods.groups import GroupBatch
-from gift.methods.settings import GiftObjective
+from pydantic import Field
 
-Loss = tuple[Tensor, dict[str, Tensor]]
+from gift.methods.groups import Anchor, Groups, Loss, Match, Outputs, Targets
+from gift.methods.statistics import centre, spread
+from gift.project.sections import Positive, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def gift(batch: GroupBatch, settings: GiftObjective) -> Loss:
-    """Sum over groups of mean_i (A_i - beta z_i)^2, and each group's statistics ([P] tensors, detached).
+class Gift(Section):
+    """The choices inside the GIFT loss (docs/objectives.md)."""
+
+    anchor: Anchor = "old"
+    stats: Literal["detached", "full"] = "detached"
+    spread_floor: Positive = Field(1.0, description="least spread of the log-ratio inside a group, in nats")
+    beta: Positive = 1.0
+    token_reduce: Literal["sum", "mean"] = "sum"
+
+
+def gift(groups: Groups, targets: Targets, outputs: Outputs, settings: Gift) -> Loss:
+    """Sum over groups of mean_i (A_i - beta z_i)^2, over the groups of the step.
 
     The implicit reward of a completion is its log-ratio l_i = sum_t (logprob - anchor logprob), in nats (or its mean
-    over tokens); z_i = (l_i - mean l) / sqrt(var l + spread_floor^2), with n - 1. A_i is the advantage: the
-    explicit reward standardised in the same way, or what else `update.advantages` makes of it.
+    over tokens); z_i = (l_i - mean l) / sqrt(var l + spread_floor^2), with n - 1. A_i is the target: the explicit
+    reward standardised in the same way, or what else `update.shape` makes of it.
     `anchor: reference, stats: full` is the paper's function: log Z(x) and beta cancel exactly as the floor goes to 0.
     `anchor: old, stats: detached` is the author's released code, where mean and spread are constants of the gradient.
     The floor makes the first step, where every l_i is 0, finite: the gradient there is -(2 beta / (n floor)) A_i.
     """
-    anchor = batch.ref_logprobs if settings.anchor == "reference" else batch.old_logprobs
-    log_ratio = batch.sum_tokens(batch.logprobs - anchor)
-    if settings.token_reduce == "mean":
-        log_ratio = log_ratio / batch.lengths().clamp_min(1)
-    mask = batch.mask
+    reduce = groups.mean_tokens if settings.token_reduce == "mean" else groups.sum_tokens
+    log_ratio = reduce(outputs.logprobs - groups.anchor(settings.anchor))
+    mask = groups.mask
     statistics = log_ratio.detach() if settings.stats == "detached" else log_ratio
-    deviation = groups.centre(statistics, mask)
-    scale = groups.spread(deviation, mask, settings.spread_floor)
+    deviation = centre(statistics, mask)
+    scale = spread(deviation, mask, settings.spread_floor)
     mean = statistics - deviation
-    implicit = torch.where(mask, (log_ratio - mean) / scale, torch.zeros_like(log_ratio))
-    target = batch.advantages.to(log_ratio.dtype)
+    implicit = ((log_ratio - mean) / scale).where(mask, 0.0)
+    target = targets.completions.to(log_ratio.dtype)
     count = mask.sum(-1).clamp_min(1)
     loss = ((target - settings.beta * implicit).square() * mask).sum(-1) / count
-    with torch.no_grad():
-        statistics_of_groups = _group_statistics(batch, log_ratio.detach(), target)
-    return loss.sum(), {"loss": loss.detach(), **statistics_of_groups}
+    # The division is in double, so that the parts of a step add up to one number however it is cut.
+    return Loss(loss.sum().double() / groups.step.num_groups, _fit(groups, target, log_ratio.detach()))
 
 
-def _group_statistics(batch: GroupBatch, log_ratio: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What drifts: mean and spread of the log-ratio, its correlation with the advantage, beta(x) = std r / std l."""
-    mask = batch.mask
-    count = mask.sum(-1).clamp_min(1)
-    deviation = groups.centre(log_ratio, mask)
-    log_ratio_std = groups.spread(deviation, mask).squeeze(-1)
-    reward_std = groups.spread(groups.centre(batch.rewards.to(log_ratio.dtype), mask), mask).squeeze(-1)
-    covariance = (target * deviation).sum(-1) / (count - 1).clamp_min(1)
-    target_std = groups.spread(groups.centre(target, mask), mask).squeeze(-1)
-    nan = torch.full_like(log_ratio_std, torch.nan)
-    moved = log_ratio_std > 1e-4
+def _fit(groups: Groups, target: Tensor, log_ratio: Tensor) -> Mapping[str, Tensor]:
+    """Of each group, nan where it has not moved: correlation of log-ratio and target, and beta(x) = std r / std l."""
+    mask = groups.mask
+    deviation = centre(log_ratio, mask)
+    moved_by = spread(deviation, mask).squeeze(-1)
+    reward_std = spread(centre(groups.rewards.to(log_ratio.dtype), mask), mask).squeeze(-1)
+    target_std = spread(centre(target, mask), mask).squeeze(-1)
+    covariance = (target * deviation).sum(-1) / (mask.sum(-1) - 1).clamp_min(1)
+    correlation = covariance / (moved_by * target_std).clamp_min(1e-12)
+    implied_beta = reward_std / moved_by.clamp_min(1e-12)
+    moved, unknown = moved_by > 1e-4, float("nan")
     return {
-        "log_ratio": (log_ratio * mask).sum(-1) / count,
-        "log_ratio_std": log_ratio_std,
-        "correlation": torch.where(
-            moved & (target_std > 0), covariance / (log_ratio_std * target_std).clamp_min(1e-12), nan
-        ),
-        "implied_beta": torch.where(moved & (reward_std > 0), reward_std / log_ratio_std.clamp_min(1e-12), nan),
+        "correlation": correlation.where(moved & (target_std > 0), unknown),
+        "implied_beta": implied_beta.where(moved & (reward_std > 0), unknown),
     }
 
 
-OBJECTIVES: dict[str, Callable[[GroupBatch, GiftObjective], Loss]] = {"gift": gift}
+METHOD = Match(Gift, gift, metrics=("correlation", "implied_beta"), anchor=lambda settings: settings.anchor)

@@ -1,0 +1,535 @@
+"""Laws of every method: finite differences, parts add up, what is masked does not exist, order; hand numbers; TRL."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import create_model
+from torch import Tensor
+
+from gift.methods.groups import Groups, Loss, Outputs, Step, Targets
+from gift.methods.match.clipped import Clipped, clipped
+from gift.methods.match.flowrl import Flowrl, flowrl
+from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.select.pods import Pods, pods
+from gift.methods.shape.zscore import standardise
+from gift.project.errors import UserError
+from gift.project.params import settings_of
+from gift.project.sections import Section, check, choice
+from gift.training.settings import Update
+from tests.groups import make_groups, two_components
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("gift", {}),
+    ("gift", {"anchor": "reference", "stats": "full", "spread_floor": 0.3, "token_reduce": "mean", "beta": 0.7}),
+    ("gvpo", {}),
+    ("gvpo", {"anchor": "reference", "beta": 0.5}),
+    ("clipped", {}),
+    ("clipped", {"aggregate": "dapo", "clip_high": 0.28, "clip_dual": 1.4}),
+    ("clipped", {"aggregate": "dr_grpo", "kl_coef": 0.1, "kl": "k1"}),
+    ("clipped", {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1, "kl_coef": 0.1, "kl_correction": True}),
+    ("clipped", {"level": "sequence", "aggregate": "dapo", "kl_coef": 0.1, "kl": "k2"}),
+    ("cispo", {}),
+    ("cispo", {"least": 0.8, "most": 1.2}),
+    ("dpo", {}),
+    ("dpo", {"anchor": "old", "beta": 0.5}),
+    ("flowrl", {}),
+    ("flowrl", {"weighting": "released_unclipped", "beta": 2.0}),
+    ("flowrl", {"weighting": "verl_min10"}),
+]
+SHAPES = list(SHAPE)
+every_match = pytest.mark.parametrize(("name", "fields"), CASES, ids=lambda value: str(value))
+P, G = 3, 5
+ORDER = [3, 1, 4, 0, 2]
+
+
+def test_every_method_has_a_case() -> None:
+    assert dict.fromkeys(name for name, _ in CASES).keys() == MATCH.keys()
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
+    """Three groups of five completions of 1 to 4 tokens, two of which do not train; `order` inside a group."""
+    order = order or list(range(G))
+    lengths = torch.randint(1, 5, (P, G), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(P, G, dtype=torch.bool)
+    if absent:
+        mask[0, 1] = mask[2, 4] = False
+    components = draw(1, P, G, 2)
+    weights = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    completion = torch.repeat_interleave(torch.arange(P * G), lengths.flatten())
+    rows = (torch.arange(P).unsqueeze(-1) * G + torch.tensor(order)).flatten()
+    tokens = torch.cat([(completion == row).nonzero().squeeze(-1) for row in rows.tolist()])
+    return two_components(
+        components[:, order, 0],
+        components[:, order, 1],
+        (1.0, 2.0),
+        mask=mask[:, order],
+        lengths=lengths[:, order],
+        rewards=((components * weights).sum(-1) * mask)[:, order],
+        truncated=(draw(2, P, G) < 0.3)[:, order],
+        ref_logprobs=-draw(3, len(completion))[tokens],
+        old_logprobs=-draw(4, len(completion))[tokens],
+    )
+
+
+def some_outputs(groups: Groups, name: str) -> Outputs:
+    """Log-probs near the old ones: some ratios are clipped, most are not."""
+    noise = draw(5, P, G, 4)
+    places = torch.cat([torch.arange(int(count)) for count in groups.lengths.flatten()])
+    logprobs = groups.old_logprobs + 0.6 * noise.view(P * G, 4)[groups.completion, places] - 0.3
+    return Outputs(logprobs, draw(6, P) if MATCH[name].head else None)
+
+
+def targets_for(groups: Groups, name: str) -> Targets:
+    shape = SHAPE["pairs" if "pairs" in MATCH[name].shapes else "zscore"]
+    return shape.within(groups, shape.settings())
+
+
+def run(name: str, fields: dict[str, Any], groups: Groups, targets: Targets, outputs: Outputs) -> Loss:
+    return MATCH[name].loss(groups, targets, outputs, MATCH[name].settings.model_validate(fields))
+
+
+def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, leaves, retain_graph=True))
+
+
+def leaves_of(outputs: Outputs) -> list[Tensor]:
+    return [each.requires_grad_() for each in (outputs.logprobs, outputs.learned) if each is not None]
+
+
+@every_match
+def test_gradient_is_that_of_finite_differences(
+    name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loss detaches is a constant of the gradient: later evaluations see what the first one gave there."""
+    groups = some_groups()
+    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
+    leaves = leaves_of(outputs)
+    detach, constants = torch.Tensor.detach, list[Tensor]()
+    monkeypatch.setattr(torch.Tensor, "detach", lambda each: constants.append(detach(each)) or constants[-1])
+    exact = gradients(run(name, fields, groups, targets, outputs).value, leaves)
+    constants = [each.clone() for each in constants]
+
+    def value() -> float:
+        again = iter(constants)
+        monkeypatch.setattr(torch.Tensor, "detach", lambda _: next(again))
+        return float(run(name, fields, groups, targets, outputs).value)
+
+    step = 1e-6
+    with torch.no_grad():
+        for leaf, gradient in zip(leaves, exact, strict=True):
+            for index in range(len(leaf)):
+                leaf[index] += step
+                above = value()
+                leaf[index] -= 2 * step
+                below = value()
+                leaf[index] += step
+                assert (above - below) / (2 * step) == pytest.approx(float(gradient[index]), abs=1e-7)
+
+
+def cut(name: str) -> list[list[int]]:
+    """Parts of rows: whole groups where the method needs them, else any."""
+    if MATCH[name].coupled:
+        return [list(range(G)), list(range(G, 3 * G))]
+    return [[7, 2, 0, 11], [14], [1, 13, 3, 4, 9, 5], [6, 8, 10, 12]]
+
+
+def trained(groups: Groups, rows: list[int]) -> list[int]:
+    return [row for row in rows if groups.mask.flatten()[row]]
+
+
+def part_of(groups: Groups, targets: Targets, outputs: Outputs, rows: list[int]) -> tuple[Groups, Targets, Outputs]:
+    tokens = torch.cat([(groups.completion == row).nonzero().squeeze(-1) for row in rows])
+    learned = outputs.learned
+    if learned is not None:
+        learned = learned[sorted({row // G for row in rows})]
+    return groups.part(rows, groups.step), targets.part(groups, rows), Outputs(outputs.logprobs[tokens], learned)
+
+
+@every_match
+def test_parts_add_up_to_the_whole_step(name: str, fields: dict[str, Any]) -> None:
+    groups = some_groups()
+    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
+    leaves = leaves_of(outputs)
+    whole = run(name, fields, groups, targets, outputs)
+    rows = [own for part in cut(name) if (own := trained(groups, part))]
+    parts = [run(name, fields, *part_of(groups, targets, outputs, part)) for part in rows]
+    total = torch.stack([part.value for part in parts]).sum()
+    torch.testing.assert_close(total, whole.value, atol=1e-12, rtol=1e-12)
+    expected = gradients(whole.value, leaves)
+    for one, other in zip(gradients(total, leaves), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+    for metric in MATCH[name].metrics:  # the mean of what is known is the same, too
+        known = torch.cat([part.metrics[metric].flatten() for part in parts])
+        if metric != "log_z":  # that of a group stands once in every part of it
+            torch.testing.assert_close(known.nanmean(), whole.metrics[metric].nanmean())
+
+
+@every_match
+def test_two_passes_are_one(name: str, fields: dict[str, Any]) -> None:
+    """Coefficients from leaves on all of the outputs, then backward of their product with what made the outputs."""
+    groups = some_groups()
+    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
+    weights = [torch.ones_like(leaf).requires_grad_() for leaf in leaves_of(outputs)]
+    made = [weight * leaf.detach() for weight, leaf in zip(weights, leaves_of(outputs), strict=True)]
+    expected = gradients(run(name, fields, groups, targets, Outputs(*made)).value, weights)
+    leaves = [each.detach().requires_grad_() for each in made]
+    coefficients = gradients(run(name, fields, groups, targets, Outputs(*leaves)).value, leaves)
+    surrogate = torch.stack([(c * each).sum() for c, each in zip(coefficients, made, strict=True)]).sum()
+    for one, other in zip(gradients(surrogate, weights), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@every_match
+def test_what_is_masked_does_not_exist(name: str, fields: dict[str, Any]) -> None:
+    """Neither its tokens, nor its reward or target: same loss, gradient and metrics; its own gradient is 0."""
+    groups = some_groups()
+    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
+    rows = trained(groups, list(range(P * G)))
+    without = part_of(groups, targets, outputs, rows)
+    hidden = ~groups.mask.flatten()[groups.completion]
+    spoiled = [values.masked_fill(hidden, -50.0) for values in (groups.ref_logprobs, groups.old_logprobs)]
+    rewards = groups.rewards.masked_fill(~groups.mask, 99.0)
+    worse = replace(groups, ref_logprobs=spoiled[0], old_logprobs=spoiled[1], rewards=rewards)
+    logprobs = outputs.logprobs.masked_fill(hidden, -3.0).requires_grad_()
+    one = run(name, fields, worse, targets, Outputs(logprobs, outputs.learned))
+    other = run(name, fields, *without)
+    torch.testing.assert_close(one.value, other.value)
+    for metric in MATCH[name].metrics:
+        torch.testing.assert_close(one.metrics[metric].nanmean(), other.metrics[metric].nanmean())
+    (gradient,) = gradients(one.value, [logprobs])
+    assert (gradient[hidden] == 0).all()
+    assert set(one.metrics) == set(MATCH[name].metrics)
+
+
+@every_match
+def test_order_of_siblings_does_not_matter(name: str, fields: dict[str, Any]) -> None:
+    groups, other = some_groups(), some_groups(ORDER)
+    outputs = some_outputs(groups, name)
+    by_place = [outputs.logprobs[groups.completion == row] for row in range(P * G)]
+    moved = torch.cat([by_place[group * G + place] for group in range(P) for place in ORDER])
+    one = run(name, fields, groups, targets_for(groups, name), outputs)
+    two = run(name, fields, other, targets_for(other, name), Outputs(moved, outputs.learned))
+    torch.testing.assert_close(one.value, two.value)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_targets_do_not_depend_on_order_or_on_what_is_masked(name: str) -> None:
+    shape = SHAPE[name]
+
+    def targets(groups: Groups) -> Tensor:
+        made = shape.within(groups, shape.settings())
+        return (shape.across(groups, made, shape.settings()) if shape.across else made).completions
+
+    groups = some_groups()
+    values = targets(groups)
+    assert (values[~groups.mask] == 0).all()
+    assert (values.abs().sum(-1) > 0.1).all()
+    torch.testing.assert_close(targets(some_groups(ORDER)), values[:, ORDER])
+    spoiled = {
+        "rewards": groups.rewards.masked_fill(~groups.mask, 99.0),
+        "components": groups.components.masked_fill(~groups.mask.unsqueeze(-1), -7.0),
+    }
+    torch.testing.assert_close(targets(replace(groups, **spoiled)), values)
+    equal = make_groups(torch.full((2, 3), 0.1 + 0.2, dtype=torch.float64))
+    assert targets(equal).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "fields"), [("overlong", {}), ("pods", {"keep": 2}), ("pods", {"keep": 3})])
+def test_selection_is_of_what_trains_and_does_not_depend_on_order(name: str, fields: dict[str, Any]) -> None:
+    settings = SELECT[name].settings.model_validate(fields)
+    groups = some_groups()
+    kept = SELECT[name].keep(groups, settings)
+    assert not (kept & ~groups.mask).any()
+    assert 0 < kept.sum() < groups.mask.sum()
+    assert SELECT[name].keep(some_groups(ORDER), settings).equal(kept[:, ORDER])
+
+
+def test_every_select_has_a_case() -> None:
+    assert SELECT.keys() == {"overlong", "pods"}
+
+
+# What settings may say.
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"match": {"gfit": {}}}, "update.match.gfit: unknown key; did you mean 'gift'?"),
+        ({"match": {"gift": {"anchr": "old"}}}, "update.match.gift.anchr: unknown key; did you mean 'anchor'?"),
+        ({"match": {"gift": {"beta": -1.0}}}, "update.match.gift.beta: -1.0: must be greater than 0"),
+        ({"match": {"gift": {}, "gvpo": {}}}, "update.match: must name exactly one of gift, .*, not gift and gvpo"),
+        ({"match": {}}, "update.match: must name exactly one of gift, .*, not nothing"),
+        ({"match": "gift"}, "update.match: 'gift': must be a map"),
+        ({"match": {"gift": None}}, "update.match.gift: None: must be a map"),
+        ({"match": {"dpo": {}}}, "update: shape: zscore: match: dpo needs pairs"),
+        ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
+        ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
+        ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
+    ],
+)
+def test_a_wrong_method_is_one_line(update: dict[str, Any], message: str) -> None:
+    content = {"update": {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", **update}}
+    with pytest.raises(UserError, match=rf"^params.yaml: {message}[^\n]*$"):
+        check(create_model("File", __base__=Section, update=(Update, ...)), content, "params.yaml")
+
+
+def test_metadata_say_which_methods_ran() -> None:
+    update = Update(groups_per_step=1, lr=1.0, dtype="float32")
+    assert settings_of(update) == {
+        "groups_per_step": 1,
+        "lr": 1.0,
+        "dtype": "float32",
+        "shape": {"zscore": {}},
+        "match": {"gift": {}},
+    }
+    other = update.model_copy(update={"match": choice(MATCH).model_validate({"gvpo": {"beta": 0.2}})})
+    assert settings_of(other)["match"] == {"gvpo": {"beta": 0.2}}
+
+
+# Hand numbers of shapes and selects.
+
+
+def shaped(name: str, rewards: list[list[float]]) -> list[list[float]]:
+    groups = make_groups(torch.tensor(rewards, dtype=torch.float64))
+    made: list[list[float]] = SHAPE[name].within(groups, SHAPE[name].settings()).completions.tolist()
+    return made
+
+
+def test_shapes_by_hand() -> None:
+    third = math.sqrt(1 / 3)
+    assert shaped("zscore", [[0, 0, 1, 1]])[0] == pytest.approx([-0.5 / third] * 2 + [0.5 / third] * 2)
+    assert shaped("centred", [[1, 0, 0, 0.5]])[0] == pytest.approx([0.625, -0.375, -0.375, 0.125])
+    assert shaped("leave_one_out", [[1, 0, 0, 0.5]])[0] == pytest.approx([0.8333, -0.5, -0.5, 0.1667], abs=1e-4)
+    assert shaped("pairs", [[0.5, 1, 0, 1], [1, 1, 1, 1]]) == [[0, 1, -1, 0], [0, 0, 0, 0]]
+    # GDPO's two prompts of two rollouts: whitened per rollout, with TRL's epsilon.
+    groups = make_groups(torch.zeros(2, 2, dtype=torch.float64), components=torch.zeros(2, 2, 2))
+    half = math.sqrt(0.5)
+    targets = Targets(torch.tensor([[-half, half], [-2 * half, 2 * half]], dtype=torch.float64))
+    whitened = SHAPE["gdpo"].across(groups, targets, SHAPE["gdpo"].settings())  # type: ignore[misc]
+    assert whitened.completions.flatten().tolist() == pytest.approx([-0.5477, 0.5477, -1.0954, 1.0954], abs=1e-3)
+
+
+def test_pods_keeps_the_largest_variance() -> None:
+    """Of 8 with 2 right it keeps 2 right and 2 wrong, whose standardised rewards are -+ .866; a small group stays."""
+    rewards = torch.tensor([[0, 0, 1, 0, 0, 1, 0, 0]], dtype=torch.float64)
+    kept = pods(make_groups(rewards), Pods(keep=4))
+    assert rewards[kept].tolist().count(1.0) == 2
+    assert standardise(rewards, kept)[0, 2].item() == pytest.approx(math.sqrt(3) / 2)
+    small = torch.tensor([[True, False, True, True, False, False, False, False]])
+    assert pods(make_groups(rewards, small), Pods(keep=4)).equal(small)
+    # By brute force: no other three have a larger variance.
+    values = draw(9, 1, 6)
+    largest = max(float(values[0, list(three)].var()) for three in torch.combinations(torch.arange(6), 3).tolist())
+    assert float(values[pods(make_groups(values), Pods(keep=3))].var()) == pytest.approx(largest)
+
+
+# Hand numbers of losses: one token a completion unless said otherwise.
+
+
+def value_of(name: str, target: Tensor, log_ratio: Tensor, learned: Tensor | None = None, **fields: Any) -> float:
+    """The loss of completions of one token with log-prob -1 under both anchors, and these targets [P, G]."""
+    groups = make_groups(target)
+    outputs = Outputs(log_ratio.flatten() - 1, learned)
+    return float(run(name, fields, groups, Targets(target), outputs).value)
+
+
+def one(value: float) -> Tensor:
+    return torch.tensor([[value]], dtype=torch.float64)
+
+
+R = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+L = torch.tensor([[0.3, -0.2, 0.1, 0.4]], dtype=torch.float64)
+
+
+def test_gift_and_gvpo_by_hand() -> None:
+    groups = make_groups(R)
+    assert value_of("gift", standardise(R, groups.mask), L, spread_floor=1e-9) == pytest.approx(0.1907, abs=5e-5)
+    assert value_of("gift", standardise(R, groups.mask), L, spread_floor=1e-9, beta=0.5) == pytest.approx(
+        0.2828, abs=5e-5
+    )
+    logprobs = (L.flatten() - 1).requires_grad_()
+    loss = run("gvpo", {}, groups, SHAPE["centred"].within(groups, SHAPE["centred"].settings()), Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(0.1537, abs=5e-5)
+    (gradient,) = gradients(loss.value, [logprobs])
+    assert gradient.tolist() == pytest.approx([-0.0162, 0.0155, 0.0165, -0.0158], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "fields", "expected"),
+    [
+        (1.5, 1.0, {"clip_high": 0.28}, -1.28),
+        (1.5, -1.0, {"clip_high": 0.28}, 1.5),
+        (0.5, 1.0, {"clip_high": 0.28}, -0.5),
+        (0.5, -1.0, {"clip_high": 0.28}, 0.8),
+        (4.0, -1.0, {"clip_dual": 3.0}, 3.0),
+        (4.0, -1.0, {}, 4.0),
+    ],
+)
+def test_clip_by_hand(ratio: float, target: float, fields: dict[str, Any], expected: float) -> None:
+    assert value_of("clipped", one(target), one(math.log(ratio)), **fields) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fields", "expected"),
+    [
+        (1.5, {}, 1.8060),
+        (1.5, {"least": 0.8, "most": 1.2}, 1.4448),
+        (0.5, {}, 0.6020),
+        (0.5, {"least": 0.8, "most": 1.2}, 0.9632),
+    ],
+)
+def test_cispo_by_hand(ratio: float, fields: dict[str, Any], expected: float) -> None:
+    logprob = math.log(0.3)
+    old = torch.tensor([logprob - math.log(ratio)], dtype=torch.float64)
+    groups = make_groups(one(1.0), old_logprobs=old)
+    outputs = Outputs(torch.tensor([logprob], dtype=torch.float64))
+    assert run("cispo", fields, groups, Targets(one(1.0)), outputs).value.item() == pytest.approx(expected, abs=5e-5)
+
+
+def test_sequence_ratio_and_aggregation_by_hand() -> None:
+    """GSPO's ratio of log-ratios .1, -.05, .2 is exp of their mean; a token mean then counts it three times."""
+    log_ratio = torch.tensor([0.1, -0.05, 0.2, 0.0], dtype=torch.float64)
+    groups = make_groups(
+        torch.ones(1, 2, dtype=torch.float64), lengths=torch.tensor([[3, 1]]), step=Step(1, 2, 4, max_tokens=10)
+    )
+    targets = Targets(torch.ones(1, 2, dtype=torch.float64))
+    ratio = 1.0869
+    for aggregate, expected in {
+        "grpo": (ratio + 1) / 2,
+        "dapo": (3 * ratio + 1) / 4,
+        "dr_grpo": (3 * ratio + 1) / 20,
+    }.items():
+        settings = Clipped(level="sequence", aggregate=aggregate)
+        loss = clipped(groups, targets, Outputs(log_ratio - 1), settings)
+        assert loss.value.item() == pytest.approx(-expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "gradient"),
+    [({}, 0.0408, 0.2592), ({"kl_correction": True}, 0.0408, 0.3), ({"kl": "k2"}, 0.045, 0.3), ({"kl": "k1"}, 0.3, 1)],
+)
+def test_kl_by_hand(fields: dict[str, Any], value: float, gradient: float) -> None:
+    """Log-prob -1, reference -1.3, ratio 1; target 0. The corrected k3 has the gradient of the KL itself."""
+    groups = make_groups(one(0.0), ref_logprobs=torch.tensor([-1.3], dtype=torch.float64))
+    logprobs = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    loss = run("clipped", {"kl_coef": 1.0, **fields}, groups, Targets(one(0.0)), Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(value, abs=5e-5)
+    assert gradients(loss.value, [logprobs])[0].item() == pytest.approx(gradient, abs=5e-5)
+
+
+def test_dpo_by_hand() -> None:
+    """beta .1, l = 2 against -1: -log sigmoid(.3); the gradients are -+ beta sigmoid(-.3). A tie adds nothing."""
+    target = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    logprobs = torch.tensor([1.0, 7.0, -2.0, 5.0, 6.0, 7.0], dtype=torch.float64, requires_grad=True)
+    loss = run("dpo", {}, make_groups(target), Targets(target), Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(math.log1p(math.exp(-0.3)) / 2)
+    slope = 0.1 / (1 + math.exp(0.3)) / 2
+    assert gradients(loss.value, [logprobs])[0].tolist() == pytest.approx([-slope, 0, slope, 0, 0, 0])
+    far = run("dpo", {"beta": 1000.0}, make_groups(target), Targets(target), Outputs(-logprobs))
+    assert far.value.item() == pytest.approx(1500)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"), [("paper", 248.8), ("verl_min10", 309.3), ("released_unclipped", 309.3)]
+)
+def test_flowrl_by_hand(weighting: str, expected: float) -> None:
+    """log Z .5, mean log-prob -.8, reference -.9, target 1, beta 15: residual -14.4; ln w = .4."""
+    lengths = torch.tensor([[2]])
+    logprobs = torch.tensor([-0.7, -0.9], dtype=torch.float64)
+    groups = make_groups(
+        one(1.0),
+        lengths=lengths,
+        ref_logprobs=torch.tensor([-1.0, -0.8], dtype=torch.float64),
+        old_logprobs=torch.tensor([-1.0, -1.0], dtype=torch.float64),
+    )
+    learned = torch.tensor([0.5], dtype=torch.float64)
+    loss = flowrl(groups, Targets(one(1.0)), Outputs(logprobs, learned), Flowrl(weighting=weighting))
+    assert loss.value.item() == pytest.approx(expected, abs=0.05)
+
+
+def test_the_head_of_flowrl_gives_one_number_a_prompt() -> None:
+    head = MATCH["flowrl"].head
+    assert head is not None
+    module = head.build(8, Flowrl())
+    assert sum(isinstance(part, torch.nn.Linear) for part in module) == 3
+    assert module(torch.ones(5, 8)).shape == (5,)
+
+
+# TRL 1.16: its formulas (trainer/grpo_trainer.py, `_compute_loss`; experimental/online_dpo), written out on padded
+# tensors [B, T]. The suite does not need TRL; docs/log.md says how this was compared with the wheel itself.
+
+
+def trl_loss(kind: str, logps: Tensor, old: Tensor, ref: Tensor, advantages: Tensor, mask: Tensor, o: Any) -> Tensor:
+    log_ratio = logps - old
+    if o.get("level") == "sequence":
+        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)
+    ratio, advantages = torch.exp(log_ratio), advantages.unsqueeze(1)
+    if kind == "cispo":
+        per_token = -torch.clamp(ratio, max=o["epsilon_high"]).detach() * advantages * logps
+    else:
+        bounded = torch.clamp(ratio, 1 - o["epsilon"], 1 + o["epsilon_high"])
+        free = torch.clamp(ratio, max=o["delta"]) if o.get("delta") else ratio
+        per_token = -torch.min(free * advantages, bounded * advantages)
+    if o.get("beta"):
+        kl = torch.exp(ref - logps) - (ref - logps) - 1
+        per_token = per_token + o["beta"] * (kl * ratio if o["use_bias_correction_kl"] else kl)
+    if kind == "grpo":
+        return ((per_token * mask).sum(-1) / mask.sum(-1)).mean()
+    if kind == "dr_grpo":
+        return (per_token * mask).sum() / (len(logps) * o["max_completion_length"])
+    return (per_token * mask).sum() / mask.sum()
+
+
+def padded(groups: Groups, values: Tensor) -> Tensor:
+    rows = [values[groups.completion == row] for row in range(groups.mask.numel())]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+TRL_CASES = [
+    ("grpo", {}, {"epsilon": 0.2, "epsilon_high": 0.2}),
+    ("dapo", {"clip_high": 0.28, "clip_dual": 1.4}, {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 1.4}),
+    ("dr_grpo", {}, {"epsilon": 0.2, "epsilon_high": 0.2, "max_completion_length": 8}),
+    (
+        "grpo",
+        {"level": "sequence", "clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.05, "kl_correction": True},
+        {"level": "sequence", "epsilon": 0.03, "epsilon_high": 0.04, "beta": 0.05, "use_bias_correction_kl": True},
+    ),
+    (
+        "dapo",
+        {"kl_coef": 0.05},
+        {"epsilon": 0.2, "epsilon_high": 0.2, "beta": 0.05, "use_bias_correction_kl": False},
+    ),
+    ("cispo", {"most": 1.1}, {"epsilon_high": 1.1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "ours", "theirs"), TRL_CASES)
+def test_equal_to_trl(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    groups = some_groups(absent=False)
+    name = "cispo" if kind == "cispo" else "clipped"
+    fields = ours if kind == "cispo" else {"aggregate": kind, **ours}
+    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
+    leaf = outputs.logprobs.requires_grad_()
+    loss = run(name, fields, groups, targets, outputs).value
+    old, ref, mask = (
+        padded(groups, each) for each in (groups.old_logprobs, groups.ref_logprobs, torch.ones_like(leaf))
+    )
+    expected = trl_loss(kind, padded(groups, leaf), old, ref, targets.completions.flatten(), mask, theirs)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(loss, [leaf]), gradients(expected, [leaf]))
+    assert float(gradients(loss, [leaf])[0].abs().max()) > 1e-3
+
+
+def test_equal_to_trl_advantages() -> None:
+    """TRL adds 1e-4 to the standard deviation; ours divides by it alone."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.5]], dtype=torch.float64)
+    theirs = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+    assert theirs.flatten().tolist() == pytest.approx([1.3053, -0.7832, -0.7832, 0.2611], abs=5e-5)
+    assert shaped("zscore", rewards.tolist())[0] == pytest.approx(theirs.flatten().tolist(), rel=3e-4)
