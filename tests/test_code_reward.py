@@ -343,7 +343,8 @@ TRICKS = {
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b):
             made = {"dict": [["__eq__", {"program": line._keep(lambda *a: True)}]]}
-            line.send({"do": "call", "args": [{"type": "type"}, "E", {"tuple": [{"type": "int"}]}, made], "kwargs": {}})
+            bases = {"make": ["tuple", [[{"type": "int"}]]]}
+            line.send({"do": "call", "args": [{"type": "type"}, "E", bases, made], "kwargs": {}})
             line.receive()
             line.send({"do": "call", "args": [{"runner": -1}, 0], "kwargs": {}})
             line.receive()

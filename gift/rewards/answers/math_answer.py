@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from gift.rewards.answers.characters import plain_digits
-from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
+from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, each_row, gold_answers, gold_texts
 
 MAX_ANSWER = 1000
 """Characters that an answer may have: more is no answer."""
@@ -64,21 +64,19 @@ def math_answer(
         warnings.simplefilter("ignore")  # SymPy's, about what a policy wrote
         import math_verify  # noqa: F401  # 2 s, in a call without rows too
 
-        parts = [answer_part(completion_text(completion), after, before) or "" for completion in completions]
-        return [_verdict(plain_digits(part), gold, require_boxed) for part, gold in zip(parts, golds, strict=True)]
+        def right(text: str, gold: Any) -> Value:
+            return _verdict(plain_digits(answer_part(text, after, before) or ""), gold, require_boxed)
+
+        return each_row(completions, golds, right)
 
 
 def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
-    """1.0 or 0.0 for one row, or its error."""
     from math_verify import verify
 
-    try:
-        golds = [(each, gold_expressions(plain_digits(each))) for each in gold_texts(gold)]
-    except ValueError as error:
-        return error
+    golds = [(each, gold_expressions(plain_digits(each))) for each in gold_texts(gold)]
     for each, right in golds:
         if not right:
-            return ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
+            raise ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
     said = said_expressions(text, require_boxed)
     for _, right in golds:
         try:

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from gift.rewards.signature import checked
 from gift.rewards.text import Completion, completion_text
 
 
+@checked
 def tag_format(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
@@ -53,17 +55,13 @@ def opened(prompt: Any, template: str, tag: str) -> str:
 
 def conditions(text: str, tags: Sequence[str], text_after: bool) -> list[bool]:
     """Which conditions of the form hold, in the order of `tag_format`; [2 x tags + 3]."""
-    once = [text.count(mark) == 1 for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
-    if not all(once):
+    marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    once = [text.count(mark) == 1 for mark in marks]
+    any_mark = "|".join(map(re.escape, marks))
+    if re.findall(any_mark, text) != marks:
         return [*once, False, False, False]
-    places = [text.index(mark) for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
-    if places != sorted(places):
-        return [*once, False, False, False]
-    outside, inside, rest = "", "", text
-    for tag in tags:
-        before, _, rest = rest.partition(f"<{tag}>")
-        inside, _, rest = rest.partition(f"</{tag}>")
-        outside += before
+    *texts, rest = re.split(any_mark, text)  # outside, inside, outside, inside, ..., and what follows the last tag
+    outside = "".join(texts[::2])
     if text_after:
         return [*once, True, not outside.strip(), bool(rest.strip())]
-    return [*once, True, not (outside + rest).strip(), bool(inside.strip())]
+    return [*once, True, not (outside + rest).strip(), bool(texts[-1].strip())]

@@ -70,19 +70,17 @@ def reward_model(
     rows: dict[int, list[int]] = {}
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = _tokens(classifier.tokenizer, prompt, completion_text(completion), template[index])
-        problem_of_row = _fit(ids, limit, settings.too_long, classifier.tokenizer.all_special_ids)
-        problem_of_row = problem_of_row or _unknown_token(ids, classifier)
-        if problem_of_row is None:
+        problem = _fit(ids, limit, settings.too_long, classifier)
+        if problem is None:
             rows[index] = ids
-        values.append(problem_of_row or 0.0)
+        values.append(problem or 0.0)
     # Rows of like length are padded together; the order of equal ones is that of the call.
     order = sorted(rows, key=lambda index: len(rows[index]))
     for start in range(0, len(order), ROWS_PER_FORWARD):
         batch = order[start : start + ROWS_PER_FORWARD]
-        for index, value in zip(
-            batch, _scores(classifier, [rows[i] for i in batch], label, settings.output), strict=True
-        ):
-            values[index] = value
+        scores = _scores(classifier, [rows[index] for index in batch], label, settings.output)
+        for index, score in zip(batch, scores, strict=True):
+            values[index] = score
     return values
 
 
@@ -207,24 +205,17 @@ def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, templ
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
-def _fit(ids: list[int], limit: int | None, too_long: str, special: list[int]) -> Exception | None:
+def _fit(ids: list[int], limit: int | None, too_long: str, classifier: Classifier) -> Exception | None:
     """Cut a row that is too long, in place, or say why it has no score; a special token at its start stays."""
     if not ids:
         return ValueError("prompt and completion are no tokens for the reward model")
-    if limit is None or len(ids) <= limit:
-        return None
-    if too_long == "error":
-        return ValueError(
-            f"{len(ids)} tokens; the reward model takes {limit} (too_long: truncate_left drops the first)"
-        )
-    kept = int(ids[0] in special)
-    del ids[kept : kept + len(ids) - limit]
-    return None
-
-
-def _unknown_token(ids: list[int], classifier: Classifier) -> Exception | None:
-    """A token added to the tokenizer and not to the model: on a GPU it would break the process and all later rows."""
-    largest = max(ids)
+    if limit is not None and len(ids) > limit:
+        if too_long == "error":
+            text = f"{len(ids)} tokens; the reward model takes {limit} (too_long: truncate_left drops the first)"
+            return ValueError(text)
+        kept = int(ids[0] in classifier.tokenizer.all_special_ids)
+        del ids[kept : kept + len(ids) - limit]
+    largest = max(ids)  # a token without an embedding would break the process on a GPU, and all later rows with it
     if largest < classifier.vocabulary:
         return None
     return ValueError(
