@@ -1,9 +1,9 @@
 """Rewards that compare the completion, or a part of it, with gold texts: to the letter, normalised, or by a pattern."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
+from unicodedata import category, normalize
 
 from gift.rewards.answers.characters import INVISIBLE
 from gift.rewards.text import Completion, Marker, Value, answer_part, compiled, each_row, gold_answers, gold_texts
@@ -68,16 +68,12 @@ def normalized_match(
 
 def normalized(text: str, keep_case: bool, keep_punctuation: bool, dropped: frozenset[str]) -> str:
     """Unicode NFKC, caseless; no invisible marks, punctuation outside numbers or `dropped` words; single spaces."""
-    text = unicodedata.normalize("NFKC", text).translate(INVISIBLE).replace("\u2212", "-")  # the typographic minus
+    text = normalize("NFKC", text).translate(INVISIBLE).replace("\u2212", "-")  # the typographic minus
     if not keep_case:
-        text = unicodedata.normalize("NFKC", text.casefold())
+        text = normalize("NFKC", text.casefold())
     if not keep_punctuation:
         kept = {match.start() for match in _IN_NUMBER.finditer(text)}
-        text = "".join(
-            letter
-            for place, letter in enumerate(text)
-            if place in kept or not unicodedata.category(letter).startswith("P")
-        )
+        text = "".join(each for place, each in enumerate(text) if place in kept or category(each)[0] != "P")
     return " ".join(word for word in text.split() if word.casefold() not in dropped)
 
 

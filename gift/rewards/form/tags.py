@@ -25,10 +25,9 @@ def tag_format(
     """1 where the completion is its `tags` in order and nothing else, the last of them not empty, else 0.
 
     Each tag opens once and closes once; only white space stands outside. With `text_after` text must follow the last
-    tag, and that may be empty: `tags: [think]` and an answer. With `soft` the value is the share of the conditions that
-    hold: two a tag; then, where those hold, their order; then nothing outside, and something in the last.
-    What the template (or a text prompt) already opened belongs to the answer: a policy that starts inside <think>
-    cannot open it again (huggingface/trl#6966).
+    tag, and that may be empty. With `soft` the value is the share of the conditions that hold: two a tag; then, where
+    those hold, their order; then nothing outside, and something in the last. What the template (or a text prompt)
+    already opened belongs to the completion (docs/rewards.md).
     """
     if len(set(tags)) < len(tags):
         raise ValueError(f"settings.tags: {tags!r}: each tag has one place; take the second one away")

@@ -91,8 +91,7 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"reward_model: settings.model: '{model}'"
-    wrong = _wrong_folder(model, revision)
-    if wrong:
+    if wrong := _wrong_folder(model, revision):
         return UserError(f"{where}: {wrong}")
     options = {"revision": revision or "main", "trust_remote_code": False}
     try:
@@ -117,12 +116,11 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     config = loaded.config.get_text_config()
     config.use_cache = False  # one forward a row: keys and values are not needed again
     named = config.to_dict()
-    pad = named.get("pad_token_id")
     limits = [named.get("max_position_embeddings"), tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     vocabulary = loaded.get_input_embeddings().weight.shape[0]
     # A padding token without an embedding cannot stand behind a row, nor in one: it is as if none were named.
-    pad = pad if pad is not None and 0 <= pad < vocabulary else None
+    pad = named.get("pad_token_id") if named.get("pad_token_id") in range(vocabulary) else None
     return Classifier(model, loaded, tokenizer, pad, min(known, default=None), vocabulary)
 
 
@@ -157,14 +155,11 @@ def _label(classifier: Classifier, settings: RewardModelSettings) -> int:
 
 def _limit(classifier: Classifier, settings: RewardModelSettings) -> int | None:
     """The most tokens of a row."""
-    if settings.max_length is None or classifier.context is None:
-        return settings.max_length or classifier.context
-    if settings.max_length > classifier.context:
-        raise UserError(
-            f"reward_model: settings.max_length: {settings.max_length}: '{classifier.name}' takes "
-            f"{classifier.context} tokens; lower it"
-        )
-    return settings.max_length
+    wanted, most = settings.max_length, classifier.context
+    if wanted and most and wanted > most:
+        problem = f"'{classifier.name}' takes {most} tokens; lower it"
+        raise UserError(f"reward_model: settings.max_length: {wanted}: {problem}")
+    return wanted or most
 
 
 def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) -> list[bool]:
@@ -185,14 +180,12 @@ def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) ->
 
 def _check_template(classifier: Classifier) -> None:
     """A template that leaves a message out would score all completions alike."""
-    said = {"user": "question", "assistant": "answer"}
-    chat = [{"role": role, "content": text} for role, text in said.items()]
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     rendered = classifier.tokenizer.apply_chat_template(chat, tokenize=False)
-    for role, text in said.items():
-        if text not in rendered:
-            raise UserError(
-                f"reward_model: '{classifier.name}': its chat template leaves the message of the {role} out"
-            )
+    for each in chat:
+        if each["content"] not in rendered:
+            problem = f"its chat template leaves the message of the {each['role']} out"
+            raise UserError(f"reward_model: '{classifier.name}': {problem}")
 
 
 def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, template: bool) -> list[int]:

@@ -63,11 +63,8 @@ def code_tests(
     or `inputs` and `outputs` (texts for stdin and what stdout must be, white space at the ends of lines aside).
 
     A program that fails, hangs (`seconds` for all tests of a row) or takes too much memory gets 0. Tests that are
-    missing or broken, and a sandbox that cannot start, are an exception in the row's place.
-
-    The tests run in a process of their own, which only plain values reach: the program cannot end, patch or read it,
-    and an object of its own never equals an expected value. What remains: two objects of the program's own classes are
-    compared by the program; a test that needs its classes in `except`, or arithmetic on its objects, fails.
+    missing or broken, and a sandbox that cannot start, are an exception in the row's place. What tests can and cannot
+    see of the program: docs/sandbox.md.
     """
     limits = Limits(seconds, memory_mib, processes, scratch_mib, output_kib)
     named = {name: columns[name] for name in _COLUMNS if name in columns}

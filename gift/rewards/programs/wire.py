@@ -17,6 +17,7 @@ MUTABLE = ("list", "dict", "set", "bytearray", "collections.deque")
 ARGUMENTS: dict[str, Callable[[Any], list[Any]]] = {
     "int": lambda value: [hex(value), 16],  # one of more than 64 bits
     "tuple": lambda value: [list(value)],
+    "dict": lambda value: [[list(item) for item in value.items()]],
     "set": lambda value: [list(value)],
     "frozenset": lambda value: [list(value)],
     "bytearray": lambda value: [bytes(value)],
@@ -160,8 +161,6 @@ class Line:
             return value
         if kind is list:
             return [self.encode(each) for each in value]
-        if kind is dict:
-            return {"dict": [[self.encode(key), self.encode(each)] for key, each in value.items()]}
         if kind is bytes:
             return {"bytes": value.hex()}
         if kind is type and any(each is value for each in vars(builtins).values()):
@@ -181,8 +180,6 @@ class Line:
         if not isinstance(value, dict):
             return value
         ((tag, content),) = value.items()
-        if tag == "dict":
-            return {self.decode(key): self.decode(each) for key, each in content}
         if tag == "bytes":
             return bytes.fromhex(content)
         if tag == "type" and type(vars(builtins)[content]) is type:
