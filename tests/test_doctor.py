@@ -33,6 +33,9 @@ from gift.project.gpus import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
 from gift.sampling.vllm_limits import CPU_HEAD_SIZES
+from gift.scoring import check as rewards_check
+from gift.scoring.loading import Loaded
+from gift.scoring.settings import Score
 from gift.tables.prompts import prompts_table, write_prompts
 from gift.training.deepspeed_config import engine_settings
 from stages.doctor import main as stage
@@ -71,9 +74,24 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """Plans of rewards that a worker has loaded: the same functions with the same settings load again."""
+    return set()
+
+
 @pytest.fixture(autouse=True)
-def project(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: set[str]) -> Path:
     """A copy to be broken, on a machine without a GPU, a hub or SLURM."""
+    load = rewards_check._load
+
+    def load_once(plan: list[Loaded], score: Score) -> None:
+        own = [Path(one.file).read_text(encoding="utf-8") for one in plan if one.file]
+        if (key := repr((plan, own))) not in loaded:
+            load(plan, score)
+            loaded.add(key)
+
+    monkeypatch.setattr(rewards_check, "_load", load_once)
     folder = Path(shutil.copytree(healthy, tmp_path / "project"))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

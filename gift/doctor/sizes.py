@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from gift.doctor.findings import Finding, Level, Theme, amount
 from gift.doctor.model import Model
@@ -38,18 +39,16 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
     if num_train is None:
         yield say.note("the number of training prompts is not known before prepare has run", where)
         return
-    taken = [(name, project.of(name).generate.prompts_per_round) for name in project.longest_chain]
-    most = max(project.of(name).generate.prompts_per_round for name in project.rounds)
-    if problem := supply_problem(most, num_train):
+    takes = {name: project.of(name).generate.prompts_per_round for name in project.rounds}
+    if problem := supply_problem(max(takes.values()), num_train):
         yield say.error(problem)
         return
-    total = sum(count for _, count in taken)
-    text = f"{len(taken)} rounds take {total:,} prompts, {total / num_train:.3g} times the {num_train:,} that there are"
-    if total <= num_train:
-        yield say.ok(text)
-        return
-    again = next(n for n in range(len(taken)) if sum(count for _, count in taken[: n + 1]) > num_train)
-    yield say.note(f"{text}; from {taken[again][0]} on prompts come again", where)
+    chain, upto = project.longest_chain, list(accumulate(takes[name] for name in project.longest_chain))
+    text = (
+        f"{len(chain)} rounds take {upto[-1]:,} prompts, {upto[-1] / num_train:.3g} times the {num_train:,} there are"
+    )
+    again = next((name for name, total in zip(chain, upto, strict=True) if total > num_train), None)
+    yield say.note(f"{text}; from {again} on prompts come again", where) if again else say.ok(text)
 
 
 def round_findings(params: Params) -> Iterator[Finding]:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from gift.policy.adapter import read_adapter_config
 from gift.policy.files import PolicyFiles
-from gift.policy.folder import check_files
+from gift.policy.folder import check_files, read_config
 from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError
 from gift.sampling.encoding import Tokens
 from gift.sampling.settings import GenerateLaunch, Sampling
+from gift.sampling.vllm_limits import vllm_problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,8 @@ def _start_vllm(
     on_gpu = torch.cuda.is_available()
     if policy.adapter and (reason := adapter_dtype_refusal("vllm", sampling.dtype, on_gpu)):
         raise UserError(f"params.yaml: generate.dtype, evaluate.dtype: {reason}")
+    for problem in vllm_problems(read_config(policy.model), launch.tensor_parallel_size, on_gpu):
+        raise UserError(problem)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(launch.kv_cache_gib))
     if launch.tensor_parallel_size == 1:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
