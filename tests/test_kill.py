@@ -18,7 +18,7 @@ import mini
 import pytest
 
 NOTES = Path("units.json")
-UNIT = ("part-", "checkpoint.safetensors")
+UNIT = ("part-", "checkpoint.")
 INTERRUPTED = (
     "base",
     "generate_eval@r1",
