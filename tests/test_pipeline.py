@@ -102,7 +102,7 @@ def test_the_results_of_the_code_as_it_is_shipped_have_numbers() -> None:
 
 
 def test_long_stages_start_through_the_launcher_and_give_their_paths_names() -> None:
-    short = {"code", "doctor", "prepare", "check_rewards", "report"}
+    short = {"code", "doctor", "overrides", "prepare", "check_rewards", "report"}
     for name, stage in stages().items():
         words = shlex.split(stage["cmd"])[2:]
         assert ("gift.launch" in words) == (name not in short), name
