@@ -33,6 +33,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("clipped", {"level": "sequence", "aggregate": "dapo", "kl_coef": 0.1, "kl": "k2"}),
     ("cispo", {}),
     ("cispo", {"least": 0.8, "most": 1.2}),
+    ("sapo", {}),
     ("dpo", {}),
     ("dpo", {"anchor": "old", "beta": 0.5}),
     ("flowrl", {}),
@@ -391,6 +392,22 @@ def test_cispo_by_hand(ratio: float, fields: dict[str, Any], expected: float) ->
     groups = make_groups(one(1.0), old_logprobs=old)
     outputs = Outputs(torch.tensor([logprob], dtype=torch.float64))
     assert run("cispo", fields, groups, Targets(one(1.0)), outputs).value.item() == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "value", "gradient"),
+    [(1.5, 1.0, -2.4898, -1.4100), (1.5, -1.0, 2.3936, 1.4012), (0.5, 1.0, None, -0.4700), (0.5, -1.0, None, 0.4671)],
+)
+def test_sapo_by_hand(ratio: float, target: float, value: float | None, gradient: float) -> None:
+    """TRL 1.16's per-token loss; at a ratio of 1 the gradient is -A, whatever tau is."""
+    outputs = Outputs(torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True))
+    groups = make_groups(one(1.0), old_logprobs=torch.zeros(1, dtype=torch.float64))
+    loss = run("sapo", {}, groups, Targets(one(target)), outputs).value
+    assert value is None or loss.item() == pytest.approx(value, abs=5e-5)
+    assert gradients(loss, [outputs.logprobs])[0].item() == pytest.approx(gradient, abs=5e-5)
+    start = Outputs(torch.zeros(1, dtype=torch.float64, requires_grad=True))
+    loss = run("sapo", {"tau_positive": 3.0, "tau_negative": 0.5}, groups, Targets(one(target)), start).value
+    assert gradients(loss, [start.logprobs])[0].item() == pytest.approx(-target, abs=1e-12)
 
 
 def test_sequence_ratio_and_aggregation_by_hand() -> None:

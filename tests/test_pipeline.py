@@ -102,7 +102,7 @@ def test_the_results_of_the_code_as_it_is_shipped_have_numbers() -> None:
 
 
 def test_long_stages_start_through_the_launcher_and_give_their_paths_names() -> None:
-    short = {"code", "doctor", "prepare", "check_rewards", "report"}
+    short = {"code", "doctor", "overrides", "prepare", "check_rewards", "report"}
     for name, stage in stages().items():
         words = shlex.split(stage["cmd"])[2:]
         assert ("gift.launch" in words) == (name not in short), name
@@ -180,6 +180,9 @@ def test_every_file_opens_with_a_sentence_and_is_short(module: str) -> None:
     first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     assert first.endswith("."), "a file opens with a sentence, on one line, that says what it is"
     assert len(text.splitlines()) < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long to be read at once"
 
 
 def test_every_setting_that_is_shipped_loads() -> None:

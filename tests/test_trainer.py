@@ -100,6 +100,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"clipped": {"kl_coef": 0.1}}, {}),
     "dapo": ({"clipped": {"aggregate": "dapo", "clip_high": 0.28}}, {"select": [{"pods": {"keep": 3}}]}),
     "gspo": ({"clipped": {"level": "sequence", "clip_low": 0.03}}, {}),
+    "sapo": ({"sapo": {}}, {}),
     "cispo": ({"cispo": {}}, {"shape": {"leave_one_out": {}}}),
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {}),

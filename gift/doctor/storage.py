@@ -10,6 +10,7 @@ from pathlib import Path
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
+from gift.project.code import missing_modules
 from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
 
@@ -46,7 +47,7 @@ def _missing() -> Iterator[Finding]:
     bodies = [stage.get("do") or stage for stage in stages.values() if isinstance(stage, dict)]
     listed = {str(dep) for body in bodies for dep in body.get("deps", [])}
     own = sorted(dep for dep in listed if not dep.startswith("data/") and "${" not in dep)
-    if missing := [dep for dep in own if not Path(dep).exists()]:
+    if missing := [dep for dep in own if not Path(dep).exists()] + missing_modules(Path.cwd()):
         text = f"{len(missing)} dependencies are missing: {', '.join(missing[:5])}; take them back from git"
         yield say.error(f"dvc.yaml: stages: {text}")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gift.methods.groups import Match, Select, Shape
-from gift.methods.match import cispo, clipped, dpo, flowrl, gift, gvpo
+from gift.methods.match import cispo, clipped, dpo, flowrl, gift, gvpo, sapo
 from gift.methods.select import overlong, pods
 from gift.methods.shape import centred, gdpo, leave_one_out, pairs, zscore
 
@@ -22,4 +22,5 @@ MATCH: dict[str, Match[Any]] = {
     "cispo": cispo.METHOD,
     "dpo": dpo.METHOD,
     "flowrl": flowrl.METHOD,
+    "sapo": sapo.METHOD,
 }

@@ -38,6 +38,18 @@ def fingerprint(stage: str) -> str:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
 
+def missing_modules(root: Path) -> list[str]:
+    """The files of modules that a project's stages import, however far, and that are not there."""
+    files, _ = imported_files((root / "stages").glob("*.py"), [root])
+    named = {
+        module for path in files for _, module, _ in imports_of(path) if module.split(".")[0] in ("gift", "stages")
+    }
+    paths = [root.joinpath(*name.split(".")) for name in sorted(named)]
+    return [
+        f"{path.relative_to(root)}.py" for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())
+    ]
+
+
 def code_of(stage: str) -> str:
     """What data/code/<stage>.txt must say: the number of the stage's results, or `edited` and the fingerprint."""
     made = fingerprint(stage)
