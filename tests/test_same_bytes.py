@@ -99,4 +99,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         mini.run_stages(mini.make_project(Path(place)))
         made = {address: made_by(Path(place), address) for address in MAKERS}
+    edited = [address for address, (number, _) in made.items() if number.startswith("edited")]
+    assert not edited, f"{', '.join(edited)}: no number yet; first `gift code --same STAGE`, or `--other STAGE`"
     RECORDED.write_text(json.dumps({"machine": machine(), "made": made}, indent=1) + "\n")
