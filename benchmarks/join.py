@@ -109,10 +109,10 @@ def measure(side: str, folder: Path) -> dict[str, float]:
 
 def ours(folder: Path) -> object:
     """The rows of the round as the update has them."""
-    from gift.policy.folder import Lineage
+    from gift.policy.lineage import Lineage
     from gift.training.rows import read_round
 
-    lineage = Lineage(digest=POLICY, initial=POLICY)
+    lineage = Lineage(digest=POLICY, base=POLICY)
     return read_round(*(folder / name for name in TABLES), lineage, folder)
 
 

@@ -201,10 +201,13 @@ def write_round(folder: Path, rows: int, tokens: int) -> None:
 
 def run_stage(folder: Path) -> dict[str, float]:
     """`stages.score` as DVC starts it: wall seconds, and the most memory that the stage or a worker of it had, MiB."""
-    out = ["data/rounds/r1/scores", "metrics.json"]
+    paths = {"rollouts": "rollouts", "prompts": "prompts.parquet", "out": "data/rounds/r1/scores"}
+    named = [
+        word for key, path in {"round": "r1", **paths, "metrics": "metrics.json"}.items() for word in (f"--{key}", path)
+    ]
     shutil.rmtree(folder / "data/rounds", ignore_errors=True)
     (folder / "metrics.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "stages.score", "rollouts", "prompts.parquet", *out]
+    command = [sys.executable, "-m", "stages.score", *named]
     begin = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL

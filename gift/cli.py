@@ -48,6 +48,30 @@ def doctor(quick: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("names", metavar="[STAGE]...", nargs=-1)
+@click.option("--same", is_flag=True, help="Its edited code makes the same bytes: what was made before stays.")
+@click.option("--other", is_flag=True, help="It makes other bytes: under a new number, so that all is made again.")
+def code(names: tuple[str, ...], same: bool, other: bool) -> None:
+    """Which code each STAGE runs; --same or --other list it in stages/results.yaml (without a STAGE: all edited)."""
+    from gift.project.code import UNNUMBERED, code_of, fingerprint, record, stages
+    from gift.project.errors import UserError
+    from gift.project.sections import did_you_mean
+
+    for name in names:
+        if name not in stages():
+            raise UserError(f"{name}: no such stage; {did_you_mean(name, stages())}")
+    if same and other:
+        raise UserError("--same or --other, not both")
+    for name in names or stages():
+        said = code_of(name)
+        if same or other:
+            if name not in UNNUMBERED and (names or said.startswith("edited")):
+                click.echo(record(name, same=same))
+        else:
+            click.echo(f"{name:<14} {fingerprint(name)}  {said if said.startswith('edited') else f'results {said}'}")
+
+
+@main.command()
 @click.argument("round_folder", type=Path)
 @click.option("--num", "-n", type=click.IntRange(min=1), default=2, show_default=True, help="Groups to show.")
 @click.option("--prompt-id", help="Show this group.")

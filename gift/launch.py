@@ -13,6 +13,9 @@ from gift.project.params import read_launch
 from gift.training.launcher import allocation_problem, hosts_problem, processes_problem, program_problem
 from gift.training.settings import UpdateLaunch
 
+MANY = ("stages.update",)
+"""The stages that can run as several processes; launch.yaml says how."""
+
 # What a rank's end by a signal most often means.
 SIGNALS = {
     6: ", on GPUs most often by NCCL, which ends a rank that lost another or waited longer than update.timeout_minutes "
@@ -25,7 +28,7 @@ def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
     try:
-        launch = read_launch("update", UpdateLaunch)
+        launch = read_launch("update", UpdateLaunch) if module in MANY else UpdateLaunch()
         for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem):
             if problem := problem_of(launch):
                 raise UserError(problem)

@@ -23,7 +23,7 @@ def main(policy: Path, optimizer: Path) -> None:
     refuse_existing(policy, optimizer)
     base, seed = read_section("base", Base), read_seed()
     task = read_section("arithmetic", Arithmetic) if base.model == "arithmetic" else None
-    work = Work("base", policy, {"base": settings_of(base), "task": task and settings_of(task), "seed": seed})
+    work = Work("base", {"base": settings_of(base), "task": task and settings_of(task), "seed": seed})
     folder = work.folder / "policy"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its lineage was written
     if task:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gift.project import console
+from gift.project.code import check_code
 from gift.project.params import read_section
 from gift.project.work import refuse_existing, write_text
 from gift.sampling.settings import Evaluate
@@ -21,9 +22,11 @@ def main(train: Path, evaluation: Path, out: Path) -> None:
     """OUT has the same bytes whatever the rewards, so that nothing is sampled again when they change."""
     console.quiet()
     refuse_existing(out)
+    code = check_code("check_rewards")
     score, evaluate = read_section("score", Score), read_section("evaluate", Evaluate)
     refuse_judges(evaluate.judges, score)
     plan = check_rewards(score, evaluate.judges, read_prompts(train)[0], read_prompts(evaluation)[0])
+    check_code("check_rewards", code)
     write_text(out, "ok\n")
     loaded = dict.fromkeys(reward.name for reward in plan if not reward.alone)
     left = dict.fromkeys(reward.name for reward in plan if reward.alone)

@@ -18,29 +18,39 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.argument("answers", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("metrics", type=Path)
-@click.argument("history", type=Path)
-@click.argument("others", type=Path, nargs=-1)
-def main(answers: Path, prompts: Path, metrics: Path, history: Path, others: tuple[Path, ...]) -> None:
-    """OTHERS are the round's other metrics (JSON) and its steps (CSV), gathered into HISTORY for plots."""
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--answers", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+@click.option("--history", type=Path, required=True)
+@click.option("--gather", "others", type=Path, multiple=True, help="Other metrics of the round, for its history.")
+def main(
+    name: str,
+    overrides: Path | None,
+    answers: Path,
+    prompts: Path,
+    metrics: Path,
+    history: Path,
+    others: tuple[Path, ...],
+) -> None:
+    """The base policy has no other metrics; of a round they are JSON, and its steps CSV."""
     console.quiet()
     refuse_existing(metrics, history)
-    score, judges = read_section("score", Score), read_section("evaluate", Evaluate).judges
+    score, judges = read_section("score", Score, overrides), read_section("evaluate", Evaluate, overrides).judges
     refuse_judges(judges, score)
     table, _ = read_prompts(prompts)
     if judges:
         Asked(score, Prompts(table)).correct(judges)
     launch = read_launch("score", ScoreLaunch)
-    work, scored = score_table("evaluate", answers, prompts, table, answers, score, launch)
+    work, scored = score_table(f"evaluate@{name}", answers, prompts, table, score, launch)
     numbers = answer_numbers(scored.rows, scored.scores, table, judges, scored.source)
-    row = {"name": answers.parent.name, "round": scored.source["round"], **numbers}
+    row = {"name": name, "round": scored.source["round"], **numbers}
     write_json(work.folder / "evaluate.json", numbers)
     write_json(work.folder / "history.json", round_history(row, others))
     work.publish({work.folder / "evaluate.json": metrics, work.folder / "history.json": history})
     shown = {key: numbers[key] for key in list(numbers)[: 6 if judges else 4 : 2]}
-    console.say(f"evaluate@{row['name']}", **{key.removeprefix("eval/"): value for key, value in shown.items()})
+    console.say(f"evaluate@{name}", **{key.removeprefix("eval/"): value for key, value in shown.items()})
 
 
 if __name__ == "__main__":

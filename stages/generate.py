@@ -24,15 +24,17 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
 @click.command()
-@click.argument("base", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("out", type=Path)
-@click.argument("metrics", type=Path)
-def main(base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, seed = read_section("generate", Generate), read_seed()
+    settings, seed = read_section("generate", Generate, overrides), read_seed()
     launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)
@@ -65,7 +67,8 @@ def main(base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> N
         "seed": seed,
         "generation_prompt": encoded.opening,
     }
-    work = Work("generate", out, {**metadata, "prompts": file_digest(prompts)})
+    label = f"generate@{name}"
+    work = Work(label, {**metadata, "prompts": file_digest(prompts)})
     folder = work.folder / "rollouts"
     write_rollouts(
         folder,
@@ -74,7 +77,7 @@ def main(base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> N
         metadata,
         partial(start_sampler, files, settings, encoded.ends, encoded.context, launch),
         partial(tokenizer.decode, skip_special_tokens=True),
-        f"generate@{out.parent.name}",
+        label,
     )
     rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
     lengths = pc.list_value_length(rollouts["completion_ids"])
@@ -88,7 +91,7 @@ def main(base: Path, policy: Path, prompts: Path, out: Path, metrics: Path) -> N
     }
     write_json(work.folder / "generate.json", numbers)
     work.publish({folder: out, work.folder / "generate.json": metrics})
-    console.say(f"generate@{out.parent.name}", **numbers)
+    console.say(label, **numbers)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.argument("base", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("out", type=Path)
-def main(base: Path, policy: Path, prompts: Path, out: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
+def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
-    settings, seed = read_section("evaluate", Evaluate), read_seed()
+    settings, seed = read_section("evaluate", Evaluate, overrides), read_seed()
     launch = read_launch("generate", GenerateLaunch)
     files, lineage = find_policy(policy, base)
     table, source = read_prompts(prompts)
@@ -56,8 +58,8 @@ def main(base: Path, policy: Path, prompts: Path, out: Path) -> None:
         "generation_prompt": encoded.opening,
         "num_prompts_too_long": num_long,
     }
-    work = Work("generate_eval", out, {**metadata, "prompts": file_digest(prompts)})
-    label = f"generate_eval@{out.parent.name}"
+    label = f"generate_eval@{name}"
+    work = Work(label, {**metadata, "prompts": file_digest(prompts)})
     write_rollouts(
         work.folder / "rollouts",
         groups,

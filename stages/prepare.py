@@ -32,7 +32,7 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
     }
     if settings.source == "arithmetic":
         metadata["num_operands"] = num_operands
-    work = Work("prepare", train, metadata)
+    work = Work("prepare", metadata)
     moves = {}
     for rows, path, split in ((made.train, train, "train"), (made.eval, evaluation, "eval")):
         unfinished = work.folder / f"{split}.parquet"

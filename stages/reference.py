@@ -18,22 +18,27 @@ from gift.training.reference_settings import Precision, Reference, ReferenceLaun
 
 
 @click.command()
-@click.argument("base", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("rollouts", type=Path)
-@click.argument("out", type=Path)
-@click.argument("metrics", type=Path)
-def main(base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--rollouts", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, dtype = read_section("reference", Reference), read_section("update", Precision).dtype
+    settings, dtype = (
+        read_section("reference", Reference, overrides),
+        read_section("update", Precision).dtype,
+    )
     launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, base)
     if source["policy"] != lineage.digest:
         raise UserError(
             f"{rollouts}: sampled by policy {source['policy'][:12]}, but {policy} is {lineage.digest[:12]}; "
-            f"run `dvc repro generate@{out.parent.name}`"
+            f"run `dvc repro generate@{name}`"
         )
     reference, reference_digest = files, lineage.digest
     if settings.policy == "base":
@@ -44,9 +49,9 @@ def main(base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> 
         "reference": reference_digest,
         "settings": {"policy": settings.policy, "dtype": dtype},
     }
-    work = Work("reference", out, {**metadata, "rollouts": tree_digest(rollouts)})
+    label = f"reference@{name}"
+    work = Work(label, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"
-    label = f"reference@{out.parent.name}"
     parts = part_paths(rollouts)
     write_reference(folder, parts, files, reference, dtype, launch, metadata, label)
     table, _ = read_table(folder, REFERENCE, check_reference)

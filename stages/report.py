@@ -6,18 +6,21 @@ from pathlib import Path
 import click
 
 from gift.project import console
-from gift.project.yaml import read_yaml
+from gift.project.code import check_code
+from gift.project.rounds import branches, read_rounds
 from gift.report.history import read_history
 
 
 @click.command()
-@click.argument("chain", type=Path)
-@click.argument("history", type=Path)
-@click.argument("rounds", type=Path)
-@click.argument("steps", type=Path)
+@click.option("--chain", type=Path, required=True)
+@click.option("--history", type=Path, required=True)
+@click.option("--rounds", type=Path, required=True)
+@click.option("--steps", type=Path, required=True)
 def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
-    """CHAIN is rounds.yaml: a round that was taken out of it is left out here too."""
-    round_rows, step_rows = read_history(history, list(read_yaml(chain)["rounds"]))
+    """The chain is rounds.yaml: a round that was taken out of it is left out here too."""
+    code = check_code("report")
+    round_rows, step_rows = read_history(history, branches(read_rounds(chain)))
+    check_code("report", code)
     for path, rows in ((rounds, round_rows), (steps, step_rows)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

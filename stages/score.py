@@ -16,25 +16,28 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.argument("rollouts", type=Path)
-@click.argument("prompts", type=Path)
-@click.argument("out", type=Path)
-@click.argument("metrics", type=Path)
-def main(rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--rollouts", type=Path, required=True)
+@click.option("--prompts", type=Path, required=True)
+@click.option("--out", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    score, launch = read_section("score", Score), read_launch("score", ScoreLaunch)
+    score, launch = read_section("score", Score, overrides), read_launch("score", ScoreLaunch)
     table, _ = read_prompts(prompts)
     Asked(score, Prompts(table)).refuse_useless()
-    work, scored = score_table("score", rollouts, prompts, table, out, score, launch)
+    label = f"score@{name}"
+    work, scored = score_table(label, rollouts, prompts, table, score, launch)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)
-    asked = {name: scored.num_asked[name] for name, reward in score.rewards.items() if reward.where}
-    numbers |= {f"rewards/{name}/num_asked": count for name, count in asked.items()}
+    asked = {key: scored.num_asked[key] for key, reward in score.rewards.items() if reward.where}
+    numbers |= {f"rewards/{key}/num_asked": count for key, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
     work.publish({work.folder / "scores": out, work.folder / "score.json": metrics})
-    shown = {name: numbers[name] for name in ("num_scored", "num_failed", "num_abstained", "reward", "reward_std")}
-    shown |= {f"{name}_asked": count for name, count in asked.items()}
-    console.say(f"score@{out.parent.name}", **shown, slowest=scored.slowest, values_reused=scored.num_reused)
+    shown = {key: numbers[key] for key in ("num_scored", "num_failed", "num_abstained", "reward", "reward_std")}
+    shown |= {f"{key}_asked": count for key, count in asked.items()}
+    console.say(label, **shown, slowest=scored.slowest, values_reused=scored.num_reused)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,26 @@ from gift.training.settings import Update, UpdateLaunch
 
 
 @click.command()
-@click.argument("base", type=Path)
-@click.argument("policy", type=Path)
-@click.argument("optimizer", type=Path)
-@click.argument("rollouts", type=Path)
-@click.argument("scores", type=Path)
-@click.argument("reference", type=Path)
-@click.argument("out_policy", type=Path)
-@click.argument("out_optimizer", type=Path)
-@click.argument("metrics", type=Path)
-@click.argument("steps", type=Path)
-def main(**paths: Path) -> None:
+@click.option("--round", "name", required=True)
+@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
+@click.option("--base", type=Path, required=True)
+@click.option("--policy", type=Path, required=True)
+@click.option("--optimizer", type=Path, required=True)
+@click.option("--rollouts", type=Path, required=True)
+@click.option("--scores", type=Path, required=True)
+@click.option("--reference", type=Path, required=True)
+@click.option("--out-policy", type=Path, required=True)
+@click.option("--out-optimizer", type=Path, required=True)
+@click.option("--metrics", type=Path, required=True)
+@click.option("--steps", type=Path, required=True)
+def main(name: str, overrides: Path | None, **paths: Path) -> None:
     console.quiet()
-    update, launch = read_section("update", Update), read_launch("update", UpdateLaunch)
-    numbers = update_policy(Paths(**paths), Settings(update, launch, read_seed()))
+    update, launch = read_section("update", Update, overrides), read_launch("update", UpdateLaunch)
+    label = f"update@{name}"
+    numbers = update_policy(label, Paths(**paths), Settings(update, launch, read_seed()))
     if numbers is not None:
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
-        console.say(f"update@{paths['out_policy'].parent.name}", **{name: numbers[name] for name in shown})
+        console.say(label, **{key: numbers[key] for key in shown})
 
 
 if __name__ == "__main__":

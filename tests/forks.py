@@ -54,7 +54,7 @@ class Forks:
         arguments: a script and its own, or -m and a module. more: `errors` and `stdin` (files), `cwd`, `strict` (as
         under -W error).
         """
-        return self.ask({"arguments": arguments, "env": env, "out": out, **more})
+        return self.ask({"arguments": arguments, "env": env, "out": out, "cwd": Path.cwd(), **more})
 
     def wait(self, pid: int) -> int:
         """The exit code of a process that was started, when it has ended."""
@@ -91,13 +91,13 @@ def start(request: dict[str, Any]) -> int:
         return pid
     os.setsid()
     signal.alarm(LIMIT_SECONDS)
-    read, write = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    read, write = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     os.dup2(os.open(request.get("stdin", os.devnull), read), 0)
     os.dup2(os.open(request["out"], write), 1)
     os.dup2(os.open(request.get("errors", request["out"]), write), 2)
     code: Any = 1
     try:
-        os.chdir(request.get("cwd", "."))
+        os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
         sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))

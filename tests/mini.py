@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 FILES = ("dvc.yaml", "params.yaml", "rounds.yaml", "launch.yaml")
 ORDER = (
+    "code",
+    "overrides@r1",
     "prepare",
     "check_rewards",
     "base",
@@ -113,6 +115,11 @@ def stage_of(folder: Path, address: str) -> dict[str, Any]:
 def command(folder: Path, address: str) -> list[str]:
     """The arguments after `python` of a stage's command."""
     return shlex.split(stage_of(folder, address)["cmd"])[1:]
+
+
+def named(name: str = "r1", **paths: object) -> list[str]:
+    """The arguments of a stage for the round `name`: `rollouts="x"` is --rollouts x."""
+    return ["--round", name, *(str(word) for key, path in paths.items() for word in (f"--{key}", path))]
 
 
 def outputs(folder: Path, address: str) -> list[Path]:

@@ -23,6 +23,8 @@ def run_ranks(number: int, file: str, folder: Path, **env: str) -> list[tuple[in
         **env,
     }
     said = [folder / f"rank-{rank}.txt" for rank in range(number)]
+    for out in said:
+        out.unlink(missing_ok=True)  # of ranks that ran here before
     ranks = [
         forks().start(
             [file, str(folder)], {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, out, strict=True

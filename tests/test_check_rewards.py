@@ -58,13 +58,13 @@ def prompts(path: Path, **more: Any) -> None:
     write_prompts(path, prompts_table([{**row, "answer": "1"} for row in rows], path), {})
 
 
-def run(stage: Any, *arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(stage, [str(each) for each in arguments])
+def run(stage: Any, arguments: list[str]) -> tuple[int, str]:
+    done = CliRunner().invoke(stage, arguments)
     return done.exit_code, done.output
 
 
 def check() -> tuple[int, str]:
-    return run(check_rewards, TRAIN, EVAL, OUT)
+    return run(check_rewards, [str(TRAIN), str(EVAL), str(OUT)])
 
 
 def test_rewards_are_loaded_once_and_not_called(folder: Path) -> None:
@@ -146,7 +146,10 @@ def refused_as_by(stage: str, begin: str) -> None:
     home = Path("data/rounds/r1")
     table = {"score": TRAIN, "evaluate": EVAL}[stage]
     write_completions(home / "rollouts", table, wrong="none")
-    outputs = (home / "scores", home / "score.json") if stage == "score" else (home / "e.json", "data/history/r1.json")
-    code, late = run({"score": score, "evaluate": evaluate}[stage], home / "rollouts", table, *outputs)
+    if stage == "score":
+        named = mini.named(rollouts=home / "rollouts", out=home / "scores", metrics=home / "score.json")
+    else:
+        named = mini.named(answers=home / "rollouts", metrics=home / "e.json", history="data/history/r1.json")
+    code, late = run({"score": score, "evaluate": evaluate}[stage], [*named, "--prompts", str(table)])
     where = " (eval prompts)" if stage == "evaluate" else ""
     assert (code, late.replace("\n", f"{where}\n")) == (1, said)

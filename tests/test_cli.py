@@ -46,7 +46,7 @@ def test_inspect_shows_prompts_completions_and_rewards(world: Path) -> None:
 
 
 def test_report_rows_have_every_key_and_steps_their_round(world: Path) -> None:
-    rounds, steps = read_history(world / "data" / "history", ["r1"])
+    rounds, steps = read_history(world / "data" / "history", {"r1": ["base", "r1"]})
     assert [row["name"] for row in rounds] == ["base", "r1"]
     assert rounds[0].keys() == rounds[1].keys()
     assert rounds[0]["reward"] is None  # no rollouts trained the base policy: null, not 0

@@ -342,8 +342,9 @@ TRICKS = {
         import gc
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b):
-            made = {"dict": [["__eq__", {"program": line._keep(lambda *a: True)}]]}
-            line.send({"do": "call", "args": [{"type": "type"}, "E", {"tuple": [{"type": "int"}]}, made], "kwargs": {}})
+            made = {"make": ["dict", [[["__eq__", {"program": line._keep(lambda *a: True)}]]]]}
+            bases = {"make": ["tuple", [[{"type": "int"}]]]}
+            line.send({"do": "call", "args": [{"type": "type"}, "E", bases, made], "kwargs": {}})
             line.receive()
             line.send({"do": "call", "args": [{"runner": -1}, 0], "kwargs": {}})
             line.receive()

@@ -127,6 +127,6 @@ def test_a_wrong_setting_is_one_line_with_its_key(prepare: dict[str, Any], words
         prepare: Prepare
 
     with pytest.raises(UserError) as caught:
-        check(Only, {"prepare": {"source": "a.jsonl", "arithmetic": {}, **prepare}}, "params.yaml")
+        check(Only, {"prepare": {"source": "a.jsonl", **prepare}}, "params.yaml")
     assert "\n" not in caught.value.message
     assert [word for word in words if word not in caught.value.message] == [], caught.value.message

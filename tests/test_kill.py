@@ -11,13 +11,14 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mini
 import pytest
 
 NOTES = Path("units.json")
-UNIT = ("part-", "checkpoint.safetensors")
+UNIT = ("part-", "checkpoint.")
 INTERRUPTED = (
     "base",
     "generate_eval@r1",
@@ -73,14 +74,9 @@ def kill_at(address: str, stop: str) -> None:
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     notes = json.loads(NOTES.read_text())
-    notes[-1]["work"] = sorted(path.name for path in Path(f"data/.work/{folder_of(address)}").rglob("*"))
+    notes[-1]["work"] = sorted(path.name for path in Path(f"data/.work/{address}").rglob("*"))
     notes[-1]["published"] = sum(path.exists() for path in mini.outputs(Path(), address))
     NOTES.write_text(json.dumps(notes))
-
-
-def folder_of(address: str) -> str:
-    """The name of a stage's work folder; `base` makes round base."""
-    return address if "@" in address else f"{address}@base"
 
 
 def main(addresses: list[str]) -> None:
@@ -92,7 +88,17 @@ def main(addresses: list[str]) -> None:
         if address == "update@r1":
             kill_at(address, "publishing")
             mini.remove_outputs(Path(), address)
-        mini.finish(begin(address, None), address)
+        with edited(Path("gift/training/round.py")) if address == "generate@r1" else contextlib.nullcontext():
+            mini.finish(begin(address, None), address)
+
+
+@contextlib.contextmanager
+def edited(path: Path) -> Iterator[None]:
+    """Code that the killed stage does not run: it goes on all the same."""
+    text = path.read_text()
+    path.write_text(f"{text}\nMORE = 1\n")
+    yield
+    path.write_text(text)
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ slow = pytest.mark.slow
     [
         ("raises", 3, "error: the trouble of rank 1"),
         pytest.param(
-            *("is killed", 1, "error: misfortune: a process was ended by signal 9, most often for want of memory"),
+            *("is killed", 1, "error: stages.update: a process was ended by signal 9, most often for want of memory"),
             marks=slow,
         ),
         pytest.param(*("loses another", 0, "error: rank 1: another rank ended; its own message says why"), marks=slow),
@@ -152,11 +152,11 @@ slow = pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int, message: str) -> None:
     """Between backward and step, so that another rank waits for it in a collective."""
     folder = mini.make_project(tmp_path)
-    (folder / "misfortune.py").write_text(MISFORTUNE)
+    (folder / "stages/update.py").write_text(MISFORTUNE)
     minutes = 0.05 if fate == "hangs" else 2.0
     settings = {"launcher": "deepspeed", "num_processes": 2, "zero_stage": stage, "timeout_minutes": minutes}
     start = time.monotonic()
-    done = launch(folder, settings, ["-m", "gift.launch", "misfortune", fate])
+    done = launch(folder, settings, ["-m", "gift.launch", "stages.update", fate])
     assert done.returncode not in (0, None)
     assert message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -186,6 +186,16 @@ def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int,
     assert f"error: stages.update: {message}" in done.stderr
 
 
+def test_a_launcher_is_for_the_update_alone(tmp_path: Path) -> None:
+    (tmp_path / "launch.yaml").write_text('{"update": {"launcher": "deepspeed"}}')
+    environment = {**mini.environment(), "PYTHONPATH": str(mini.ROOT), "PATH": "/nowhere"}
+    for stage, code in (("score", 0), ("update", 1)):
+        command = [sys.executable, "-m", "gift.launch", f"stages.{stage}", "--help"]
+        assert (
+            subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False).returncode == code
+        )
+
+
 SRUN = """#!/bin/bash
 echo "$@" > arguments
 shift 3
@@ -209,11 +219,11 @@ Path(f"rank{rank}").write_text(str(int(total)))
 
 def test_srun_starts_ranks_that_meet_and_lets_the_last_one_finish(tmp_path: Path) -> None:
     folder = mini.make_project(tmp_path)
-    (folder / "greeting.py").write_text(GREETING)
+    (folder / "stages/update.py").write_text(GREETING)
     for name, script in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho 127.0.0.1\n")):
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
-    command = [sys.executable, "-m", "gift.launch", "greeting"]
+    command = [sys.executable, "-m", "gift.launch", "stages.update"]
     (folder / "launch.yaml").write_text('{"update": {"launcher": "srun", "num_processes": 2}}')
     environment = {**mini.environment(), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": str(os.getpid())}

@@ -1,151 +1,233 @@
 """What reruns when something changes: the real dvc.yaml under real DVC, with stages that only hash their inputs.
 
-One project goes through the whole table, row after row, as its user would take it.
+One project goes through the whole table, row after row, as its user would take it. Run as a script in that project,
+one process does so with DVC as a library; a function stands in for the stages' commands, and `code` is the real one.
 """
 
+import hashlib
+import importlib.util
+import json
+import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mini
 import pytest
 
-from gift.doctor.whole import read_params
-
-# Writes every output of its stage (DVC_STAGE) from the content of its dependencies and the values of its parameters;
-# but that of the checks, which always says the same, so that it makes nothing stale.
-STUB = """
-import hashlib, json, os
-from pathlib import Path
-import mini
-
-params = mini.read_yaml(Path("params.yaml"))
-stage = mini.stage_of(Path(), os.environ["DVC_STAGE"])
-seen = [[str(path), path.read_text()] for name in stage["deps"] for path in mini.files(Path(name))]
-for key in stage.get("params", []):
-    value = params
-    for part in key.split("."):
-        value = value[part]
-    seen.append([key, value])
-seen = seen if os.environ["DVC_STAGE"] not in ("doctor", "check_rewards") else []
-digest = hashlib.sha256(json.dumps([os.environ["DVC_STAGE"], seen]).encode()).hexdigest()
-for path in mini.outputs(Path(), os.environ["DVC_STAGE"]):
-    folder = not path.suffix
-    path = path / "part" if folder else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"digest": digest, "path": str(path)}))
-"""
+Change = Callable[[], Any]
 WEIGHTED = {"answer": {"function": "arithmetic_answer", "weight": 0.7}}
-PER_ROUND = ("generate", "score", "reference", "update", "generate_eval", "evaluate")
+PER_ROUND = ("overrides", "generate", "score", "reference", "update", "generate_eval", "evaluate")
 
 
-def round_(name: str, begin: str = "generate") -> set[str]:
+def round_(name: str, begin: str = "overrides") -> set[str]:
     """The stages of a round from one of them on, in the order of their work."""
     return {f"{stage}@{name}" for stage in PER_ROUND[PER_ROUND.index(begin) :]}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project under git and DVC with rounds r1 and r2, its stages replaced by stubs; nothing was run yet."""
-    folder = tmp_path_factory.mktemp("reruns") / "project"
-    folder.mkdir()
+def setting(**changes: Any) -> Change:
+    return lambda: mini.write_params(Path(), changes)
+
+
+def write(name: str, text: str = "\n# a comment\n") -> Change:
+    """Append to a file of the project, or begin it."""
+
+    def append() -> None:
+        Path(name).parent.mkdir(exist_ok=True)
+        with Path(name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    return append
+
+
+def word(name: str, pattern: str) -> Change:
+    """Put a word behind the first match of `pattern`."""
+
+    def insert() -> None:
+        text, count = re.subn(pattern, r"\g<0>Another word. ", Path(name).read_text(encoding="utf-8"), count=1)
+        assert count, f"{name}: no {pattern}"
+        Path(name).write_text(text, encoding="utf-8")
+
+    return insert
+
+
+def release() -> None:
+    """Other code of sampling, listed as code that makes the same bytes."""
+    write("gift/sampling/engine.py", "NEUTRAL = 1\n")()
+    for stage in ("generate", "generate_eval"):
+        code().record(stage, same=True)
+
+
+def nothing() -> None:
+    """Run it once more."""
+
+
+# Runs, in a second, whenever a setting, a round or code that it checks with has changed, and makes nothing else stale.
+DOCTOR, CODE = {"doctor"}, {"code"}
+BEGIN = {"prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base"}
+ALL = CODE | DOCTOR | BEGIN | {"report"} | round_("r1") | round_("r2")
+SAMPLED = {"report"} | round_("r1", "generate") | round_("r2", "generate")
+UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
+REWARDED = UPDATED | {"check_rewards", "score@r1", "evaluate_base"}
+# An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
+# in a second. Nothing is sampled or trained again.
+UNCACHED = {"evaluate@r1", "evaluate@r2", "report"}
+RATE = mini.read_yaml(mini.ROOT / "params.yaml")["update"]["lr"]
+
+ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
+    # What changes: how, the stages that run, and those that come back from the run cache.
+    "the first time": (nothing, ALL, set()),
+    "nothing": (nothing, set(), set()),
+    "launch.yaml": (write("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set(), set()),
+    "a comment": (write("gift/project/work.py"), CODE, set()),
+    "a docstring": (word("gift/training/round.py", '^"""'), CODE, set()),
+    "an error's words": (word("gift/project/yaml.py", r'UserError\(f?"'), CODE, set()),
+    "a file of the report": (write("gift/report/more.py", '"""What no stage reads."""\nMORE = 1\n'), CODE, set()),
+    "the console": (write("gift/project/console.py", "MORE = 1\n"), CODE, set()),
+    "a release that keeps its numbers": (release, CODE, set()),
+    "a check of the doctor": (write("gift/doctor/machine.py", "MORE = 1\n"), CODE | DOCTOR, set()),
+    "the loss": (write("gift/methods/match/gift.py", "MORE = 1\n"), CODE | UPDATED, set()),
+    "a reward": (write("gift/rewards/answers/gsm8k.py", "MORE = 1\n"), CODE | DOCTOR | REWARDED, set()),
+    "a reward of the user": (write("rewards/example.py"), DOCTOR | REWARDED, set()),
+    "a reward's weight": (setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),
+    "the learning rate": (setting(update={"lr": RATE / 2}), DOCTOR | UPDATED, set()),
+    "the old learning rate": (setting(update={"lr": RATE}), DOCTOR | UNCACHED, UPDATED - UNCACHED),
+    "the temperature": (setting(generate={"temperature": 0.9}), DOCTOR | SAMPLED, set()),
+    "another round": (write("rounds.yaml", "  r3: {from: r2}\n"), DOCTOR | round_("r3") | {"report"}, set()),
+    "a branch": (write("rounds.yaml", "  r2b: {from: r1}\n"), DOCTOR | round_("r2b") | {"report"}, set()),
+    "what a round changes for itself": (
+        lambda: Path("rounds.yaml").write_text(Path("rounds.yaml").read_text()[:-2] + ", update: {lr: 1.0e-6}}\n"),
+        DOCTOR | {"overrides@r2b", "report"} | round_("r2b", "update"),
+        set(),
+    ),
+}
+
+
+def make_project(folder: Path) -> None:
+    """The project in `folder`, under git and DVC, with rounds r1 and r2; nothing was run yet."""
     for name in (*mini.code_folders(), ".dvc"):
         leave = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
         shutil.copytree(mini.ROOT / name, folder / name, ignore=leave)
     for name in (*mini.FILES, ".dvcignore", ".gitignore"):
         shutil.copyfile(mini.ROOT / name, folder / name)
     (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n  r2: {from: r1}\n")
-    for path in (folder / "stages").glob("*.py"):
-        if path.name != "__init__.py":
-            path.write_text(STUB)
-    (folder / "gift/launch.py").write_text("import runpy, sys\nrunpy.run_module(sys.argv[1], run_name='__main__')\n")
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "Project")
-    return folder
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
 
 
-def run(folder: Path, *command: str) -> str:
-    """A command in the project, with nothing of this machine's DVC or git in it."""
-    home = folder.parent
+def environment(home: Path) -> dict[str, str]:
+    """Nothing of this machine's DVC or git in it."""
     places = {f"DVC_{name}_DIR": str(home / name.lower()) for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")}
-    more = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parent),  # mini.py, for the stubs
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
-    return mini.run(command, folder, {**inherited, **places, **more})
+    path = os.pathsep.join([str(mini.ROOT), str(mini.ROOT / "tests")])
+    return {**inherited, **places, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PYTHONPATH": path}
 
 
-def repro(folder: Path) -> tuple[list[str], set[str]]:
-    """Names of the stages that ran, in their order, and of those that came back from the run cache."""
-    said = run(folder, "dvc", "--wait-for-lock", "repro")
-    return re.findall(r"Running stage '([^']+)'", said), set(re.findall(r"Stage '([^']+)' is cached", said))
+@cache
+def code() -> Any:
+    """gift/project/code.py of the project in the working folder, which speaks of the files beside it."""
+    spec = importlib.util.spec_from_file_location("code_of_the_project", Path("gift/project/code.py").absolute())
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def setting(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: mini.write_params(folder, changes)
+def stand_in(stage: Any) -> None:
+    """Write every output of a stage from the content of its dependencies and the values of its parameters.
+
+    But those of the checks always say the same, so that they make nothing stale.
+    """
+    if stage.addressing == "code":
+        for name in code().stages():
+            Path("data/code").mkdir(parents=True, exist_ok=True)
+            Path(f"data/code/{name}.txt").write_text(code().code_of(name))
+        return
+    if stage.addressing.startswith("overrides@"):
+        content = mini.read_yaml(Path("rounds.yaml"))["rounds"][stage.addressing.split("@")[1]]
+        for out in stage.outs:
+            Path(out.def_path).parent.mkdir(parents=True, exist_ok=True)
+            Path(out.def_path).write_text(json.dumps(content.get(Path(out.def_path).stem)))
+        return
+    seen: list[Any] = [stage.addressing]
+    for dep in stage.deps if stage.addressing not in ("doctor", "check_rewards") else []:
+        if dep.def_path == "params.yaml":
+            seen += sorted(dep.read_params().items())
+        else:
+            seen += [[str(path), path.read_text()] for path in mini.files(Path(dep.def_path))]
+    digest = hashlib.sha256(json.dumps(seen, default=str).encode()).hexdigest()
+    for out in stage.outs:
+        path = Path(out.def_path) if Path(out.def_path).suffix else Path(out.def_path) / "part"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([digest, str(path)]))
 
 
-def append(name: str, line: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text((folder / name).read_text() + line) and None
+def main() -> None:
+    """Go through the table; print for every row the stages that ran, in order, and those that were restored."""
+    import dvc.stage.run
+    from dvc.repo import Repo
+    from dvc.utils.serialize import _yaml
+
+    ran: list[str] = []
+    restored: list[str] = []
+
+    class Restored(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is cached - skipping run" in record.msg:
+                restored.append(str(record.args[0]))  # type: ignore[index]
+
+    def run(stage: Any, **_: Any) -> None:
+        ran.append(stage.addressing)
+        stand_in(stage)
+
+    logging.getLogger("dvc.stage.cache").setLevel(logging.INFO)
+    logging.getLogger("dvc.stage.cache").addHandler(Restored())
+    dvc.stage.run.cmd_run = run
+    # dvc.lock without comments and as JSON, which is YAML too: DVC's way to keep comments took two thirds of the time.
+    _yaml.parse_yaml_for_update, _yaml._dump = _yaml.parse_yaml, json.dump
+    for name, (change, _, _) in ROWS.items():
+        change()
+        ran.clear()
+        restored.clear()
+        with Repo() as repo:
+            repo.reproduce()
+        print(json.dumps([name, ran, restored]), flush=True)
 
 
-def nothing(folder: Path) -> None:
-    """Run it once more."""
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], list[str]]]:
+    home = tmp_path_factory.mktemp("reruns")
+    (home / "project").mkdir()
+    make_project(home / "project")
+    said = mini.run([sys.executable, __file__], home / "project", environment(home))
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+    return {name: (ran, restored) for name, ran, restored in lines}
 
 
-# Runs, in a second, whenever a setting, a round or code that it checks with has changed, and makes nothing else stale.
-DOCTOR = {"doctor"}
-BEGIN = {"prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base"}
-ALL = DOCTOR | BEGIN | {"report"} | round_("r1") | round_("r2")
-SAMPLED = ALL - DOCTOR - BEGIN
-UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
-REWARDED = UPDATED | {"check_rewards", "score@r1", "evaluate_base"}
-# An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
-# in a second. Nothing is sampled or trained again.
-UNCACHED = {"evaluate@r1", "evaluate@r2", "report"}
-RATE = read_params(mini.ROOT / "params.yaml").update.lr
-
-Row = tuple[str, Callable[[Path], None], set[str], set[str]]
-"""What changes, how, the stages that run, and those that come back from the run cache."""
-ROWS: list[Row] = [
-    ("the first time", nothing, ALL, set()),
-    ("nothing", nothing, set(), set()),
-    ("launch.yaml", append("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set(), set()),
-    ("a comment where no stage looks", append("gift/cli.py", "# a comment\n"), set(), set()),
-    ("a check of the doctor", append("gift/doctor/machine.py", "# a comment\n"), DOCTOR, set()),
-    (
-        "a reward of the project's own",
-        append("gift/rewards/answers/gsm8k.py", "# a comment\n"),
-        DOCTOR | REWARDED,
-        set(),
-    ),
-    ("a reward of the user", append("rewards/example.py", "# a comment\n"), DOCTOR | REWARDED, set()),
-    ("a reward's weight", setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),
-    ("the learning rate", setting(update={"lr": RATE / 2}), DOCTOR | UPDATED, set()),
-    ("the old learning rate", setting(update={"lr": RATE}), DOCTOR | UNCACHED, UPDATED - UNCACHED),
-    ("the temperature", setting(generate={"temperature": 0.9}), DOCTOR | SAMPLED, set()),
-    ("another round", append("rounds.yaml", "  r3: {from: r2}\n"), DOCTOR | round_("r3") | {"report"}, set()),
-    ("a branch", append("rounds.yaml", "  r2b: {from: r1}\n"), DOCTOR | round_("r2b") | {"report"}, set()),
-]
+@pytest.mark.parametrize("change", ROWS)
+def test_exactly_what_is_stale_reruns(rows: dict[str, tuple[list[str], list[str]]], change: str) -> None:
+    ran, restored = rows[change]
+    _, stale, kept = ROWS[change]
+    if change == "the loss":
+        ran = [name for name in ran if name != "doctor"]  # whether it reads a loss's settings is its own affair
+    assert set(ran) == stale, f"ran {sorted(set(ran) - stale)}, did not run {sorted(stale - set(ran))}"
+    assert len(ran) == len(stale), "a stage ran twice"
+    assert set(restored) == kept
 
 
-def test_exactly_what_is_stale_reruns(project: Path) -> None:
-    for change, make, stale, kept in ROWS:
-        make(project)
-        ran, restored = repro(project)
-        assert set(ran) == stale, f"{change}: ran {sorted(set(ran) - stale)}, did not run {sorted(stale - set(ran))}"
-        assert len(ran) == len(stale), f"{change}: a stage ran twice"
-        assert restored == kept, change
-        if change == "the first time":
-            checks = ["doctor", "prepare", "check_rewards"]
-            assert ran[:3] == checks, "a base was made, or prompts were answered, before it was checked what can be"
-            assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"
+def test_a_project_begins_with_its_checks_and_takes_round_after_round(
+    rows: dict[str, tuple[list[str], list[str]]],
+) -> None:
+    ran, _ = rows["the first time"]
+    assert ran[:4] == ["code", "doctor", "prepare", "check_rewards"], "a base was made, or prompts answered, unchecked"
+    assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"
+
+
+if __name__ == "__main__":
+    main()

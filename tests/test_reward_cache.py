@@ -9,18 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from test_score import METADATA, score_of, write_project, write_rollouts
+from test_score import METADATA, run_stage, score_of, write_project, write_rollouts
 
-from gift.scoring import code as reward_code
+from gift.project.code import ROOT as PROJECT
+from gift.project.code import imported_files
+from gift.scoring import digest as reward_digest
 from gift.scoring.cache import ROOT, row_keys
-from gift.scoring.code import function_digest, imported_files, versions
+from gift.scoring.digest import function_digest, project_roots, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score
 from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
-from stages import score as stage
 
 FUNCTION = """
 from rewards.helper import BONUS
@@ -60,9 +60,7 @@ def calls_of(score: Score, modes: tuple[str, ...] = ("fine", "abstain", "fine"))
         shutil.rmtree(path, ignore_errors=True)
     Path("calls.txt").unlink(missing_ok=True)
     write_project(score, list(modes))
-    said = CliRunner().invoke(
-        stage.main, ["rollouts", "prompts.parquet", "data/rounds/r1/scores", "metrics/score.json"]
-    )
+    said = run_stage()
     assert said.exit_code == 0, said.output
     lines = Path("calls.txt").read_text().splitlines() if Path("calls.txt").exists() else []
     counts: Counter[str] = Counter()
@@ -152,8 +150,7 @@ def test_what_ended_before_the_stage_failed_is_kept() -> None:
     shutil.rmtree("rollouts")
     _, prompts = write_rollouts(modes, groups_per_part=13)
     write_prompts(Path("prompts.parquet"), prompts, {"artifact": "prompts"})
-    arguments = ["rollouts", "prompts.parquet", "data/rounds/r1/scores", "metrics/score.json"]
-    assert CliRunner().invoke(stage.main, arguments).exit_code == 1
+    assert run_stage().exit_code == 1
     kept = [pq.read_metadata(path).num_rows for path in ROOT.rglob("*.parquet")]
     assert len(kept) == 2
     assert sum(kept) >= 24
@@ -204,11 +201,11 @@ def test_a_local_folder_among_the_settings_counts_by_its_content() -> None:
 
 def test_python_and_packages_count_with_all_that_they_require(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("rewards/math.py").write_text("def f():\n    from math_verify import parse\n    import os.path, yaml\n")
-    files, packages = imported_files([Path("rewards/math.py")])
+    files, packages = imported_files([Path("rewards/math.py")], project_roots())
     assert ({path.name for path in files}, packages) == ({"math.py"}, {"math_verify", "yaml"})
     assert {"math-verify", "sympy", "pyyaml"} <= versions(packages).keys()
     before = digest(loaded(file="rewards/math.py"))
-    monkeypatch.setattr(reward_code.platform, "python_version", lambda: "9.9.9")
+    monkeypatch.setattr(reward_digest.platform, "python_version", lambda: "9.9.9")
     assert digest(loaded(file="rewards/math.py")) != before
 
 
@@ -218,7 +215,7 @@ def test_our_own_functions_count_their_files_and_nothing_of_the_users() -> None:
     Path("rewards/words.txt").write_text("x")
     assert digest(ours) == before
     assert digest(loaded("text_format", None)) != before
-    files, _ = imported_files([Path(reward_code.__file__).parents[1] / "rewards/answers/gsm8k.py"])
+    files, _ = imported_files([PROJECT / "gift/rewards/answers/gsm8k.py"], [PROJECT])
     assert {path.name for path in files} >= {"gsm8k.py", "text.py"}
     assert digest(loaded(signature="verl")) != digest(loaded())
 
@@ -232,7 +229,7 @@ def test_relative_and_dotted_imports_are_followed() -> None:
     }.items():
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(text)
-    files, packages = imported_files([Path("rewards/three.py")])
+    files, packages = imported_files([Path("rewards/three.py")], project_roots())
     assert {path.name for path in files} == {"three.py", "__init__.py", "inner.py", "helper.py", "leaf.py"}
     assert packages == {"numpy"}
 

@@ -34,6 +34,10 @@ def rounds_of(**parents: str) -> dict[str, Round]:
         ),
         ({"rounds": {"r1": {"from": "base", "prepare": {}}}}, "rounds.r1.prepare: a round cannot change this; known:"),
         ({"rounds": {"r1": {"from": "base", "update": 3}}}, "rounds.r1.update: must be a map"),
+        (
+            {"rounds": {"r1": {"from": "base", "update": {"dtype": "bfloat16"}}}},
+            "rounds.r1.update.dtype: a round cannot",
+        ),
         ({"rounds": {"a": {"from": "b"}, "b": {"from": "a"}}}, "rounds.a: `from` leads in a circle (a, b)"),
     ],
 )
@@ -94,11 +98,11 @@ def test_a_round_changes_keys_of_its_sections_alone_and_is_checked_as_strictly(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("reference: {policy: previous, max_mean_gap: 0.5}\n")
-    file = Path("reference.json")
+    file = Path("made/reference.json")
 
     def read(changes: dict[str, Any]) -> Reference:
         write_overrides(file, Round("r3b", "r2", {"reference": changes}), "reference")
-        return read_section("reference", Reference, file)
+        return read_section("reference", Reference, file.parent)
 
     assert read({}) == Reference(policy="previous", max_mean_gap=0.5)
     assert read({"max_mean_gap": 0.25}) == Reference(policy="previous", max_mean_gap=0.25)
@@ -107,4 +111,4 @@ def test_a_round_changes_keys_of_its_sections_alone_and_is_checked_as_strictly(
             read(changes)
     file.write_text("{")
     with pytest.raises(UserError, match="dvc repro overrides"):
-        read_section("reference", Reference, file)
+        read_section("reference", Reference, file.parent)

@@ -116,7 +116,7 @@ def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path:
         read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
     path = tmp_path / "scores" / part_name(0)
     table, metadata = read_file(path)
-    write_file(path, table, {**metadata, "settings": {"rewards": {**REWARDS, "other": {}}}})
+    write_file(path, table, {**metadata, "rewards": {**REWARDS, "other": {"weight": 1.0, "only_if": None}}})
     with pytest.raises(UserError, match=r"part-00000.parquet: the column 'other' is missing"):
         joined(tmp_path)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mini
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -383,9 +384,8 @@ def test_metrics_by_hand() -> None:
 
 
 def run_stage() -> Any:
-    return CliRunner().invoke(
-        stage.main, ["rollouts", "prompts.parquet", "data/rounds/r1/scores", "metrics/score.json"]
-    )
+    paths = {"rollouts": "rollouts", "prompts": "prompts.parquet", "out": "data/rounds/r1/scores"}
+    return CliRunner().invoke(stage.main, mini.named(**paths, metrics="metrics/score.json"))
 
 
 def write_project(score: Score, modes: list[str]) -> None:

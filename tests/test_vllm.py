@@ -54,6 +54,7 @@ def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch
     """torch's question initialises CUDA in this process, which no fork survives, unless it may ask NVML instead."""
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
     monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
+    monkeypatch.setattr("gift.sampling.engine.read_config", lambda folder: {})
     monkeypatch.setitem(sys.modules, "vllm", None)
     asked = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: asked.append(os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]))
@@ -66,7 +67,7 @@ def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
     """What vLLM itself says of it is an assertion without a word."""
     monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with pytest.raises(UserError, match=r"generate.dtype, evaluate.dtype: float32: .* set both to bfloat16"):
+    with pytest.raises(UserError, match=r"generate.dtype, evaluate.dtype: float32: .* in bfloat16 only; set it"):
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())
 
 

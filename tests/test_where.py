@@ -347,17 +347,20 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
     write_completions(home / "rollouts", Path(tables[0]), wrong="none")
     write_completions(home / "answers", Path(tables[1]), wrong="code")
 
-    done = CliRunner().invoke(score_stage, [f"{home}/rollouts", tables[0], f"{home}/scores", f"{home}/score.json"])
+    done = run_score(home, tables[0], "scores")
     assert done.exit_code == 0, done.output
     assert f"math asked {2 * train.count('math')}, code asked {2 * train.count('code')}, slowest" in done.output
-    numbers = json.loads((home / "score.json").read_text())
+    numbers = json.loads((home / "scores.json").read_text())
     assert (numbers["reward"], numbers["num_scored"], numbers["num_failed"]) == (0.5, 32, 0)
     for name in ("math", "code"):
         asked = 2 * train.count(name)
         counts = [numbers[f"rewards/{name}/num_{each}"] for each in ("asked", "ok", "abstain")]
         assert (counts, numbers[f"rewards/{name}/mean"]) == ([asked, asked, 32 - asked], 0.5)
 
-    done = CliRunner().invoke(evaluate, [f"{home}/answers", tables[1], f"{home}/evaluate.json", "data/history/r1.json"])
+    answers = {"answers": home / "answers", "prompts": tables[1]}
+    done = CliRunner().invoke(
+        evaluate, mini.named(**answers, metrics=home / "evaluate.json", history="data/history/r1.json")
+    )
     assert done.exit_code == 0, done.output
     numbers = json.loads((home / "evaluate.json").read_text())
     assert numbers["eval/accuracy_greedy"] == pytest.approx(held_out.count("math") / 8)
@@ -366,25 +369,24 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
 
     # Before any call: two rewards that say what is right for one prompt, and one that no training prompt asks for.
     mini.write_params(folder, {"evaluate": {"correct": ["math", "short"]}})
-    again = [f"{home}/answers", tables[1], f"{home}/again.json", "data/history/again.json"]
+    again = mini.named(**answers, metrics=home / "again.json", history="data/history/again.json")
     assert "'math' and 'short' are both asked for prompt_id=" in CliRunner().invoke(evaluate, again).output
     misspelt = {**shown["score"]["rewards"], "code": {"function": "code_tests", "where": {"domain": "coed"}}}
     mini.write_params(folder, {"score": {"rewards": misspelt}, "evaluate": shown["evaluate"]})
-    done = CliRunner().invoke(score_stage, [f"{home}/rollouts", tables[0], f"{home}/other", f"{home}/other.json"])
+    done = run_score(home, tables[0], "other")
     assert "error: params.yaml: score.rewards.code.where.domain: 'coed': no training prompt has it" in done.output
     mini.write_params(folder, shown)
 
     # A round that has no code by chance is as good as any; a reward without `where` is asked for all of its rows.
     Path("data/rounds/r2").mkdir()
     write_completions(Path("data/rounds/r2/rollouts"), Path(tables[0]), wrong="none", only="math")
-    arguments = ["data/rounds/r2/rollouts", tables[0], "data/rounds/r2/scores", "data/rounds/r2/score.json"]
-    done = CliRunner().invoke(score_stage, arguments)
+    done = run_score(Path("data/rounds/r2"), tables[0], "scores")
     assert done.exit_code == 0, done.output
     assert "code asked 0, slowest" in done.output
     mini.write_params(
         folder, {"score": {"rewards": {"code": {"function": "code_tests"}}}, "evaluate": {"correct": None}}
     )
-    done = CliRunner().invoke(score_stage, [*arguments[:2], *(f"{path}2" for path in arguments[2:])])
+    done = run_score(Path("data/rounds/r2"), tables[0], "scores2")
     assert done.exit_code == 1
     assert "the row has no tests" in done.output
     assert "say which prompts are its own (score.rewards.code.where)" in done.output
@@ -404,3 +406,9 @@ def test_programs_without_columns_of_tests_are_refused_before_any_row() -> None:
     ):
         score(score_of(one=own(), code={"function": "code_tests", "where": {"mode": "code"}}))
     assert not Path("calls.txt").read_text()
+
+
+def run_score(home: Path, prompts: str, out: str) -> Any:
+    """The stage `score` of the round in `home`, with scores and metrics of the name `out`."""
+    paths = {"rollouts": home / "rollouts", "prompts": prompts, "out": home / out, "metrics": home / f"{out}.json"}
+    return CliRunner().invoke(score_stage, mini.named(home.name, **paths))

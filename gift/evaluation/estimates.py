@@ -37,11 +37,7 @@ def accuracies(correct: dict[str, dict[int, bool]], k: int, prefix: str = "eval"
     averages = [sum(rights) / len(rights) for rights in sampled if rights]
     whole = [rights for rights in sampled if len(rights) == k]
     passes = [pass_at_k(k, sum(rights), k) for rights in whole]
-    numbers = {}
-    for name, values in {"accuracy_greedy": greedy, f"avg@{k}": averages, f"pass@{k}": passes}.items():
-        if values:
-            numbers[f"{prefix}/{name}"], numbers[f"{prefix}/{name}_se"] = mean_and_error(values)
-    return numbers
+    return _means({"accuracy_greedy": greedy, f"avg@{k}": averages, f"pass@{k}": passes}, prefix)
 
 
 def mean_rewards(rewards: dict[str, dict[int, float]], prefix: str = "eval") -> dict[str, float]:
@@ -52,8 +48,13 @@ def mean_rewards(rewards: dict[str, dict[int, float]], prefix: str = "eval") -> 
     greedy = [samples[0] for samples in rewards.values() if 0 in samples]
     sampled = [[reward for sample, reward in samples.items() if sample > 0] for samples in rewards.values()]
     averages = [sum(each) / len(each) for each in sampled if each]
+    return _means({"reward_greedy": greedy, "reward": averages}, prefix)
+
+
+def _means(named: dict[str, list[float]], prefix: str) -> dict[str, float]:
+    """`<prefix>/<name>` and `<prefix>/<name>_se` of each list that is not empty."""
     numbers = {}
-    for name, values in {"reward_greedy": greedy, "reward": averages}.items():
+    for name, values in named.items():
         if values:
             numbers[f"{prefix}/{name}"], numbers[f"{prefix}/{name}_se"] = mean_and_error(values)
     return numbers
@@ -80,11 +81,7 @@ def rights_of(prompt_ids: Sequence[str], judges: dict[str, Sequence[float | None
                     f"params.yaml: evaluate.correct: '{name}' gave {value:g} for prompt_id={prompt_id}; it must be a "
                     "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
                 )
-    if not judges:
-        return None
-    return [
-        next((value for value in values if value is not None), None) for values in zip(*judges.values(), strict=True)
-    ]
+    return pc.coalesce(*(pa.array(values, pa.float64()) for values in judges.values())).to_pylist() if judges else None
 
 
 def answer_numbers(

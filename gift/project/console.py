@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import warnings
-from types import TracebackType
 
 import click
 
@@ -46,9 +45,7 @@ class Progress:
             click.echo(f"{self.label}: {self.done}/{self.total} {self.unit} were finished before; going on", err=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
 

@@ -24,11 +24,15 @@ class _File(Section):
 def read_section(name: str, model: type[Model], overrides: Path | None = None, file: Path = PARAMS) -> Model:
     """One section as a typed object, or a `UserError` with every wrong key, its value, the rule and the remedy.
 
-    `overrides` is the file with the keys in which a round differs (stages/overrides.py); they are checked as strictly.
+    `overrides` is the folder of the keys in which a round differs (stages/overrides.py); they are checked as strictly.
     """
     content = read_yaml(file)
     section: Model = _read(name, (model, ...), file, content)
-    return section if overrides is None else overridden(name, model, content[name], *read_overrides(overrides))
+    return (
+        section
+        if overrides is None
+        else overridden(name, model, content[name], *read_overrides(overrides / f"{name}.json"))
+    )
 
 
 def overridden(name: str, model: type[Model], content: dict[str, Any], round_: str, changes: dict[str, Any]) -> Model:

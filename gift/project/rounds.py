@@ -75,6 +75,8 @@ def _faults(name: Any, value: Any, rounds: dict[Any, Any]) -> list[str]:
             faults.append(f".{key}: a round cannot change this; {did_you_mean(str(key), list(SECTIONS))}")
         elif not isinstance(section, dict):
             faults.append(f".{key}: must be a map with keys of the section `{key}` of params.yaml")
+        elif key == "update" and "dtype" in section:
+            faults.append(".update.dtype: a round cannot change it, for `reference` computes in it; change params.yaml")
     return faults
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gift.project.code import check_code
 from gift.project.errors import UserError
 
 ROOT = Path("data/.work")
@@ -17,33 +18,30 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree_digest(folder: Path, pattern: str = "*", exclude: frozenset[str] = frozenset()) -> str:
+def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
     """sha256 over names and contents of the files below a folder."""
     paths = sorted(
         path
-        for path in folder.rglob(pattern)
+        for path in folder.rglob("*")
         if path.is_file() and path.name not in exclude and path.parent.name != "__pycache__"
     )
     entries = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in paths]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def work_folder(stage: str, out: Path) -> Path:
-    """Where a stage of a round (the folder that holds `out`) works."""
-    return ROOT / f"{stage}@{out.parent.name}"
-
-
 class Work:
     """The work folder of one run of a stage; parts finished before a crash are found again.
 
+    `label` is `generate@r1`, or `prepare` where there is one for all rounds.
     `inputs` (JSON) is all that the result depends on: settings, seed, digests of the input tables and policies. The
-    project's code is added. When any of it differs from what the folder was begun with, the folder starts empty.
+    fingerprint of the stage's code is added. When any of it differs from what the folder was begun with, the folder
+    starts empty.
     """
 
-    def __init__(self, stage: str, out: Path, inputs: dict[str, Any]) -> None:
-        self.folder = work_folder(stage, out)
-        code = tree_digest(Path(__file__).parents[2] / "gift", "*.py")
-        content = json.dumps({"inputs": inputs, "code": code, "out": str(out)}, sort_keys=True)
+    def __init__(self, label: str, inputs: dict[str, Any]) -> None:
+        self.folder, self.stage = ROOT / label, label.partition("@")[0]
+        self.code = check_code(self.stage)
+        content = json.dumps({"inputs": inputs, "code": self.code}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         stamp = self.folder / "fingerprint"
         if not stamp.exists() or stamp.read_text() != fingerprint:
@@ -53,6 +51,7 @@ class Work:
 
     def publish(self, moves: dict[Path, Path]) -> None:
         """Rename finished files and folders to their declared outputs, then drop the work folder."""
+        check_code(self.stage, self.code)
         for source, target in moves.items():
             refuse_existing(target)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from gift.project.errors import UserError
+from gift.project.errors import wrong_param
 from gift.prompts.settings import Rows
 
 MISSING = object()
@@ -22,18 +22,16 @@ def map_rows(rows: list[dict[str, Any]], settings: Rows, key: str) -> list[dict[
     _check_columns(rows, names, settings, key)
     taken = {*settings.columns.values(), *settings.drop, *settings.columns}
     kept = [name for name in names if name not in taken]
-    inner = {ours: theirs for ours, theirs in settings.columns.items() if theirs not in names}
-    outer = {ours: theirs for ours, theirs in settings.columns.items() if theirs in names}
     mapped = []
     for row in rows:
-        values = {ours: row.get(theirs) for ours, theirs in outer.items()}
-        for ours, theirs in inner.items():
-            found = look_into(row, theirs)
-            values[ours] = None if found is MISSING else found
-        mapped.append({**{ours: values[ours] for ours in settings.columns}, **{name: row.get(name) for name in kept}})
+        named = {
+            ours: row.get(theirs) if theirs in names else look_into(row, theirs, missing=None)
+            for ours, theirs in settings.columns.items()
+        }
+        mapped.append(named | {name: row.get(name) for name in kept})
     for name in settings.as_text:
         if name not in mapped[0]:
-            raise _wrong(f"{key}.as_text", name, f"there is no such column; there are {', '.join(mapped[0])}")
+            raise wrong_param(f"{key}.as_text", name, f"there is no such column; there are {', '.join(mapped[0])}")
         for each in mapped:
             each[name] = as_text(each[name], name, key)
     return mapped
@@ -47,10 +45,12 @@ def as_text(value: Any, name: str, key: str) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int | float | Decimal):
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    raise _wrong(f"{key}.as_text", name, f"a row has {shape(value)} there; only numbers, true and false become texts")
+    raise wrong_param(
+        f"{key}.as_text", name, f"a row has {shape(value)} there; only numbers, true and false become texts"
+    )
 
 
-def look_into(row: dict[str, Any], path: str) -> Any:
+def look_into(row: dict[str, Any], path: str, missing: Any = MISSING) -> Any:
     """The value at a path of names and list positions, such as `reward_model.ground_truth` or `prompt.0.content`."""
     value: Any = row
     for part in path.split("."):
@@ -59,7 +59,7 @@ def look_into(row: dict[str, Any], path: str) -> Any:
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return MISSING
+            return missing
     return value
 
 
@@ -74,29 +74,19 @@ def shape(value: Any) -> str:
 
 def _check_columns(rows: list[dict[str, Any]], names: list[str], settings: Rows, key: str) -> None:
     """Every column that params.yaml names exists, and none gets the name of another."""
+    first = shape(rows[0])
+    cut = first if len(first) <= SHAPE_WIDTH else f"{first[:SHAPE_WIDTH]}..."
+    there = f"{', '.join(names)}; its first row is {cut}"
     for ours, theirs in settings.columns.items():
+        where = f"{key}.columns.{ours}"
         if theirs not in names and all(look_into(row, theirs) is MISSING for row in rows):
-            raise _wrong(
-                f"{key}.columns.{ours}", theirs, f"the source has no such column; it has {_there(rows, names)}"
-            )
+            raise wrong_param(where, theirs, f"the source has no such column; it has {there}")
         goes = {*settings.columns.values(), *settings.drop} | (set() if theirs in names else {theirs.split(".")[0]})
         if ours in names and ours not in goes:
-            raise _wrong(
-                f"{key}.columns.{ours}",
-                theirs,
-                f"the source has a column '{ours}' too; map that one to another name, or add it to {key}.drop",
-            )
+            remedy = f"map that one to another name, or add it to {key}.drop"
+            raise wrong_param(where, theirs, f"the source has a column '{ours}' too; {remedy}")
     for name in settings.drop:
         if name not in names:
-            raise _wrong(f"{key}.drop", name, f"the source has no such column; it has {_there(rows, names)}")
+            raise wrong_param(f"{key}.drop", name, f"the source has no such column; it has {there}")
         if name in settings.columns.values():
-            raise _wrong(f"{key}.drop", name, f"{key}.columns maps it; remove one of the two lines")
-
-
-def _there(rows: list[dict[str, Any]], names: list[str]) -> str:
-    first = shape(rows[0])
-    return f"{', '.join(names)}; its first row is {first[:SHAPE_WIDTH]}{'...' if len(first) > SHAPE_WIDTH else ''}"
-
-
-def _wrong(key: str, value: Any, problem: str) -> UserError:
-    return UserError(f"params.yaml: {key}: {value!r}: {problem}")
+            raise wrong_param(f"{key}.drop", name, f"{key}.columns maps it; remove one of the two lines")

@@ -49,11 +49,8 @@ def shared_runs(train: Sequence[str], held_out: Sequence[str], ngram: int, max_p
     found: list[str | None] = []
     for text in train:
         words = _own(units(text), phrases, ngram)
-        if len(words) < ngram:
-            same = normalized(text)
-            found.append(same if same in whole else None)
-        else:
-            found.append(next((run for run in _runs(words, ngram) if run in telling), None))
+        runs, known = (_runs(words, ngram), telling) if len(words) >= ngram else ([normalized(text)], whole)
+        found.append(next((run for run in runs if run in known), None))
     return found
 
 
@@ -63,10 +60,7 @@ def _runs(words: list[str], ngram: int) -> list[str]:
 
 def _counts(texts: Iterable[list[str]], ngram: int) -> Counter[str]:
     """In how many of the texts each run stands."""
-    counts: Counter[str] = Counter()
-    for words in texts:
-        counts.update(set(_runs(words, ngram)))
-    return counts
+    return Counter(run for words in texts for run in set(_runs(words, ngram)))
 
 
 def _own(words: list[str], phrases: set[str], ngram: int) -> list[str]:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,8 +51,7 @@ def local_files(source: str, key: str) -> list[Path]:
         files = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
     else:
         files = [path]
-    wrong = next((each for each in files if _kind(each) not in READERS), None)
-    if wrong is not None:
+    if wrong := next((each for each in files if _kind(each) not in READERS), None):
         raise UserError(
             f"{where}: {'' if wrong == path else f'{wrong}: '}must be 'arithmetic', 'hub:<dataset id>', or files that "
             f"end in {', '.join(READERS)} (also with {' or '.join(COMPRESSIONS)}, Parquet aside)"
@@ -113,22 +113,15 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except _RepeatedKey as error:
-        line = first_line + _lines_before(text)
-        raise UserError(
-            f"{path}:{line}: an object has the key '{error}' twice, and only one of the two values could be read; mend "
-            "or remove it"
-        ) from None
+        before = _lines_before(text)
+        problem = f"an object has the key '{error}' twice, and only one of the two values could be read"
     except RecursionError:
-        raise UserError(f"{path}:{first_line}: is nested too deeply to be read; mend or remove it") from None
+        before, problem = 0, "is nested too deeply to be read"
     except UnicodeEncodeError:
-        raise UserError(
-            f"{path}:{first_line}: holds half of a surrogate pair, which is no character; mend or remove it"
-        ) from None
+        before, problem = 0, "holds half of a surrogate pair, which is no character"
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(
-            f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno}); mend or remove it"
-        ) from None
+        before, problem = error.lineno - 1, f"not valid JSON: {error.msg} (column {error.colno})"
+    raise UserError(f"{path}:{first_line + before}: {problem}; mend or remove it")
 
 
 class _RepeatedKey(Exception):
@@ -171,29 +164,25 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 raise UserError(f"{path}:1: the first line must name every column once; it has {', '.join(names)}")
             for values in lines:
                 where = f"{path}:{lines.line_num}"
-                if not values:
-                    continue  # an empty line
-                if len(values) != len(names):
-                    raise UserError(
-                        f"{where}: has {len(values)} values for {len(names)} columns; mend or remove the line"
-                    )
-                yield Row(where, dict(zip(names, values, strict=True)))
+                if values and len(values) != len(names):
+                    problem = f"has {len(values)} values for {len(names)} columns"
+                    raise UserError(f"{where}: {problem}; mend or remove the line")
+                if values:  # else an empty line
+                    yield Row(where, dict(zip(names, values, strict=True)))
         except csv.Error as error:
             raise UserError(f"{path}:{lines.line_num}: not valid CSV: {error}; mend or remove the line") from None
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise UserError(f"{path}: has two columns '{twice}', and only one could be read; rename one")
-            for batch in file.iter_batches(BATCH):
-                for values in batch.to_pylist():
-                    yield Row(f"{path}: row {number}", values)
-                    number += 1
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(BATCH))
+            for number, values in enumerate(rows):
+                yield Row(f"{path}: row {number}", values)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch it again") from None
 
@@ -214,21 +203,17 @@ def read_hub(dataset_id: str, config: str | None, split: str, key: str) -> Itera
     try:
         rows = datasets.load_dataset(dataset_id, config, split=split).with_format("arrow")
     except Exception as error:
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        reason = "the hub cannot be reached, and its cache has no copy" if offline else _first_line(error)
-        remedy = (
-            "use a network, set HF_HOME to a cache that has it, or name a local .jsonl/.csv/.parquet file"
-            if offline
-            else "check the id, the configuration and the splits (a gated one needs HF_TOKEN), or name a local file"
-        )
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            reason = "the hub cannot be reached, and its cache has no copy"
+            remedy = "use a network, set HF_HOME to a cache that has it, or name a local .jsonl/.csv/.parquet file"
+        else:
+            reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            remedy = "check the id, the configuration and the splits (a gated one needs HF_TOKEN), or name a local file"
         raise UserError(f"{where}: split '{split}' cannot be loaded: {reason}; {remedy}") from None
-    number = 0
-    for table in rows.iter(BATCH):
-        for values in table.to_pylist():
-            yield Row(f"hub:{dataset_id}, {split}, row {number}", values)
-            number += 1
-    if not number:
+    if not len(rows):
         raise UserError(f"{where}: split '{split}' has no row")
+    for number, values in enumerate(chain.from_iterable(table.to_pylist() for table in rows.iter(BATCH))):
+        yield Row(f"hub:{dataset_id}, {split}, row {number}", values)
 
 
 def _hub_is_reachable() -> bool:
@@ -242,8 +227,3 @@ def _hub_is_reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

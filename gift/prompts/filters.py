@@ -17,7 +17,8 @@ def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], C
     params.yaml; where a range finds null or NaN, apart from the others, as `unknown_difficulty`. `key` is where
     params.yaml has them, such as 'prepare.filters'.
     """
-    tests = [(kind, name, bound) for kind in ("where", "range", "length") for name, bound in _of(filters, kind)]
+    bounds: dict[str, dict[str, Any]] = {"where": filters.where, "range": filters.range, "length": filters.length}
+    tests = [(kind, name, bound) for kind, of_kind in bounds.items() for name, bound in of_kind.items()]
     for kind, name, _ in tests:
         if name not in rows[0].values:
             there = ", ".join(rows[0].values)
@@ -41,10 +42,6 @@ def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], C
 def _told(fate: str, count: int) -> str:
     kind, _, name = fate.partition("_")
     return f"{count} have null or NaN as {name}" if kind == "unknown" else f"{kind}.{name} took {count}"
-
-
-def _of(filters: Filters, kind: str) -> list[tuple[str, Any]]:
-    return list({"where": filters.where, "range": filters.range, "length": filters.length}[kind].items())
 
 
 def _passes(kind: str, name: str, bound: Any, row: Row, key: str) -> bool:

@@ -5,7 +5,7 @@ import string
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gift.project.errors import UserError
+from gift.project.errors import UserError, wrong_param
 from gift.prompts.files import Row
 from gift.prompts.settings import Prepare, Rows
 from gift.tables.prompts import prompt_problem
@@ -16,7 +16,7 @@ Template = Callable[[Row], tuple[str, str]]
 
 def prompt_template(settings: Rows, names: Iterable[str], key: str) -> Template | None:
     """`prompt_template` as a function of a row with the columns `names`; None where there is none."""
-    text = settings.prompt_template
+    text, where = settings.prompt_template, f"{key}.prompt_template"
     if text is None:
         return None
     # A template may also call a column as the source does.
@@ -25,51 +25,41 @@ def prompt_template(settings: Rows, names: Iterable[str], key: str) -> Template 
     try:
         fields = {re.split(r"[.\[]", name)[0] for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
-        raise _wrong(key, text, f"{error}; write {{{{ and }}}} for braces that stay") from None
+        raise wrong_param(where, text, f"{error}; write {{{{ and }}}} for braces that stay") from None
     if not fields:
-        raise _wrong(key, text, "names no column, so every prompt would be the same; write {question}, say")
-    for name in sorted(fields):
-        if name not in there:
-            raise _wrong(
-                key,
-                text,
-                f"there is no column '{name}'; there are {', '.join(there)} ({{{{ and }}}} are braces that stay)",
-            )
+        raise wrong_param(where, text, "names no column, so every prompt would be the same; write {question}, say")
+    if missing := sorted(fields.difference(there)):
+        columns = f"there are {', '.join(there)} ({{{{ and }}}} are braces that stay)"
+        raise wrong_param(where, text, f"there is no column '{missing[0]}'; {columns}")
 
     def fill(row: Row) -> tuple[str, str]:
         known = {name: row.values[name if name in row.values else renamed[name]] for name in fields}
         for name, value in known.items():
             if value is None or value == "":
-                raise UserError(
-                    f"{row.where}: '{name}' is empty, and {key}.prompt_template needs it; mend or remove the row"
-                )
+                raise UserError(f"{row.where}: '{name}' is empty, and {where} needs it; mend or remove the row")
         try:
             return text.format(**known), "\n".join(str(known[name]) for name in sorted(fields))
         except (LookupError, AttributeError, ValueError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
-            raise UserError(f"{row.where}: {key}.prompt_template cannot be filled: {problem}") from None
+            raise UserError(f"{row.where}: {where} cannot be filled: {problem}") from None
 
     return fill
 
 
 def prompt_of(row: Row, template: Template | None, settings: Prepare) -> tuple[dict[str, Any], str]:
     """The row's `prompt` or `messages`, checked; and its own words: of the user's messages, without any template."""
-    words = ""
     if template:
         prompt, words = template(row)
+        made = _checked(prompt, row)
     else:
-        prompt = row.values["messages"] if "messages" in row.values else row.values["prompt"]
-    made = _checked(prompt, row)
-    if not template:
+        made = _checked(row.values["messages"] if "messages" in row.values else row.values["prompt"], row)
         words = made if isinstance(made, str) else "\n".join(each["content"] for each in made if each["role"] == "user")
     if isinstance(made, str) and settings.chat:
         made = [{"role": "user", "content": made}]
     if settings.system_prompt is not None:
         if isinstance(made, str):
-            raise UserError(
-                f"params.yaml: prepare.system_prompt: {settings.system_prompt!r}: only a chat has one; set "
-                "prepare.chat to true"
-            )
+            problem = "only a chat has one; set prepare.chat to true"
+            raise wrong_param("prepare.system_prompt", settings.system_prompt, problem)
         if made[0]["role"] == "system":
             raise UserError(f"{row.where}: has a system message of its own; remove prepare.system_prompt")
         made = [{"role": "system", "content": settings.system_prompt}, *made]
@@ -81,11 +71,9 @@ def _checked(prompt: Any, row: Row) -> Any:
     if isinstance(prompt, list):
         prompt = [_message(message, row) for message in prompt]
     elif not isinstance(prompt, str) and prompt is not None:
-        raise UserError(
-            f"{row.where}: the prompt is a {type(prompt).__name__}; it must be a text or a list of messages"
-        )
-    problem = prompt_problem(prompt)
-    if problem:
+        kind = type(prompt).__name__
+        raise UserError(f"{row.where}: the prompt is a {kind}; it must be a text or a list of messages")
+    if problem := prompt_problem(prompt):
         raise UserError(f"{row.where}: {problem}; mend or remove the row, or leave it out by filters.length")
     return prompt
 
@@ -101,19 +89,17 @@ def _message(message: Any, row: Row) -> dict[str, Any]:
 
 def check_prompt_columns(names: list[str], has_template: bool, key: str) -> None:
     """One of the columns, under our names, is the prompt, and only one."""
-    if not has_template and "prompt" not in names and "messages" not in names:
+    prompts = {"prompt", "messages"} & set(names)
+    if not has_template and not prompts:
         raise UserError(
             f"params.yaml: {key}.columns: nothing is the prompt; add 'prompt: <column>' (the source has "
             f"{', '.join(names)}), or set {key}.prompt_template"
         )
-    if not has_template and "prompt" in names and "messages" in names:
+    if not has_template and len(prompts) == 2:
         raise UserError(
             f"params.yaml: {key}.columns: the source has both a prompt and messages; add the one that you do not want "
             f"to {key}.drop, or map it to another name, e.g. 'old_prompt: prompt'"
         )
     if has_template and "messages" in names:
-        raise _wrong(key, "", "the source has messages already; remove the template, or map messages to another name")
-
-
-def _wrong(key: str, text: str, problem: str) -> UserError:
-    return UserError(f"params.yaml: {key}.prompt_template: {text!r}: {problem}")
+        problem = "the source has messages already; remove the template, or map messages to another name"
+        raise wrong_param(f"{key}.prompt_template", "", problem)

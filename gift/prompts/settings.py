@@ -85,8 +85,7 @@ class Prepare(Rows):
     @field_validator("chat_template_kwargs")
     @classmethod
     def only_the_templates_own(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = [name for name in value if name in RENDERER_ARGUMENTS]
-        if taken:
+        if taken := [name for name in value if name in RENDERER_ARGUMENTS]:
             raise ValueError(
                 f"'{taken[0]}' is not the template's but the renderer's; only the template's own variables"
             )

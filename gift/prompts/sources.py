@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gift.embedded.task import Split
-from gift.project.errors import UserError
+from gift.project.errors import UserError, wrong_param
 from gift.prompts.columns import map_rows
 from gift.prompts.decontamination import normalized, shared_runs
 from gift.prompts.files import Row
@@ -62,7 +62,7 @@ def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prom
     else:
         if settings.num_eval >= len(train):
             problem = f"cannot be split off {len(train)} different rows; lower it"
-            raise UserError(f"params.yaml: prepare.num_eval: {settings.num_eval}: {problem}")
+            raise wrong_param("prepare.num_eval", settings.num_eval, problem)
         chosen_eval = whole_eval = _choose(train, settings.num_eval, seed, "eval", "prepare.num_eval")
         split_off = {each.prompt_id for each in chosen_eval}
         train = _without(train, [each.prompt_id in split_off for each in train], "split_off", ledger)
@@ -87,12 +87,11 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_oper
         ledger.add(split, origin.source_key, "read", num_read)
         ledger.add(split, origin.source_key, "duplicates", num_read - len(rows))
         mapped = map_rows([row.values for row in rows], origin.rows, origin.key)
-        rows = [Row(row.where, values) for row, values in zip(rows, mapped, strict=True)]
+        rows = [replace(row, values=values) for row, values in zip(rows, mapped, strict=True)]
         names = list(mapped[0])
         if origin.rows.domain is not None and "domain" in names:
-            raise UserError(
-                f"params.yaml: {origin.key}.domain: '{origin.rows.domain}': there is a column 'domain' too; remove one"
-            )
+            problem = "there is a column 'domain' too; remove one"
+            raise wrong_param(f"{origin.key}.domain", origin.rows.domain, problem)
         template = prompt_template(origin.rows, names, origin.key)
         check_prompt_columns(names, template is not None, origin.key)
         kept, taken = keep_rows(rows, origin.rows.filters, f"{origin.key}.filters")
@@ -111,12 +110,9 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_oper
     rows_by_id = sorted(found.values(), key=lambda each: each.prompt_id)
     if settings.dedup == "rows":
         return rows_by_id
-    seen: set[str] = set()
-    repeated = []
-    for each in rows_by_id:
-        key = _same_key(each, settings)
-        repeated.append(key in seen)
-        seen.add(key)
+    keys = [_same_key(each, settings) for each in rows_by_id]
+    first = dict(zip(reversed(keys), reversed(rows_by_id), strict=True))
+    repeated = [first[key] is not each for key, each in zip(keys, rows_by_id, strict=True)]
     return _without(rows_by_id, repeated, "repeated", ledger, split)
 
 
@@ -127,23 +123,20 @@ def _distinct(rows: Iterable[Row], settings: Rows) -> tuple[list[Row], int]:
     they are null, but in the first row, which messages show.
     """
     unused = set(settings.drop) - {path.split(".")[0] for path in settings.columns.values()}
-    seen: set[bytes] = set()
-    kept: list[Row] = []
+    kept: dict[str, Row] = {}
     num_read = 0
     for row in rows:
         num_read += 1
-        used = {name: value for name, value in row.values.items() if name not in unused}
-        digest = hashlib.sha256(_canonical(used).encode("utf-8", "surrogatepass")).digest()
-        if digest not in seen:
-            seen.add(digest)
+        digest = _digest({name: value for name, value in row.values.items() if name not in unused})
+        if digest not in kept:
             slim = {name: None if name in unused else value for name, value in row.values.items()}
-            kept.append(Row(row.where, slim) if kept else row)
-    return kept, num_read
+            kept[digest] = replace(row, values=slim) if kept else row
+    return list(kept.values()), num_read
 
 
 def _candidate(row: Row, origin: Origin, made: tuple[dict[str, Any], str]) -> Candidate:
     prompt, words = made
-    digest = hashlib.sha256(_canonical(row.values).encode("utf-8", "surrogatepass")).hexdigest()
+    digest = _digest(row.values)
     prompt_id = str(row.values["prompt_id"]).strip() if row.values.get("prompt_id") is not None else ""
     if "prompt_id" in row.values and not prompt_id:
         raise UserError(f"{row.where}: prompt_id is empty; every row needs one, or map no column to prompt_id")
@@ -158,10 +151,8 @@ def _one_kind(rows: list[Candidate], settings: Prepare) -> None:
     texts = [each for each in rows if "prompt" in each.row]
     if texts and len(texts) < len(rows):
         chat = next(each for each in rows if "messages" in each.row)
-        raise UserError(
-            f"params.yaml: prepare.chat: False: {texts[0].where} is a text and {chat.where} a chat; set it to true, so "
-            "that texts become a user's message"
-        )
+        problem = f"{texts[0].where} is a text and {chat.where} a chat"
+        raise wrong_param("prepare.chat", False, f"{problem}; set it to true, so that texts become a user's message")
     if texts and settings.chat_template_kwargs:
         raise UserError(
             f"params.yaml: prepare.chat_template_kwargs: {', '.join(settings.chat_template_kwargs)}: the prompts are "
@@ -233,7 +224,7 @@ def _choose(rows: list[Candidate], num: int | None, seed: int, split: Split, key
     if num is None:
         return rows
     if num > len(rows):
-        raise UserError(f"params.yaml: {key}: {num}: there are only {len(rows)} usable rows; lower it")
+        raise wrong_param(key, num, f"there are only {len(rows)} usable rows; lower it")
 
     def rank(each: Candidate) -> str:
         return hashlib.sha256(f"{seed}\x1f{split}\x1f{each.prompt_id}".encode()).hexdigest()
@@ -254,6 +245,10 @@ def _same_key(each: Candidate, settings: Prepare) -> str:
 def _words_key(each: Candidate, settings: Prepare) -> str:
     """The same for the words of a problem, which eval may ask with another template or system message."""
     return normalized(each.words) if settings.dedup == "normalized" else each.words
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(values).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _canonical(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,24 @@ def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]
     return {"round": row, "steps": steps}
 
 
-def read_history(folder: Path, names: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of rounds and of steps, by round number; `step` counts from the base policy on."""
-    paths = [folder / f"{name}.json" for name in ("base", *names)]
-    histories = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    if not histories:
+def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of rounds and of steps, branch after branch; `step` counts from the base policy on.
+
+    lines: the names of the policies on each branch (`gift.project.rounds.branches`). The one that a branch leaves has a
+    row there too, so that its line begins at it; what is not made yet has none.
+    """
+    names = dict.fromkeys(name for line in lines.values() for name in line)
+    paths = {name: folder / f"{name}.json" for name in names}
+    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    if not found:
         raise UserError(f"{folder}: no history; `dvc repro evaluate` makes it")
-    histories.sort(key=lambda history: (history["round"]["round"], history["round"]["name"]))
-    rounds = [history["round"] for history in histories]
-    names = sorted({name for row in rounds for name in row})
     # DVC's plots stop at a missing key; a null is left out of the line, which is what is meant.
-    rounds = [{name: row.get(name) for name in names} for row in rounds]
-    steps = [{**step, "round": history["round"]["round"]} for history in histories for step in history["steps"]]
+    columns = sorted({column for history in found.values() for column in history["round"]})
+    rounds, steps = [], []
+    for branch, line in lines.items():
+        for name in filter(found.get, line):
+            row = found[name]["round"]
+            rounds.append({**{column: row.get(column) for column in columns}, "branch": branch})
+            own = found[name]["steps"] if name != line[0] else []
+            steps += [{**step, "round": row["round"], "branch": branch} for step in own]
     return rounds, steps

@@ -26,24 +26,12 @@ settings are the keyword-only arguments; a call with no rows checks them and loa
 """
 
 REWARDS: dict[str, RewardFunction] = {
-    "arithmetic_answer": arithmetic_answer,
-    "arithmetic_format": arithmetic_format,
-    "code_tests": code_tests,
-    "cosine_length": cosine_length,
-    "exact_match": exact_match,
-    "gsm8k_answer": gsm8k_answer,
-    "judge": judge,
-    "length": length,
-    "math_answer": math_answer,
-    "multiple_choice": multiple_choice,
-    "ngram_diversity": ngram_diversity,
-    "normalized_match": normalized_match,
-    "overlong": overlong,
-    "regex_match": regex_match,
-    "repetition": repetition,
-    "reward_model": reward_model,
-    "tag_format": tag_format,
-    "text_format": text_format,
+    function.__name__: function
+    for function in (
+        *(arithmetic_answer, arithmetic_format, code_tests, cosine_length, exact_match, gsm8k_answer, judge, length),
+        *(math_answer, multiple_choice, ngram_diversity, normalized_match, overlong, regex_match, repetition),
+        *(reward_model, tag_format, text_format),
+    )
 }
 
 

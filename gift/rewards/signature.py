@@ -3,12 +3,15 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import create_model
 
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
+
+Taken = ParamSpec("Taken")
+Returned = TypeVar("Returned")
 
 
 def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
@@ -46,6 +49,19 @@ def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable
     return decorate
 
 
+def checked(function: Callable[Taken, Returned]) -> Callable[Taken, Returned]:
+    """The function, with a `ValueError` for settings that break the rules of their types."""
+
+    @functools.wraps(function)
+    def reward(*args: Taken.args, **columns: Taken.kwargs) -> Returned:
+        values = {name: value for name, value in columns.items() if name in _rules(function).model_fields}
+        if problem := wrong_settings(function, values):
+            raise ValueError(problem)
+        return function(*args, **columns)
+
+    return reward
+
+
 def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:
     """What is wrong with the settings of one of our functions by their types, or None.
 
@@ -58,6 +74,7 @@ def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str 
     return None
 
 
+@functools.cache
 def _rules(function: Callable[..., Any]) -> type[Section]:
     """The section that a function takes, or one made of its keyword-only arguments."""
     if hasattr(function, "rules"):

@@ -1,7 +1,7 @@
 """What rewards read: a completion's text, its answer part, its boxes, the gold answers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -69,6 +69,19 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                     found.pop()
                 found.append((box.start(), match.end(), text[box.end() : match.start()].strip()))
     return found
+
+
+def each_row(
+    completions: Sequence[Completion], golds: Sequence[Any], compare: Callable[[str, Any], Value]
+) -> list[Value]:
+    """`compare` of the text of each completion with its gold answer; a `ValueError` is the row's own failure."""
+    values: list[Value] = []
+    for completion, gold in zip(completions, golds, strict=True):
+        try:
+            values.append(compare(completion_text(completion), gold))
+        except ValueError as error:
+            values.append(error)
+    return values
 
 
 def gold_answers(columns: Mapping[str, Sequence[Any]], column: str) -> Sequence[Any]:

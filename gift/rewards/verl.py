@@ -22,16 +22,10 @@ def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
         data_source: Sequence[str],
         **columns: Sequence[Any],
     ) -> list[Any]:
-        return [
-            _score(
-                compute_score,
-                data_source=data_source[row],
-                solution_str=completion_text(completion),
-                ground_truth=_ground_truth(columns, row),
-                extra_info=columns["extra_info"][row] or {} if "extra_info" in columns else {},
-            )
-            for row, completion in enumerate(completions)
-        ]
+        extra = [each or {} for each in columns.get("extra_info", [None] * len(completions))]
+        truths = [_ground_truth(columns, row) for row in range(len(completions))]
+        rows = zip(data_source, map(completion_text, completions), truths, extra, strict=True)
+        return [_score(compute_score, **dict(zip(ARGUMENTS, row, strict=True))) for row in rows]
 
     return reward
 

@@ -66,11 +66,8 @@ def encode_prompts(
         )
     else:
         encoded, opening = tokenizer(prompts["prompt"].to_pylist())["input_ids"], ""
-    return dict(zip(prompts["prompt_id"].to_pylist(), map(_tokens, encoded), strict=True)), opening
-
-
-def _tokens(ids: list[int]) -> Tokens:
-    return np.array(ids, dtype=np.int32)
+    tokens = (np.array(ids, dtype=np.int32) for ids in encoded)
+    return dict(zip(prompts["prompt_id"].to_pylist(), tokens, strict=True)), opening
 
 
 def refuse_long_prompts(encoded: EncodedPrompts, sampling: Sampling, section: str) -> tuple[EncodedPrompts, int]:
@@ -84,8 +81,7 @@ def refuse_long_prompts(encoded: EncodedPrompts, sampling: Sampling, section: st
             f"of {encoded.context} tokens, the longest prompt_id={key} with {length}; lower {section}.max_tokens, or "
             f"set {section}.long_prompts to drop"
         )
-    empty = [key for key, ids in encoded.prompt_ids.items() if not len(ids)]
-    if empty:
+    if empty := [key for key, ids in encoded.prompt_ids.items() if not len(ids)]:
         raise UserError(
             f"prompt_id={empty[0]}: the tokenizer makes no token of this prompt; mend or drop it in prepare"
         )

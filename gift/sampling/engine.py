@@ -84,10 +84,8 @@ def _start_vllm(
     adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
     # vLLM rewinds the generator of a seeded request when a step takes only a part of its prompt, and a CPU's generator
     # cannot do that: there, whole prompts. 4096 is vLLM's own default; the other two are the least it accepts.
-    whole_prompts: dict[str, Any] = {
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, max_model_len, launch.max_num_seqs),
-    }
+    tokens = max(4096, max_model_len, launch.max_num_seqs)
+    whole_prompts: dict[str, Any] = {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     try:
         llm = vllm.LLM(
             model=str(policy.model),

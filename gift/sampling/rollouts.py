@@ -37,19 +37,16 @@ def write_rollouts(
 
     The engine starts only when a part is missing. Its name and version go into each part's metadata.
     """
-    cuts = range(0, len(groups), groups_per_part)
-    parts = [groups[cut : cut + groups_per_part] for cut in cuts]
-    finished = {index for index in range(len(parts)) if (folder / part_name(index)).exists()}
-    for index in finished:
+    parts = [groups[cut : cut + groups_per_part] for cut in range(0, len(groups), groups_per_part)]
+    missing = {index: part for index, part in enumerate(parts) if not (folder / part_name(index)).exists()}
+    for index in set(range(len(parts))) - missing.keys():
         read_part(folder / part_name(index), ROLLOUTS, check_rollouts)
-    if len(finished) == len(parts):
+    if not missing:
         return
     sampler, engine = start()
-    done = sum(len(parts[index]) for index in finished)
+    done = len(groups) - sum(map(len, missing.values()))
     with Progress(label, len(groups), "prompts", done) as progress:
-        for index, part in enumerate(parts):
-            if index in finished:
-                continue
+        for index, part in missing.items():
             requests = [request for group in part for request in group.requests]
             completions = sampler(requests)
             table = _table(part, completions, decode)
@@ -63,11 +60,11 @@ def _table(part: Sequence[Group], completions: list[Completion], decode: Callabl
     columns = [
         prompt_ids,
         samples,
-        Ragged.of([request.prompt_ids for request in requests], np.int32).to_arrow(),
-        Ragged.of([completion.completion_ids for completion in completions], np.int32).to_arrow(),
-        [decode(completion.completion_ids.tolist()) for completion in completions],
-        Ragged.of([completion.logprobs for completion in completions], np.float32).to_arrow(),
-        [completion.finish_reason for completion in completions],
-        [request.seed for request in requests],
+        Ragged.of([each.prompt_ids for each in requests], np.int32).to_arrow(),
+        Ragged.of([each.completion_ids for each in completions], np.int32).to_arrow(),
+        [decode(each.completion_ids.tolist()) for each in completions],
+        Ragged.of([each.logprobs for each in completions], np.float32).to_arrow(),
+        [each.finish_reason for each in completions],
+        [each.seed for each in requests],
     ]
     return pa.table(columns, schema=ROLLOUTS)

@@ -6,13 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from gift.project.sections import Count, Dtype, Positive, Section
 
-Engine = Literal["vllm", "transformers"]
-
 
 class Sampling(Section):
     """What `generate` and `evaluate` share: the engine and vLLM's words for sampling."""
 
-    engine: Engine = "vllm"
+    engine: Literal["vllm", "transformers"] = "vllm"
     dtype: Dtype = "float32"
     temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -58,8 +58,7 @@ def end_token_ids(folder: Path, tokenizer: Any, stop_tokens: Sequence[str], key:
     them). `key` is the setting of `stop_tokens`, such as 'generate.stop_tokens'.
     """
     ends = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
+    for path in (folder / "generation_config.json", folder / "config.json"):
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         found = content.get("eos_token_id", content.get("text_config", {}).get("eos_token_id"))
         if found is not None:
@@ -143,18 +142,13 @@ def _render(
 ) -> str:
     import jinja2
 
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **variables}
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
-            )
-        )
+        return str(tokenizer.apply_chat_template(chat, **options))
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         roles = " ".join(each["role"] for each in chat)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        remedy = (
-            "put what the system message says into prepare.prompt_template in place of prepare.system_prompt"
-            if "system" in roles
-            else "change the chats in prepare, or take another model"
-        )
+        remedy = "change the chats in prepare, or take another model"
+        if "system" in roles:
+            remedy = "put what the system message says into prepare.prompt_template in place of prepare.system_prompt"
         raise UserError(f"{policy}: its chat template refuses a chat of {roles} ({reason}); {remedy}") from None

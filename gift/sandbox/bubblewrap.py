@@ -7,6 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}").resolve()
+"""The interpreter behind a virtual environment's."""
+STANDARD = str(Path(os.__file__).resolve().parent)
 NUM_FILES = 64
 CAP_SYS_ADMIN = 21
 NUM_USERS = 1 << 15  # of a container that has users of its own
@@ -57,21 +60,15 @@ def command(limits: Limits, files: dict[str, int], rules: int, tells: int) -> li
         "NOFILE": NUM_FILES,
         "NPROC": limits.processes,
     }
-    python = [_executable(), "-P", "-s", "-S", "-B", "-X", "utf8", "/prelude.py", "/code/main.py"]
+    python = [str(PYTHON), "-P", "-s", "-S", "-B", "-X", "utf8", "/prelude.py", "/code/main.py"]
     become = "-" if user is None else str(user)
     return [*words, *python, become, *(f"{name}={value}" for name, value in kernel.items())]
 
 
-def _executable() -> str:
-    """The interpreter behind a virtual environment's."""
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return str(Path(sys.base_prefix, "bin", name).resolve())
-
-
 def _library() -> list[str]:
     """What Python needs to start: itself, its standard library, the shared libraries."""
-    places = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(Path(_executable()).parents[1] / "lib"), _standard()]
-    found = [_executable()]
+    places = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(PYTHON.parents[1] / "lib"), STANDARD]
+    found = [str(PYTHON)]
     for place in places:
         path = Path(place)
         if path.is_dir() and not path.is_symlink() and not any(path.is_relative_to(other) for other in found):
@@ -79,13 +76,9 @@ def _library() -> list[str]:
     return found
 
 
-def _standard() -> str:
-    return str(Path(os.__file__).resolve().parent)
-
-
 def _packages() -> list[str]:
     """Folders of installed packages inside those of the library, to be hidden."""
-    places = [f"{_standard()}/site-packages", f"{_standard()}/dist-packages", "/usr/lib/python3/dist-packages"]
+    places = [f"{STANDARD}/site-packages", f"{STANDARD}/dist-packages", "/usr/lib/python3/dist-packages"]
     return [place for place in places if Path(place).is_dir()]
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.errors import UserError
-from gift.scoring.code import function_digest
+from gift.scoring.digest import function_digest
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.worker import Outcome
 from gift.tables.parquet import read_file, write_file

@@ -48,9 +48,9 @@ class Scored:
 
 
 def score_table(
-    stage: str, rollouts: Path, prompts: Path, table: pa.Table, out: Path, score: Score, launch: ScoreLaunch
+    label: str, rollouts: Path, prompts: Path, table: pa.Table, score: Score, launch: ScoreLaunch
 ) -> tuple[Work, Scored]:
-    """Score a table of completions into the folder `scores` of the work folder of `stage`, in the round of `out`.
+    """Score a table of completions into the folder `scores` of the work folder of `label`, such as score@r1.
 
     `table` holds the rows of the file `prompts`.
     """
@@ -63,14 +63,13 @@ def score_table(
         },
         "settings": settings_of(score),
     }
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in part_paths(rollouts)]
     inputs = {
         **metadata,
-        "rollouts": stamps,  # no digests: what is made again is newer, and a false alarm costs no call of a reward
+        "rollouts": tree_digest(rollouts),
         "prompts": file_digest(prompts),
         "rewards": tree_digest(USER_FOLDER),
     }
-    work, label = Work(stage, out, inputs), f"{stage}@{out.parent.name}"
+    work = Work(label, inputs)
     folder, endpoint = work.folder / "scores", launch.judge_endpoint
     return work, score_parts(folder, rollouts, table, score, launch.workers, metadata, label, endpoint, cache=ROOT)
 

@@ -53,17 +53,17 @@ class Checkpointing:
     label: str
 
 
-def update_policy(paths: Paths, settings: Settings) -> dict[str, float | int] | None:
+def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, float | int] | None:
     """Train a round and publish its policy, optimizer state and metrics; returns these on rank 0, None elsewhere.
 
     Rank 0 alone looks at files, but for the tables, which every rank reads. The other ranks have ended when it saves.
     """
-    launch, label = settings.launch, f"update@{paths.out_policy.parent.name}"
+    launch = settings.launch
     engine = engine_settings(settings.update, launch)
     with distributed(launch.timeout_minutes):
         share_cores()
         plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
-        work = from_rank_0(lambda: Work("update", paths.out_policy, work_inputs(paths, settings, plan.lineage)))
+        work = from_rank_0(lambda: Work(label, work_inputs(paths, settings, plan.lineage)))
         keep = Checkpointing(work.folder, launch.checkpoint_every_steps, label)
         trained = _train(paths, settings, engine, plan, keep)
     return _save(work, paths, settings, plan, trained) if trained else None

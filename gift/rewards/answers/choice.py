@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, shown
+from gift.rewards.signature import checked
+from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, each_row, gold_answers, shown
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Letters of scripts without upper and lower case are no pieces of a Latin word: the C of "答案是C" stands alone.
@@ -13,6 +14,7 @@ _UNCASED = re.compile("[\u0590-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u9fff\uac
 _MARKUP = re.compile(r"\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)\b|[*_`$#{}\\]")
 
 
+@checked
 def multiple_choice(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
@@ -34,20 +36,22 @@ def multiple_choice(
     if not letters or not set(letters) <= set(ALPHABET) or len(set(letters)) < len(letters):
         raise ValueError(f"settings.letters: {letters!r}: must be different letters out of A to Z, such as ABCDE")
     anchor = re.compile("|".join(re.escape(unicodedata.normalize("NFKC", word)) for word in words) or r"(?!)", re.I)
-    values: list[Value] = []
-    for completion, gold in zip(completions, gold_answers(columns, column), strict=True):
-        right = _gold(gold, letters)
-        part = answer_part(completion_text(completion), after, before)
-        values.append(right if isinstance(right, Exception) else float(_said(part or "", letters, anchor) == right))
-    return values
+
+    def right(text: str, gold: Any) -> Value:
+        letter = _gold(gold, letters)
+        return float(_said(answer_part(text, after, before) or "", letters, anchor) == letter)
+
+    return each_row(completions, gold_answers(columns, column), right)
 
 
-def _gold(gold: Any, letters: str) -> str | Exception:
+def _gold(gold: Any, letters: str) -> str:
     """The gold letter; an error where there is none, for then nothing is right."""
     if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(letters):
         return letters[gold]
     letter = _leading(shown(gold), letters)
-    return letter or ValueError(f"the gold answer {str(gold)[:60]!r} is none of the letters {letters}")
+    if letter is None:
+        raise ValueError(f"the gold answer {str(gold)[:60]!r} is none of the letters {letters}")
+    return letter
 
 
 def _said(text: str, letters: str, anchor: re.Pattern[str]) -> str | None:

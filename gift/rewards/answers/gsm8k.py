@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from gift.rewards.answers.characters import plain_digits
-from gift.rewards.text import Completion, Value, completion_text, gold_answers, shown
+from gift.rewards.text import Completion, Value, each_row, gold_answers, shown
 
 MARKER = "####"
 # "-1,234.50": a sign (no minus between two terms), a currency sign on either side of it, digits in whole groups of
@@ -33,27 +33,26 @@ def gsm8k_answer(
     The completion's answer is the one number on the line of its last "####"; two numbers there are no answer. With
     `last_number` a completion without such an answer gives the last number in its text.
     """
-    values: list[Value] = []
-    for completion, cell in zip(completions, gold_answers(columns, column), strict=True):
-        gold = _gold(plain_digits(shown(cell)))
-        said = _said(plain_digits(completion_text(completion)), last_number)
-        values.append(gold if isinstance(gold, Exception) else float(said == gold))
-    return values
+
+    def right(text: str, gold: Any) -> Value:
+        number = _gold(plain_digits(shown(gold)))
+        return float(_said(plain_digits(text), last_number) == number)
+
+    return each_row(completions, gold_answers(columns, column), right)
 
 
 def _said(text: str, last_number: bool) -> Decimal | None:
     marked = _marked(text)
     if marked is None and last_number:
-        found = _numbers(text)
-        return found[-1] if found else None
+        return next(reversed(_numbers(text)), None)
     return marked
 
 
-def _gold(text: str) -> Decimal | Exception:
+def _gold(text: str) -> Decimal:
     """The number of a gold answer; without one there is nothing to compare with, which is an error and not a 0."""
     found = [_marked(text)] if MARKER in text else _numbers(text)
     if len(found) != 1 or found[0] is None:
-        return ValueError(f"the gold answer {text[-60:]!r} does not hold one number")
+        raise ValueError(f"the gold answer {text[-60:]!r} does not hold one number")
     return found[0]
 
 

@@ -1,21 +1,12 @@
 """Rewards that compare the completion, or a part of it, with gold texts: to the letter, normalised, or by a pattern."""
 
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
+from unicodedata import category, normalize
 
 from gift.rewards.answers.characters import INVISIBLE
-from gift.rewards.text import (
-    Completion,
-    Marker,
-    Value,
-    answer_part,
-    compiled,
-    completion_text,
-    gold_answers,
-    gold_texts,
-)
+from gift.rewards.text import Completion, Marker, Value, answer_part, compiled, each_row, gold_answers, gold_texts
 
 # Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
 _IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")
@@ -33,10 +24,11 @@ def exact_match(
 ) -> list[Value]:
     """1 where the answer part is the gold text (or one of several) but for white space at its ends, else 0."""
 
-    def same(text: str, golds: list[str]) -> Value:
-        return float(text.strip() in golds)
+    def same(text: str, gold: Any) -> Value:
+        golds = gold_texts(gold)
+        return float((answer_part(text, after, before) or "").strip() in golds)
 
-    return _each(completions, gold_answers(columns, column), after, before, same)
+    return each_row(completions, gold_answers(columns, column), same)
 
 
 def normalized_match(
@@ -63,30 +55,25 @@ def normalized_match(
     def plain(text: str) -> str:
         return normalized(text, keep_case, keep_punctuation, dropped)
 
-    def same(text: str, golds: list[str]) -> Value:
-        wanted = [plain(gold) for gold in golds]
+    def same(text: str, gold: Any) -> Value:
+        golds = gold_texts(gold)
+        wanted = [plain(each) for each in golds]
         if not all(wanted):
-            return ValueError(
-                f"nothing is left of the gold answer {golds[wanted.index('')][:60]!r} after normalisation"
-            )
-        said = plain(text)
-        return float(any(stands_in(gold, said) if contains else gold == said for gold in wanted))
+            raise ValueError(f"nothing is left of the gold answer {golds[wanted.index('')][:60]!r} after normalisation")
+        said = plain(answer_part(text, after, before) or "")
+        return float(any(stands_in(each, said) if contains else each == said for each in wanted))
 
-    return _each(completions, gold_answers(columns, column), after, before, same)
+    return each_row(completions, gold_answers(columns, column), same)
 
 
 def normalized(text: str, keep_case: bool, keep_punctuation: bool, dropped: frozenset[str]) -> str:
     """Unicode NFKC, caseless; no invisible marks, punctuation outside numbers or `dropped` words; single spaces."""
-    text = unicodedata.normalize("NFKC", text).translate(INVISIBLE).replace("\u2212", "-")  # the typographic minus
+    text = normalize("NFKC", text).translate(INVISIBLE).replace("\u2212", "-")  # the typographic minus
     if not keep_case:
-        text = unicodedata.normalize("NFKC", text.casefold())
+        text = normalize("NFKC", text.casefold())
     if not keep_punctuation:
         kept = {match.start() for match in _IN_NUMBER.finditer(text)}
-        text = "".join(
-            letter
-            for place, letter in enumerate(text)
-            if place in kept or not unicodedata.category(letter).startswith("P")
-        )
+        text = "".join(each for place, each in enumerate(text) if place in kept or category(each)[0] != "P")
     return " ".join(word for word in text.split() if word.casefold() not in dropped)
 
 
@@ -131,30 +118,12 @@ def regex_match(
     if group not in (*range(form.groups + 1), *form.groupindex):
         raise ValueError(f"settings.group: {group!r}: the pattern has {form.groups} groups {list(form.groupindex)}")
 
-    def found(text: str, golds: list[str]) -> Value:
+    def found(text: str, gold: Any) -> Value:
         if column is None:
             return float((form.search if mode == "search" else form.fullmatch)(text) is not None)
-        last = None
-        for match in form.finditer(text) if mode == "search" else [form.fullmatch(text)]:
-            last = match
+        golds = gold_texts(gold)
+        matches = [*form.finditer(text)] if mode == "search" else [form.fullmatch(text)]
+        last = matches[-1] if matches else None
         return float(last is not None and (last[group] or "").strip() in golds)
 
-    return _each(completions, None if column is None else gold_answers(columns, column), None, None, found)
-
-
-def _each(
-    completions: Sequence[Completion],
-    cells: Sequence[Any] | None,
-    after: str | None,
-    before: str | None,
-    compare: Callable[[str, list[str]], Value],
-) -> list[Value]:
-    """`compare` of every answer part with its gold texts; a part whose markers are missing is the empty text."""
-    values: list[Value] = []
-    for completion, cell in zip(completions, [None] * len(completions) if cells is None else cells, strict=True):
-        part = answer_part(completion_text(completion), after, before) or ""
-        try:
-            values.append(compare(part, [] if cells is None else gold_texts(cell)))
-        except ValueError as error:
-            values.append(error)
-    return values
+    return each_row(completions, [None] * len(completions) if column is None else gold_answers(columns, column), found)

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from gift.rewards.answers.characters import plain_digits
-from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, completion_text, gold_answers, gold_texts
+from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, each_row, gold_answers, gold_texts
 
 MAX_ANSWER = 1000
 """Characters that an answer may have: more is no answer."""
@@ -48,15 +48,11 @@ def math_answer(
     before: Marker | None = None,
     **columns: Any,
 ) -> list[Value]:
-    r"""1 where the completion's answer equals the gold answer as mathematics, else 0.
+    r"""1 where the completion's answer equals the gold answer as mathematics, else 0 (docs/rewards.md).
 
-    The answer is the last \boxed{...} (boxes that stand side by side are one list); without a box, and unless
-    `require_boxed`, "#### 72" on the last line; else what Math-Verify finds in the last `TAIL` characters: behind
-    "final answer is" or "answer:", or the last formula or number. The gold is LaTeX or a number, or a solution that
-    ends in one of these ways, or a list of which any is right; one that cannot be read is the error of its row.
-
-    Math-Verify's own time limits are off: they use an alarm that holds for one thread of one process, and a row that
-    takes too long is ended by the pool.
+    The answer is the last \boxed{...}; without a box, and unless `require_boxed`, "#### 72" on the last line; else what
+    Math-Verify finds in the last `TAIL` characters. The gold is LaTeX or a number, or a solution that ends in one of
+    these ways, or a list of which any is right; one that cannot be read is the error of its row.
     """
     golds = gold_answers(columns, column)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the limits are off
@@ -64,21 +60,19 @@ def math_answer(
         warnings.simplefilter("ignore")  # SymPy's, about what a policy wrote
         import math_verify  # noqa: F401  # 2 s, in a call without rows too
 
-        parts = [answer_part(completion_text(completion), after, before) or "" for completion in completions]
-        return [_verdict(plain_digits(part), gold, require_boxed) for part, gold in zip(parts, golds, strict=True)]
+        def right(text: str, gold: Any) -> Value:
+            return _verdict(plain_digits(answer_part(text, after, before) or ""), gold, require_boxed)
+
+        return each_row(completions, golds, right)
 
 
 def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
-    """1.0 or 0.0 for one row, or its error."""
     from math_verify import verify
 
-    try:
-        golds = [(each, gold_expressions(plain_digits(each))) for each in gold_texts(gold)]
-    except ValueError as error:
-        return error
+    golds = [(each, gold_expressions(plain_digits(each))) for each in gold_texts(gold)]
     for each, right in golds:
         if not right:
-            return ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
+            raise ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
     said = said_expressions(text, require_boxed)
     for _, right in golds:
         try:
@@ -93,10 +87,9 @@ def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
 
 
 def _same_size(gold: Any, said: Any) -> bool:
-    """Whether two numbers agree to one part in a thousand; what is no number passes.
+    """Whether two numbers agree to one part in a thousand: to Math-Verify small numbers of any size are equal.
 
-    Math-Verify rounds decimals to six places and takes differences below 1e-15 for none, so that small numbers of any
-    size are equal to it. A percentage passes: 50% and 50 are one answer to it.
+    What is no number passes, and so does a percentage: 50% and 50 are one answer to it.
     """
     from sympy import Expr, UnevaluatedExpr
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gift.project.sections import Count
-from gift.rewards.text import Completion
+from gift.rewards.signature import checked
 
 
 def length(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
+    prompts: Any,
+    completions: Any,
     completion_ids: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -41,8 +41,8 @@ def length(
 
 
 def overlong(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
+    prompts: Any,
+    completions: Any,
     completion_ids: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -62,9 +62,10 @@ def overlong(
     return [max(-1.0, min(0.0, (free - len(ids)) / cache_tokens)) for ids in completion_ids]
 
 
+@checked
 def cosine_length(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
+    prompts: Any,
+    completions: Any,
     completion_ids: Sequence[Sequence[int]],
     *,
     max_tokens: Count,
@@ -78,11 +79,10 @@ def cosine_length(
     `beyond` is the value from `max_tokens` on; without it `end`. The paper's reward has one curve for right answers
     and one for wrong ones, which two of these make; docs/rewards.md shows how.
     """
-    past = end if beyond is None else beyond
 
     def value(num: int) -> float:
         if num >= max_tokens:
-            return past
+            return end if beyond is None else beyond
         return end + 0.5 * (start - end) * (1 + math.cos(math.pi * num / max_tokens))
 
     return [float(value(len(ids))) for ids in completion_ids]

@@ -5,14 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gift.rewards.signature import checked
 from gift.rewards.text import Completion, completion_text
 
 Units = Literal["tokens", "words", "characters"]
 Length = Annotated[int, Field(ge=1, le=40)]
 
 
+@checked
 def repetition(
-    prompts: Sequence[Any],
+    prompts: Any,
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     *,
@@ -29,8 +31,9 @@ def repetition(
     return [0.0 if share is None else max_penalty * (share - 1) for share in shares]
 
 
+@checked
 def ngram_diversity(
-    prompts: Sequence[Any],
+    prompts: Any,
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     *,

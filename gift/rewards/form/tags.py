@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from gift.rewards.signature import checked
 from gift.rewards.text import Completion, completion_text
 
 
+@checked
 def tag_format(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
@@ -23,10 +25,9 @@ def tag_format(
     """1 where the completion is its `tags` in order and nothing else, the last of them not empty, else 0.
 
     Each tag opens once and closes once; only white space stands outside. With `text_after` text must follow the last
-    tag, and that may be empty: `tags: [think]` and an answer. With `soft` the value is the share of the conditions that
-    hold: two a tag; then, where those hold, their order; then nothing outside, and something in the last.
-    What the template (or a text prompt) already opened belongs to the answer: a policy that starts inside <think>
-    cannot open it again (huggingface/trl#6966).
+    tag, and that may be empty. With `soft` the value is the share of the conditions that hold: two a tag; then, where
+    those hold, their order; then nothing outside, and something in the last. What the template (or a text prompt)
+    already opened belongs to the completion (docs/rewards.md).
     """
     if len(set(tags)) < len(tags):
         raise ValueError(f"settings.tags: {tags!r}: each tag has one place; take the second one away")
@@ -53,17 +54,13 @@ def opened(prompt: Any, template: str, tag: str) -> str:
 
 def conditions(text: str, tags: Sequence[str], text_after: bool) -> list[bool]:
     """Which conditions of the form hold, in the order of `tag_format`; [2 x tags + 3]."""
-    once = [text.count(mark) == 1 for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
-    if not all(once):
+    marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    once = [text.count(mark) == 1 for mark in marks]
+    any_mark = "|".join(map(re.escape, marks))
+    if re.findall(any_mark, text) != marks:
         return [*once, False, False, False]
-    places = [text.index(mark) for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
-    if places != sorted(places):
-        return [*once, False, False, False]
-    outside, inside, rest = "", "", text
-    for tag in tags:
-        before, _, rest = rest.partition(f"<{tag}>")
-        inside, _, rest = rest.partition(f"</{tag}>")
-        outside += before
+    *texts, rest = re.split(any_mark, text)  # outside, inside, outside, inside, ..., and what follows the last tag
+    outside = "".join(texts[::2])
     if text_after:
         return [*once, True, not outside.strip(), bool(rest.strip())]
-    return [*once, True, not (outside + rest).strip(), bool(inside.strip())]
+    return [*once, True, not (outside + rest).strip(), bool(texts[-1].strip())]

@@ -8,12 +8,7 @@ from gift.rewards.text import Completion, compiled, completion_text
 
 
 def text_format(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Any],
-    *,
-    pattern: str,
-    **columns: Any,
+    prompts: Any, completions: Sequence[Completion], completion_ids: Any, *, pattern: str, **columns: Any
 ) -> list[float]:
     """1 where the whole completion matches the regular expression `pattern` ('.' matches line ends too), else 0."""
     form = compiled(pattern, re.DOTALL)

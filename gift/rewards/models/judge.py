@@ -43,9 +43,8 @@ class JudgeSettings(Section):
     @field_validator("extra_body")
     @classmethod
     def leaves_our_keys(cls, extra_body: dict[str, Any]) -> dict[str, Any]:
-        for key in OWN_KEYS:
-            if key in extra_body:
-                raise ValueError(f"must not hold {key}, which is not free")
+        if taken := next((key for key in OWN_KEYS if key in extra_body), None):
+            raise ValueError(f"must not hold {taken}, which is not free")
         return extra_body
 
 
@@ -69,38 +68,24 @@ def judge(
     """
     asked = [prompt_text(prompt) for prompt in prompts]
     texts = [completion_text(completion) for completion in completions]
-    if settings.mode == "rubric":
-        return _by_rubric(settings, asked, texts, columns)
-    if settings.against_column is not None:
-        return _against(settings, asked, texts, _column(columns, "against_column", settings.against_column))
-    return _in_groups(settings, asked, texts, prompt_id)
-
-
-def _by_rubric(
-    settings: JudgeSettings, prompts: list[str], texts: list[str], columns: dict[str, Any]
-) -> list[float | Exception]:
-    references: Sequence[str | Exception | None] = [None] * len(texts)
-    if settings.reference_column is not None:
-        references = _column(columns, "reference_column", settings.reference_column)
-    questions = [
-        score_question(prompt, text, reference, settings.rubric, settings.scale)
-        for prompt, text, reference in zip(prompts, texts, references, strict=True)
-        if not isinstance(reference, Exception)
-    ]
-    verdicts = iter(_verdicts(settings, questions, lambda text: read_score(text, settings.scale)))
-    return [reference if isinstance(reference, Exception) else next(verdicts) for reference in references]
-
-
-def _against(
-    settings: JudgeSettings, prompts: list[str], texts: list[str], others: list[str | Exception]
-) -> list[float | Exception]:
-    pairs = [
+    if settings.mode == "pairwise" and settings.against_column is None:
+        return _in_groups(settings, asked, texts, prompt_id)
+    setting = "reference_column" if settings.mode == "rubric" else "against_column"
+    name = getattr(settings, setting)
+    others: list[Any] = [None] * len(texts) if name is None else _column(columns, setting, name)
+    known = [
         (prompt, text, other)
-        for prompt, text, other in zip(prompts, texts, others, strict=True)
+        for prompt, text, other in zip(asked, texts, others, strict=True)
         if not isinstance(other, Exception)
     ]
-    results = iter(_compare(settings, pairs))
-    return [other if isinstance(other, Exception) else next(results) for other in others]
+    values = iter(_score(settings, known) if settings.mode == "rubric" else _compare(settings, known))
+    return [other if isinstance(other, Exception) else next(values) for other in others]
+
+
+def _score(settings: JudgeSettings, rows: list[tuple[str, str, Any]]) -> list[float | Exception]:
+    """The score of each (prompt, completion, reference answer or None)."""
+    questions = [score_question(*row, settings.rubric, settings.scale) for row in rows]
+    return _verdicts(settings, questions, lambda text: read_score(text, settings.scale))
 
 
 def _in_groups(
@@ -133,12 +118,8 @@ def cycle(rows: list[int], num_opponents: int) -> list[tuple[int, int]]:
 def _mean(results: list[float | Exception]) -> float | Exception:
     if not results:
         return ValueError("pairwise compares completions of one group, and this call holds one: set batch: group")
-    values = []
-    for result in results:
-        if isinstance(result, Exception):
-            return result
-        values.append(result)
-    return math.fsum(values) / len(values)
+    failed = next((result for result in results if isinstance(result, Exception)), None)
+    return failed or math.fsum(results) / len(results)  # type: ignore[arg-type]  # none failed
 
 
 def _compare(settings: JudgeSettings, pairs: list[tuple[str, str, str]]) -> list[float | Exception]:
@@ -150,10 +131,7 @@ def _compare(settings: JudgeSettings, pairs: list[tuple[str, str, str]]) -> list
     points = _verdicts(settings, questions, read_points)
     results: dict[tuple[str, str, str], float | Exception] = {}
     for pair, first, second in zip(different, points[::2], points[1::2], strict=True):
-        if isinstance(first, Exception):
-            results[pair] = first
-        else:
-            results[pair] = second if isinstance(second, Exception) else (first + 1 - second) / 2
+        results[pair] = _mean([first, second if isinstance(second, Exception) else 1 - second])
     return [results.get(pair, 0.5) for pair in pairs]
 
 

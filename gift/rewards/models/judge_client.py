@@ -56,12 +56,9 @@ def ask_all(bodies: list[Body], line: Line) -> list[str | Exception]:
     it stopped. A broken or deleted entry is asked again. Raises UserError where the endpoint is not set.
     """
     requests = [canonical(body) for body in bodies]
-    answers: dict[bytes, str | Exception] = {}
-    for request in requests:
-        kept = _kept(request)
-        if kept is not None:
-            answers[request] = kept
-    missing = [request for request in dict.fromkeys(requests) if request not in answers]
+    different = dict.fromkeys(requests)
+    answers: dict[bytes, str | Exception] = {each: kept for each in different if (kept := _kept(each)) is not None}
+    missing = [request for request in different if request not in answers]
     if missing:
         connection = _Connection(_endpoint(), os.environ.get(KEY), line)
         with connection.http, ThreadPoolExecutor(line.concurrency) as threads:
@@ -142,9 +139,7 @@ class _Connection:
         if status == 200:
             return body
         hint = {404: " (see settings.model, and the /v1 of score.judge_endpoint)", 401: f" (the key is {KEY})"}
-        hint |= {
-            code: f" (redirects are not followed: {self._quoted(headers.get('location', ''))})" for code in REDIRECTS
-        }
+        hint |= dict.fromkeys(REDIRECTS, f" (redirects are not followed: {self._quoted(headers.get('location', ''))})")
         said = self._quoted(body.decode("utf-8", "replace"))
         return _Failure(
             ConnectionError(f"the judge answered HTTP {status}{hint.get(status, '')}: {said}"),

@@ -70,19 +70,17 @@ def reward_model(
     rows: dict[int, list[int]] = {}
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         ids = _tokens(classifier.tokenizer, prompt, completion_text(completion), template[index])
-        problem_of_row = _fit(ids, limit, settings.too_long, classifier.tokenizer.all_special_ids)
-        problem_of_row = problem_of_row or _unknown_token(ids, classifier)
-        if problem_of_row is None:
+        problem = _fit(ids, limit, settings.too_long, classifier)
+        if problem is None:
             rows[index] = ids
-        values.append(problem_of_row or 0.0)
+        values.append(problem or 0.0)
     # Rows of like length are padded together; the order of equal ones is that of the call.
     order = sorted(rows, key=lambda index: len(rows[index]))
     for start in range(0, len(order), ROWS_PER_FORWARD):
         batch = order[start : start + ROWS_PER_FORWARD]
-        for index, value in zip(
-            batch, _scores(classifier, [rows[i] for i in batch], label, settings.output), strict=True
-        ):
-            values[index] = value
+        scores = _scores(classifier, [rows[index] for index in batch], label, settings.output)
+        for index, score in zip(batch, scores, strict=True):
+            values[index] = score
     return values
 
 
@@ -93,8 +91,7 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"reward_model: settings.model: '{model}'"
-    wrong = _wrong_folder(model, revision)
-    if wrong:
+    if wrong := _wrong_folder(model, revision):
         return UserError(f"{where}: {wrong}")
     options = {"revision": revision or "main", "trust_remote_code": False}
     try:
@@ -119,12 +116,11 @@ def open_classifier(model: str, revision: str | None, dtype: str) -> Classifier 
     config = loaded.config.get_text_config()
     config.use_cache = False  # one forward a row: keys and values are not needed again
     named = config.to_dict()
-    pad = named.get("pad_token_id")
     limits = [named.get("max_position_embeddings"), tokenizer.model_max_length]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     vocabulary = loaded.get_input_embeddings().weight.shape[0]
     # A padding token without an embedding cannot stand behind a row, nor in one: it is as if none were named.
-    pad = pad if pad is not None and 0 <= pad < vocabulary else None
+    pad = named.get("pad_token_id") if named.get("pad_token_id") in range(vocabulary) else None
     return Classifier(model, loaded, tokenizer, pad, min(known, default=None), vocabulary)
 
 
@@ -159,14 +155,11 @@ def _label(classifier: Classifier, settings: RewardModelSettings) -> int:
 
 def _limit(classifier: Classifier, settings: RewardModelSettings) -> int | None:
     """The most tokens of a row."""
-    if settings.max_length is None or classifier.context is None:
-        return settings.max_length or classifier.context
-    if settings.max_length > classifier.context:
-        raise UserError(
-            f"reward_model: settings.max_length: {settings.max_length}: '{classifier.name}' takes "
-            f"{classifier.context} tokens; lower it"
-        )
-    return settings.max_length
+    wanted, most = settings.max_length, classifier.context
+    if wanted and most and wanted > most:
+        problem = f"'{classifier.name}' takes {most} tokens; lower it"
+        raise UserError(f"reward_model: settings.max_length: {wanted}: {problem}")
+    return wanted or most
 
 
 def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) -> list[bool]:
@@ -187,14 +180,12 @@ def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) ->
 
 def _check_template(classifier: Classifier) -> None:
     """A template that leaves a message out would score all completions alike."""
-    said = {"user": "question", "assistant": "answer"}
-    chat = [{"role": role, "content": text} for role, text in said.items()]
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     rendered = classifier.tokenizer.apply_chat_template(chat, tokenize=False)
-    for role, text in said.items():
-        if text not in rendered:
-            raise UserError(
-                f"reward_model: '{classifier.name}': its chat template leaves the message of the {role} out"
-            )
+    for each in chat:
+        if each["content"] not in rendered:
+            problem = f"its chat template leaves the message of the {each['role']} out"
+            raise UserError(f"reward_model: '{classifier.name}': {problem}")
 
 
 def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, template: bool) -> list[int]:
@@ -207,24 +198,17 @@ def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, templ
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
-def _fit(ids: list[int], limit: int | None, too_long: str, special: list[int]) -> Exception | None:
+def _fit(ids: list[int], limit: int | None, too_long: str, classifier: Classifier) -> Exception | None:
     """Cut a row that is too long, in place, or say why it has no score; a special token at its start stays."""
     if not ids:
         return ValueError("prompt and completion are no tokens for the reward model")
-    if limit is None or len(ids) <= limit:
-        return None
-    if too_long == "error":
-        return ValueError(
-            f"{len(ids)} tokens; the reward model takes {limit} (too_long: truncate_left drops the first)"
-        )
-    kept = int(ids[0] in special)
-    del ids[kept : kept + len(ids) - limit]
-    return None
-
-
-def _unknown_token(ids: list[int], classifier: Classifier) -> Exception | None:
-    """A token added to the tokenizer and not to the model: on a GPU it would break the process and all later rows."""
-    largest = max(ids)
+    if limit is not None and len(ids) > limit:
+        if too_long == "error":
+            text = f"{len(ids)} tokens; the reward model takes {limit} (too_long: truncate_left drops the first)"
+            return ValueError(text)
+        kept = int(ids[0] in classifier.tokenizer.all_special_ids)
+        del ids[kept : kept + len(ids) - limit]
+    largest = max(ids)  # a token without an embedding would break the process on a GPU, and all later rows with it
     if largest < classifier.vocabulary:
         return None
     return ValueError(

@@ -12,6 +12,7 @@ from gift.project.errors import UserError
 from gift.project.sections import Count, Positive
 from gift.rewards.programs import runner, wire
 from gift.rewards.programs.tasks import BrokenTest, asserts_task, check_task, texts
+from gift.rewards.signature import checked
 from gift.rewards.text import Completion, completion_text
 from gift.sandbox.bubblewrap import Limits
 from gift.sandbox.run import SandboxError, run
@@ -36,6 +37,7 @@ class Verdict:
     reason: str = ""
 
 
+@checked
 def code_tests(
     prompts: Sequence[Any],
     completions: Sequence[Completion],
@@ -61,11 +63,8 @@ def code_tests(
     or `inputs` and `outputs` (texts for stdin and what stdout must be, white space at the ends of lines aside).
 
     A program that fails, hangs (`seconds` for all tests of a row) or takes too much memory gets 0. Tests that are
-    missing or broken, and a sandbox that cannot start, are an exception in the row's place.
-
-    The tests run in a process of their own, which only plain values reach: the program cannot end, patch or read it,
-    and an object of its own never equals an expected value. What remains: two objects of the program's own classes are
-    compared by the program; a test that needs its classes in `except`, or arithmetic on its objects, fails.
+    missing or broken, and a sandbox that cannot start, are an exception in the row's place. What tests can and cannot
+    see of the program: docs/sandbox.md.
     """
     limits = Limits(seconds, memory_mib, processes, scratch_mib, output_kib)
     named = {name: columns[name] for name in _COLUMNS if name in columns}
@@ -76,19 +75,16 @@ def code_tests(
         if named["signature"] is None:
             raise ValueError(f"signature_column: the prompts table has no column '{signature_column}'")
     if not completions and not any(kind <= named.keys() for kind in _KINDS):
-        raise UserError(
-            f"function: code_tests: the prompts table has no columns with tests; {_NEEDS}: name the source's in "
-            "prepare.columns"
-        )
+        problem = f"the prompts table has no columns with tests; {_NEEDS}: name the source's in prepare.columns"
+        raise UserError(f"function: code_tests: {problem}")
     items: list[float | Exception] = []
     for index, completion in enumerate(completions):
         row = {name: values[index] for name, values in named.items()}
         try:
             verdict = verdict_of(program_of(completion_text(completion), whole_completion), row, limits, partial)
+            items.append(verdict.passed / verdict.total if partial else float(verdict.passed == verdict.total))
         except (BrokenTest, SandboxError) as error:
             items.append(error)
-        else:
-            items.append(verdict.passed / verdict.total if partial else float(verdict.passed == verdict.total))
     return items
 
 
@@ -112,12 +108,10 @@ def program_of(text: str, whole: bool = False) -> str | None:
 def verdict_of(program: str | None, row: dict[str, Any], limits: Limits, partial: bool = False) -> Verdict:
     """The verdict on a program by the tests of a row. Raises `BrokenTest` or `SandboxError`."""
     kinds = [kind for kind in ("test_list", "test", "inputs") if row.get(kind)]
-    if len(kinds) != 1:
-        raise BrokenTest(
-            f"the row has no tests; {_NEEDS}"
-            if not kinds
-            else f"the row has tests of several kinds: {', '.join(kinds)}; leave one"
-        )
+    if not kinds:
+        raise BrokenTest(f"the row has no tests; {_NEEDS}")
+    if len(kinds) > 1:
+        raise BrokenTest(f"the row has tests of several kinds: {', '.join(kinds)}; leave one")
     if kinds == ["inputs"]:
         inputs, outputs = texts(row, "inputs"), texts(row, "outputs")
         if len(inputs) != len(outputs):

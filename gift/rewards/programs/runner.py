@@ -46,7 +46,7 @@ def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]],
             exec(compile(text, "<tests>", "exec"), space)
         space |= {name: __import__(name) for name in task["modules"] if name not in space}
     except BaseException as error:
-        return tell({"broken": f"the tests' own code fails: {type(error).__name__}: {error_text(error)}"})
+        return tell({"broken": f"the tests' own code fails: {_named(error)}"})
     tell({"ready": True})
     try:
         line.ask("start", *task["program"])
@@ -55,7 +55,7 @@ def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]],
         if missing and len(missing) == len(task["required"]):
             raise NameError(f"the program does not define {' or '.join(missing)}")
     except BaseException as error:
-        return tell({"passed": False, "reason": f"{type(error).__name__}: {error_text(error)}"})
+        return tell({"passed": False, "reason": _named(error)})
     space |= {name: value for name, value in found.items() if name in task["required"] or name not in space}
     if task["candidate"]:
         space["candidate"] = space[task["candidate"]]
@@ -64,16 +64,18 @@ def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]],
             exec(compile(text, f"<test {number}>", "exec"), space)
         except CannotPass as error:
             return tell({"broken": f"test {number} {error}"})
-        except ModuleNotFoundError as error:
-            if error.name:  # an import of the test's own: what the program raises has no such attribute here
-                return tell({"broken": f"test {number}: {error_text(error)}"})
-            tell({"passed": False, "reason": f"test {number}: ModuleNotFoundError: {error_text(error)}"})
         except BaseException as error:
-            why = f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
-            tell({"passed": False, "reason": f"test {number}: {why}"})
+            # An import of the test's own: what the program raises has no name of a module here.
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                return tell({"broken": f"test {number}: {error_text(error)}"})
+            tell({"passed": False, "reason": f"test {number}: {_named(error)}"})
         else:
             tell({"passed": True})
     return None
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ MUTABLE = ("list", "dict", "set", "bytearray", "collections.deque")
 
 # Values of the standard library that cross by the arguments that make them again.
 ARGUMENTS: dict[str, Callable[[Any], list[Any]]] = {
+    "int": lambda value: [hex(value), 16],  # one of more than 64 bits
+    "tuple": lambda value: [list(value)],
+    "dict": lambda value: [[list(item) for item in value.items()]],
     "set": lambda value: [list(value)],
     "frozenset": lambda value: [list(value)],
     "bytearray": lambda value: [bytes(value)],
@@ -67,8 +70,15 @@ class ProgramError(Exception):
     """An exception of the program that has no name among Python's own, or the end of its process."""
 
 
+def _asking(what: str) -> Callable[..., Any]:
+    """A method that asks the object's own process for its result."""
+    return lambda remote, *args: remote._ask(what, *args)
+
+
 class Remote:
     """An object of the other process: what is asked of it is done there. It never equals a plain value."""
+
+    _gift: tuple["Line", int]
 
     def __init__(self, line: "Line", number: int) -> None:
         object.__setattr__(self, "_gift", (line, number))
@@ -82,15 +92,6 @@ class Remote:
         except StopIteration as error:  # `zip(map(f, ...), expected)` would end there, with nothing compared
             raise ProgramError(f"StopIteration: {error}") from None
 
-    def __getattr__(self, name: str) -> Any:
-        return self._ask("getattr", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("setattr", name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("getitem", key)
-
     def __eq__(self, other: object) -> bool:
         return self._ask("equal", other) if isinstance(other, Remote) else NotImplemented
 
@@ -100,23 +101,9 @@ class Remote:
     def __instancecheck__(self, value: Any) -> bool:
         return isinstance(value, Remote) and value._ask("isinstance", self)
 
-    def __bool__(self) -> bool:
-        return self._ask("bool")
-
-    def __iter__(self) -> Any:
-        return self._ask("iter")
-
-    def __next__(self) -> Any:
-        return self._ask("next")
-
-    def __len__(self) -> int:
-        return self._ask("len")
-
-    def __repr__(self) -> str:
-        return self._ask("repr")
-
-    def __str__(self) -> str:
-        return self._ask("str")
+    __getattr__, __setattr__, __getitem__ = _asking("getattr"), _asking("setattr"), _asking("getitem")
+    __bool__, __iter__, __next__, __len__ = _asking("bool"), _asking("iter"), _asking("next"), _asking("len")
+    __repr__, __str__ = _asking("repr"), _asking("str")
 
 
 class Line:
@@ -172,14 +159,8 @@ class Line:
         kind = type(value)
         if value is None or kind in (bool, float, str) or (kind is int and -(2**63) <= value < 2**63):
             return value
-        if kind is int:
-            return {"int": hex(value)}
         if kind is list:
             return [self.encode(each) for each in value]
-        if kind is tuple:
-            return {"tuple": [self.encode(each) for each in value]}
-        if kind is dict:
-            return {"dict": [[self.encode(key), self.encode(each)] for key, each in value.items()]}
         if kind is bytes:
             return {"bytes": value.hex()}
         if kind is type and any(each is value for each in vars(builtins).values()):
@@ -199,12 +180,6 @@ class Line:
         if not isinstance(value, dict):
             return value
         ((tag, content),) = value.items()
-        if tag == "int":
-            return int(content, 16)
-        if tag == "tuple":
-            return tuple(self.decode(each) for each in content)
-        if tag == "dict":
-            return {self.decode(key): self.decode(each) for key, each in content}
         if tag == "bytes":
             return bytes.fromhex(content)
         if tag == "type" and type(vars(builtins)[content]) is type:

@@ -1,22 +1,20 @@
 """What the values of a reward function depend on besides its rows: its code, the packages it uses, its settings."""
 
-import ast
 import hashlib
 import json
 import platform
 import re
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gift.project.code import ROOT, imported_files, project_files
 from gift.project.work import file_digest, tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
 
-OURS = ("gift", "rewards")
 FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results
 
 
@@ -27,8 +25,11 @@ def function_digest(reward: Loaded, user_folder: Path) -> str:
     of `user_folder` that is no Python; the versions of Python, of the packages those files import, and of what these
     require; settings, where the name of a local file or folder counts by its content; signature and rows of a call.
     """
-    first = [Path(reward.file)] if reward.file else _project_files(REWARDS[reward.function].__module__)
-    files, packages = imported_files([*first, *_adapter(reward)])
+    roots = project_roots()
+    names = [] if reward.file else [REWARDS[reward.function].__module__]
+    names += ["gift.rewards.verl"] if reward.signature == "verl" else []
+    first = [path for name in names for path in project_files(name, roots)]
+    files, packages = imported_files([*([Path(reward.file)] if reward.file else []), *first], roots)
     data = [path for path in user_folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     content = {
         "format": FORMAT,
@@ -42,60 +43,9 @@ def function_digest(reward: Loaded, user_folder: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def _adapter(reward: Loaded) -> list[Path]:
-    return _project_files("gift.rewards.verl") if reward.signature == "verl" else []
-
-
-def imported_files(first: Iterable[Path]) -> tuple[set[Path], set[str]]:
-    """These files and those of the project that they import, however far; and the packages that any of them imports."""
-    files: set[Path] = set()
-    packages: set[str] = set()
-    todo = list(first)
-    while todo:
-        path = todo.pop().resolve()
-        if path in files:
-            continue
-        files.add(path)
-        for name in _imported_names(path):
-            found = _project_files(name)
-            todo.extend(found)
-            if not found:
-                packages.add(name.split(".")[0])
-    return files, packages - {*sys.stdlib_module_names, *OURS}
-
-
-def _imported_names(path: Path) -> set[str]:
-    """What a file's import statements name, wherever they stand; `from a import b` names a and a.b."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:
-        return set()  # the worker says where
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, [_package(path, node.level), node.module]))
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def _package(path: Path, level: int) -> str:
-    """The package that a relative import of so many dots starts from."""
-    root = next((root for root in _roots() if path.is_relative_to(root)), None)
-    return ".".join(path.relative_to(root).parts[:-level]) if level and root else ""
-
-
-def _roots() -> list[Path]:
-    return list(dict.fromkeys([Path.cwd().resolve(), Path(__file__).resolve().parents[2]]))
-
-
-def _project_files(name: str) -> list[Path]:
-    """The files that run when a.b.c is imported: those of a, a.b and a.b.c that lie in the project."""
-    parts = name.split(".")
-    paths = [Path(*parts[:end]) for end in range(1, len(parts) + 1)]
-    options = [each for path in paths for each in (path.with_suffix(".py"), path / "__init__.py")]
-    return [root / path for root in _roots() for path in options if (root / path).is_file()]
+def project_roots() -> list[Path]:
+    """The user's files lie where the project is run, ours where this file is: most often one folder."""
+    return list(dict.fromkeys([Path.cwd().resolve(), ROOT]))
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
