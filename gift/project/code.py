@@ -117,6 +117,14 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
     return files, packages - {*sys.stdlib_module_names, *OURS}
 
 
+def missing_modules(root: Path) -> list[str]:
+    """Modules of the project at `root` that its stages import, however far, and that have no file."""
+    files, _ = imported_files((root / "stages").glob("*.py"), [root])
+    named = {module for path in files for level, module, _ in imports_of(path) if not level}
+    ours = {name: root / name.replace(".", "/") for name in named if name.split(".")[0] in ("gift", "stages")}
+    return sorted(name for name, path in ours.items() if not (path.is_dir() or path.with_suffix(".py").is_file()))
+
+
 def imported_names(path: Path, roots: list[Path]) -> set[str]:
     """What a file's import statements name; `from a import b` names a and a.b."""
     names: set[str] = set()
