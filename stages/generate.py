@@ -80,14 +80,13 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
         label,
     )
     rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
-    lengths = pc.list_value_length(rollouts["completion_ids"])
     numbers = {
         "num_prompts": table.num_rows,
         "num_prompts_too_long": num_long,
         "num_groups": len(groups),
         "num_completions": rollouts.num_rows,
         "num_truncated": pc.sum(pc.equal(rollouts["finish_reason"], "length")).as_py(),
-        "num_tokens": pc.sum(lengths).as_py(),
+        "num_tokens": pc.sum(pc.list_value_length(rollouts["completion_ids"])).as_py(),
     }
     write_json(work.folder / "generate.json", numbers)
     work.publish({folder: out, work.folder / "generate.json": metrics})

@@ -180,6 +180,9 @@ def test_every_file_opens_with_a_sentence_and_is_short(module: str) -> None:
     first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     assert first.endswith("."), "a file opens with a sentence, on one line, that says what it is"
     assert len(text.splitlines()) < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long to be read at once"
 
 
 def test_every_setting_that_is_shipped_loads() -> None:

@@ -73,12 +73,42 @@ def _start_vllm(
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
         import vllm
-        from vllm.lora.request import LoRARequest
     except ImportError as error:
         raise UserError(
             f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
             "transformers in params.yaml"
         ) from None
+    llm, adapter = _load_vllm(policy, sampling, max_model_len, launch, on_gpu)
+
+    def sample(requests: Sequence[Request]) -> list[Completion]:
+        prompts: Any = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
+        settings = [
+            vllm.SamplingParams(
+                temperature=request.temperature,
+                top_p=sampling.top_p if request.temperature > 0 else 1.0,
+                max_tokens=sampling.max_tokens,
+                seed=request.seed % 2**31,
+                stop_token_ids=list(ends),
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                watermarking=False,
+            )
+            for request in requests
+        ]
+        outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
+        return [_from_vllm(result.outputs[0]) for result in outputs]
+
+    return sample, f"vllm {vllm.__version__}"
+
+
+def _load_vllm(
+    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch, on_gpu: bool
+) -> tuple[Any, Any]:
+    """vLLM with the policy's model, and its adapter (or None), which is loaded too."""
+    import vllm
+    from vllm.lora.request import LoRARequest
+
     rank = read_adapter_config(policy.adapter)["r"] if policy.adapter else 0
     lora = {"enable_lora": True, "max_lora_rank": vllm_lora_rank(rank)} if policy.adapter else {}
     adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
@@ -112,26 +142,7 @@ def _start_vllm(
             "it says, and generate.engine and evaluate.engine: transformers do without it"
         ) from None
 
-    def sample(requests: Sequence[Request]) -> list[Completion]:
-        prompts: Any = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
-        settings = [
-            vllm.SamplingParams(
-                temperature=request.temperature,
-                top_p=sampling.top_p if request.temperature > 0 else 1.0,
-                max_tokens=sampling.max_tokens,
-                seed=request.seed % 2**31,
-                stop_token_ids=list(ends),
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                watermarking=False,
-            )
-            for request in requests
-        ]
-        outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
-        return [_from_vllm(result.outputs[0]) for result in outputs]
-
-    return sample, f"vllm {vllm.__version__}"
+    return llm, adapter
 
 
 def vllm_lora_rank(rank: int) -> int:
