@@ -628,7 +628,12 @@ QUICK: dict[str, Case] = {
     "no DVC": (without(".dvc"), "error", "", ("dvc init",)),
     "a cache that is a file": (text(".dvc/cache", ""), "error", ".dvc/config: cache.dir", ("cannot be written",)),
     "code that is gone": (without("gift/policy/merge.py"), "ok", "", ("dvc.yaml are there",)),
-    "code of a stage that is gone": (without("gift/logprobs/head.py"), "error", "", ("gift.logprobs.head",)),
+    "code of a stage that is gone": (
+        without("gift/logprobs/head.py"),
+        "error",
+        "dvc.yaml: stages",
+        ("gift/logprobs/head.py",),
+    ),
     "a dependency that is gone": (without("requirements"), "error", "dvc.yaml: stages", ("missing: requirements",)),
     "no hostfile": (
         text("launch.yaml", "update: {launcher: deepspeed, launcher_args: [--hostfile=hosts]}\n"),

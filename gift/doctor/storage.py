@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gift.doctor.findings import Finding, Theme, amount, some
+from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.project.code import missing_modules
@@ -36,8 +36,6 @@ def _missing() -> Iterator[Finding]:
         yield from _cache_findings(dvc)
     if not shutil.which("dvc") and not (Path(sys.executable).parent / "dvc").exists():
         yield say.error("`dvc` is not on this machine's PATH; `source .venv/bin/activate`")
-    if modules := missing_modules(Path.cwd()):
-        yield say.error(f"modules that stages import are missing: {some(modules)}; take them back from git")
     try:
         stages = read_yaml(Path("dvc.yaml")).get("stages")
     except UserError as error:
@@ -49,8 +47,9 @@ def _missing() -> Iterator[Finding]:
     bodies = [stage.get("do") or stage for stage in stages.values() if isinstance(stage, dict)]
     listed = {str(dep) for body in bodies for dep in body.get("deps", [])}
     own = sorted(dep for dep in listed if not dep.startswith("data/") and "${" not in dep)
-    if missing := [dep for dep in own if not Path(dep).exists()]:
-        yield say.error(f"dvc.yaml: stages: dependencies are missing: {some(missing)}; take them back from git")
+    if missing := [dep for dep in own if not Path(dep).exists()] + missing_modules(Path.cwd()):
+        text = f"{len(missing)} dependencies are missing: {', '.join(missing[:5])}; take them back from git"
+        yield say.error(f"dvc.yaml: stages: {text}")
 
 
 def _cache_findings(dvc: Path) -> Iterator[Finding]:

@@ -38,6 +38,18 @@ def fingerprint(stage: str) -> str:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
 
+def missing_modules(root: Path) -> list[str]:
+    """The files of modules that a project's stages import, however far, and that are not there."""
+    files, _ = imported_files((root / "stages").glob("*.py"), [root])
+    named = {
+        module for path in files for _, module, _ in imports_of(path) if module.split(".")[0] in ("gift", "stages")
+    }
+    paths = [root.joinpath(*name.split(".")) for name in sorted(named)]
+    return [
+        f"{path.relative_to(root)}.py" for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())
+    ]
+
+
 def code_of(stage: str) -> str:
     """What data/code/<stage>.txt must say: the number of the stage's results, or `edited` and the fingerprint."""
     made = fingerprint(stage)
@@ -115,14 +127,6 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
             if not known[name]:
                 packages.add(name.split(".")[0])
     return files, packages - {*sys.stdlib_module_names, *OURS}
-
-
-def missing_modules(root: Path) -> list[str]:
-    """Modules of the project at `root` that its stages import, however far, and that have no file."""
-    files, _ = imported_files((root / "stages").glob("*.py"), [root])
-    named = {module for path in files for level, module, _ in imports_of(path) if not level}
-    ours = {name: root / name.replace(".", "/") for name in named if name.split(".")[0] in ("gift", "stages")}
-    return sorted(name for name, path in ours.items() if not (path.is_dir() or path.with_suffix(".py").is_file()))
 
 
 def imported_names(path: Path, roots: list[Path]) -> set[str]:
