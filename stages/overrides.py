@@ -8,6 +8,7 @@ from gift.project import console
 from gift.project.errors import UserError
 from gift.project.params import write_overrides
 from gift.project.rounds import ROUNDS, SECTIONS, read_rounds
+from gift.project.work import refuse_existing
 
 
 @click.command()
@@ -18,8 +19,10 @@ def main(name: str, folder: Path) -> None:
     rounds = read_rounds()
     if name not in rounds:
         raise UserError(f"{ROUNDS}: rounds: there is no round '{name}'")
-    for section in SECTIONS:
-        write_overrides(folder / f"{section}.json", rounds[name], section)
+    files = {section: folder / f"{section}.json" for section in SECTIONS}
+    refuse_existing(*files.values())
+    for section, file in files.items():
+        write_overrides(file, rounds[name], section)
     console.say(f"overrides@{name}", changed=", ".join(rounds[name].overrides) or "nothing")
 
 

@@ -144,8 +144,13 @@ def environment() -> dict[str, str]:
 
 
 def run_stages(folder: Path, addresses: Sequence[str] = ORDER, script: str = __file__) -> str:
-    """Run stages in turn, each in a process of its own, all sharing the start of Python; returns what they said."""
-    return forks.run([script, *addresses], environment(), cwd=folder)
+    """Run stages in turn, each in a process of its own, all sharing the start of Python; returns what they said.
+
+    Before the first stage of a round comes `overrides` of it, where that has not run.
+    """
+    rounds = dict.fromkeys(address.partition("@")[2] for address in addresses)
+    new = [f"overrides@{key}" for key in rounds if key and not (folder / f"data/rounds/{key}/overrides").exists()]
+    return forks.run([script, *(name for name in new if name not in addresses), *addresses], environment(), cwd=folder)
 
 
 def run(command: Sequence[str], folder: Path, env: dict[str, str]) -> str:

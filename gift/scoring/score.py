@@ -128,6 +128,7 @@ def _prompt_ids(rollouts: Path, known: Prompts) -> list[str]:
     keys: list[pa.Table] = []
     for path in part_paths(rollouts):
         keys.append(read_file(path, ["prompt_id", "sample"])[0])
+        check_key(keys[-1], path)
         known.check_asked(keys[-1], path)
     table = pa.concat_tables(keys)
     check_key(table, rollouts)
