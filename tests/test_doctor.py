@@ -634,6 +634,7 @@ QUICK: dict[str, Case] = {
         "dvc.yaml: stages",
         ("gift/logprobs/head.py",),
     ),
+    "a dependency that is gone": (without("requirements"), "error", "dvc.yaml: stages", ("missing: requirements",)),
     "no hostfile": (
         text("launch.yaml", "update: {launcher: deepspeed, launcher_args: [--hostfile=hosts]}\n"),
         "error",

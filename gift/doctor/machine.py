@@ -76,5 +76,5 @@ def package_findings(engines: set[str]) -> list[Finding]:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
+    """A few of them, and how many more there are."""
+    return ", ".join(names[:NUM_SHOWN]) + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")

@@ -32,10 +32,8 @@ def reward_findings(project: Project, prompts: Prompts | None) -> Iterator[Findi
     yield from _weight_findings(params)
     for name, reward in score.rewards.items():
         if reward.function == "judge" and not (project.launch.score.judge_endpoint or os.environ.get(ENDPOINT)):
-            text = (
-                f"missing; score.rewards.{name} asks a judge there, such as http://127.0.0.1:8000/v1 (docs/judges.md)"
-            )
-            yield say.error(f"launch.yaml: score.judge_endpoint: {text}")
+            text = f"missing; score.rewards.{name} asks a judge there (docs/judges.md)"
+            yield say.error(f"launch.yaml: score.judge_endpoint: {text}, such as http://127.0.0.1:8000/v1")
         folder = Path(str(reward.settings.get("model")))
         if reward.function == "reward_model" and folder.is_dir():
             try:

@@ -68,8 +68,8 @@ def _encode(params: Params, tokenizer: Any, folder: Path | None, table: pa.Table
     some = table.take(list(range(0, table.num_rows, -(-table.num_rows // MOST_PROMPTS))))
     if folder is not None:
         return encode_split(tokenizer, folder, some, variables, sampling, section, Path(policy))
-    encoded, opening = encode_prompts(tokenizer, some, variables, Path(policy))
-    return EncodedPrompts(encoded, opening, [tokenizer.eos_token_id], sampling.max_model_len or CONTEXT)
+    ids, opening = encode_prompts(tokenizer, some, variables, Path(policy))
+    return EncodedPrompts(ids, opening, [tokenizer.eos_token_id], sampling.max_model_len or CONTEXT)
 
 
 def _length_findings(encoded: EncodedPrompts, sampling: Sampling, section: str) -> Iterator[Finding]:
@@ -79,8 +79,7 @@ def _length_findings(encoded: EncodedPrompts, sampling: Sampling, section: str) 
     except UserError as error:
         yield from say.refused(error)
         return
-    lengths = sorted(map(len, encoded.prompt_ids.values()))
-    room = encoded.context - sampling.max_tokens
+    lengths, room = sorted(map(len, encoded.prompt_ids.values())), encoded.context - sampling.max_tokens
     if num_long:
         text = f"{sampling.max_tokens}: {num_long:,} of {len(lengths):,} prompts are longer than {room:,} tokens"
         yield say.warning(f"params.yaml: {section}.max_tokens: {text}: they are left out")

@@ -85,10 +85,8 @@ def _right(trial: Trial) -> Finding:
         return say.warning(f"counts garbage as right in some rows: {trial.shown}", trial.key)
     rows = enumerate(trial.prompt_ids)
     if never := [key for row, key in rows if not any(each[row].value == 1 for each in trial.gold.values())]:
-        text = (
-            f"counts the gold answer of {len(never)} of {len(trial.prompt_ids)} rows as wrong in every form, such as "
-        )
-        return say.warning(f"{text}that of prompt_id={never[0]}", trial.key)
+        text = f"counts the gold answer of {len(never)} of {len(trial.prompt_ids)} rows as wrong in every form"
+        return say.warning(f"{text}, such as that of prompt_id={never[0]}", trial.key)
     return say.ok(f"tells gold answers from garbage: {trial.shown}", trial.key)
 
 
