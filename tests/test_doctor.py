@@ -295,7 +295,7 @@ QUICK: dict[str, Case] = {
     "a token in a comment": (
         append("rounds.yaml", "# hf_" + "aB3" * 8 + "\n"),
         "error",
-        "rounds.yaml:7",
+        f"rounds.yaml:{len((mini.ROOT / 'rounds.yaml').read_text().splitlines()) + 1}",
         ("revoke", "environment"),
     ),
     "a password of the remote": (
