@@ -48,8 +48,8 @@ mini.write_params(Path(), {"generate": {"engine": "vllm", "prompts_per_round": 2
 Path("rounds.yaml").write_text("rounds:\n  r1: {from: base}\n  r2: {from: r1}\n", encoding="utf-8")
 PYTHON
 
-round() { for stage in evaluate generate generate_eval reference score update; do echo "$stage@$1"; done; }
-every=$({ printf '%s\n' base check_rewards doctor evaluate_base generate_eval_base prepare report; round r1; round r2; } | sort | tr '\n' ' ')
+round() { for stage in evaluate generate generate_eval overrides reference score update; do echo "$stage@$1"; done; }
+every=$({ printf '%s\n' base check_rewards code doctor evaluate_base generate_eval_base prepare report; round r1; round r2; } | sort | tr '\n' ' ')
 
 start=$SECONDS
 check "the pipeline runs from an empty folder" dvc --wait-for-lock repro
