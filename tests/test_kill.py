@@ -18,7 +18,7 @@ import mini
 import pytest
 
 NOTES = Path("units.json")
-UNIT = ("part-", "checkpoint.")
+UNIT = ("part-", "checkpoint.safetensors")
 INTERRUPTED = (
     "base",
     "generate_eval@r1",

@@ -66,7 +66,7 @@ kill = lambda step, loss: step == 8 and os.kill(os.getpid(), signal.SIGKILL)
 train_base(settings, 0, __import__("pathlib").Path({str(tmp_path)!r}), kill, checkpoint_every=5)
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "checkpoint.safetensors").exists()
     (tmp_path / "checkpoint.partial").write_bytes(b"a half-written checkpoint")
     assert weights(tmp_path) == undisturbed
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,7 @@ from gift.embedded.settings import CONTEXT, SPECIALS, Arithmetic
 from gift.embedded.task import CHARACTERS, Style, completion, problems
 
 CHECKPOINT_EVERY = 100
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def train_base(
@@ -35,9 +38,7 @@ def train_base(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     pool = problems(settings.num_problems, seed, settings.num_operands, split="train")
     model.train()
-    checkpoint = checkpoint_dir / "checkpoint.pt" if checkpoint_dir else None
-    done = _load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else 0
-    for step in range(done, settings.steps):
+    for step in range(_load_checkpoint(checkpoint_dir, model, optimizer), settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, settings.steps)
         loss = _backward(model, _batches(draw_examples(settings, pool, seed, step), tokenizer))
@@ -45,8 +46,8 @@ def train_base(
         optimizer.step()
         optimizer.zero_grad()
         progress(step + 1, loss)
-        if checkpoint and (step + 1) % checkpoint_every == 0:
-            _save_checkpoint(checkpoint, model, optimizer, step + 1)
+        if checkpoint_dir and (step + 1) % checkpoint_every == 0:
+            _save_checkpoint(checkpoint_dir, model, optimizer, step + 1)
     return model.eval(), tokenizer
 
 
@@ -131,16 +132,25 @@ def _schedule(step: int, steps: int, warmup: int = 30) -> float:
     return min(1.0, (step + 1) / warmup) * (1 - 0.9 * step / steps)
 
 
-def _save_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, partial)
-    os.replace(partial, path)
+def _save_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, step: int) -> None:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model/{name}"] = parameter.detach()
+        tensors |= {f"{moment}/{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "checkpoint.partial"
+    save_file(tensors, partial, metadata={"step": str(step)})
+    os.replace(partial, folder / "checkpoint.safetensors")
 
 
-def _load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW) -> int:
-    """Puts the checkpoint's weights and moments in place and returns its number of steps."""
-    saved = torch.load(path, weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"])
+def _load_checkpoint(folder: Path | None, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW) -> int:
+    """Puts the checkpoint's weights and moments in place and returns its number of steps; 0 where there is none."""
+    if folder is None or not (folder / "checkpoint.safetensors").exists():
+        return 0
+    with safe_open(folder / "checkpoint.safetensors", framework="pt") as file, torch.no_grad():
+        step = int(file.metadata()["step"])
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model/{name}"))
+            moments = {moment: file.get_tensor(f"{moment}/{name}") for moment in MOMENTS}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    return step
