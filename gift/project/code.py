@@ -52,7 +52,10 @@ def missing_modules(root: Path) -> list[str]:
 
 def code_of(stage: str) -> str:
     """What data/code/<stage>.txt must say: the number of the stage's results, or `edited` and the fingerprint."""
-    made = fingerprint(stage)
+    return _number_of(stage, fingerprint(stage))
+
+
+def _number_of(stage: str, made: str) -> str:
     known = (number for number, listed in read_results().get(stage, {}).items() if made in listed)
     return str(next(known, f"edited {made}"))
 
@@ -99,7 +102,7 @@ def check_code(stage: str, before: str | None = None) -> str:
     said = file.read_text(encoding="utf-8").strip() if file.exists() else None
     if said is None and "DVC_STAGE" in os.environ:
         raise UserError(f"{file}: missing; run `dvc repro code`")
-    if said is not None and said != code_of(stage):
+    if said is not None and said != _number_of(stage, made):
         raise UserError(
             f"{stage}: its code is not what {file} says ({said}); run `dvc repro code`, or all of `dvc repro`"
         )
