@@ -16,8 +16,9 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LIBRARIES = (
     "torch",
@@ -95,8 +96,8 @@ def start(request: dict[str, Any]) -> int:
     os.dup2(os.open(request.get("stdin", os.devnull), read), 0)
     os.dup2(os.open(request["out"], write), 1)
     os.dup2(os.open(request.get("errors", request["out"]), write), 2)
-    code: Any = 1
-    try:
+
+    def become() -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
@@ -109,6 +110,15 @@ def start(request: dict[str, Any]) -> int:
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(flag, run_name="__main__")
+
+    run_and_end(become)
+
+
+def run_and_end(work: Callable[[], None]) -> NoReturn:
+    """Do the work of a forked process and end it, with the exit code that Python would give."""
+    code: Any = 1
+    try:
+        work()
         code = 0
     except SystemExit as end:
         code = end.code or 0

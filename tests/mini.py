@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,19 +183,13 @@ def fork_stage(address: str, first: Callable[[], None] = lambda: None) -> int:
     if pid:
         return pid
     os.setsid()
-    code: Any = 1
-    try:
+
+    def stage() -> None:
         first()
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
+
+    forks.run_and_end(stage)
 
 
 def finish(pid: int, address: str) -> None:
