@@ -1,7 +1,7 @@
 # Two commands on a fresh Linux machine: `make repro` runs the pipeline, `make test` the tests; either makes .venv first.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env repro test test-all lint lock bench bench-env clean FORCE
+.PHONY: help env repro test test-all lint lock bench clean FORCE
 
 PYTHON ?= python3
 ARGS ?=
@@ -39,7 +39,7 @@ help:
 	@echo "make env       make .venv, which the four above do too when it is missing or a lock has changed"
 	@echo "make lock      resolve requirements/*.txt anew from pyproject.toml"
 	@echo "make bench     list the benchmarks; ARGS='update --model wide' runs one (benchmarks/README.md)"
-	@echo "make clean     delete .venv, .venv-bench and the tools' caches; data/ and the DVC cache stay"
+	@echo "make clean     delete .venv and the tools' caches; data/ and the DVC cache stay"
 	@echo "PYTHON=python3.12 chooses the Python; FLAVOUR=cpu or FLAVOUR=gpu the environment (here: $(FLAVOUR))"
 
 env: .venv/project.toml .dvc/plots.html
@@ -89,19 +89,8 @@ lint: env
 lock:
 	@$(OUTSIDE) $(PYTHON) requirements/lock.py
 
-# The packages of .venv and what the benchmarks compare with, in an environment of its own: .venv stays as it is.
-SITE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
-bench-env: env .venv-bench/bench.txt
-
-.venv-bench/bench.txt: requirements/bench.txt .venv/lock.txt
-	@echo "bench-env: .venv-bench (seconds)"
-	@.venv/bin/python -m venv --clear --without-pip .venv-bench
-	@.venv/bin/python $(SITE) > $$(.venv-bench/bin/python $(SITE))/project.pth
-	@.venv/bin/python -m pip --python .venv-bench/bin/python install -qq --no-deps -r requirements/bench.txt
-	@cp requirements/bench.txt $@
-
-bench: $(if $(ARGS),bench-env)
-	@$(if $(ARGS),.venv-bench/bin/python -m benchmarks.$(ARGS),grep '^make bench ARGS' benchmarks/README.md)
+bench: env
+	@$(if $(ARGS),.venv/bin/python -m benchmarks.$(ARGS),grep '^make bench ARGS' benchmarks/README.md)
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis gift.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis gift.egg-info

@@ -1,8 +1,8 @@
-"""Laws of every method: finite differences, parts add up, what is masked does not exist, order; hand numbers; TRL."""
+"""Laws of every method: finite differences, parts add up, what is masked does not exist, order; hand numbers."""
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gift.methods.groups import Groups, Loss, Outputs, Step, Targets
 from gift.methods.match.clipped import Clipped, clipped
+from gift.methods.match.f_grpo import Divergence
 from gift.methods.match.flowrl import Flowrl, flowrl
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.methods.select.pods import Pods, pods
@@ -19,6 +20,7 @@ from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.sections import Section, check, choice
 from gift.training.settings import Update
+from tests import sketches
 from tests.groups import make_groups, two_components
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -39,15 +41,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("flowrl", {}),
     ("flowrl", {"weighting": "released_unclipped", "beta": 2.0}),
     ("flowrl", {"weighting": "verl_min10"}),
+    *(("f_grpo", {"divergence": divergence, "beta": 0.5}) for divergence in get_args(Divergence)),
+    ("f_grpo", {"gamma": 1.0}),
+    *((name, {}) for name in sketches.MATCHES),
 ]
-SHAPES = list(SHAPE)
+MATCHES, SHAPES = MATCH | sketches.MATCHES, SHAPE | sketches.SHAPES
 every_match = pytest.mark.parametrize(("name", "fields"), CASES, ids=lambda value: str(value))
 P, G = 3, 5
 ORDER = [3, 1, 4, 0, 2]
 
 
 def test_every_method_has_a_case() -> None:
-    assert dict.fromkeys(name for name, _ in CASES).keys() == MATCH.keys()
+    assert {name for name, _ in CASES} == MATCHES.keys()
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -55,7 +60,10 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
-    """Three groups of five completions of 1 to 4 tokens, two of which do not train; `order` inside a group."""
+    """Three groups of five completions of 1 to 4 tokens, two of which do not train; `order` inside a group.
+
+    The fourth of each group was given, not sampled; tokens weigh between 0.5 and 1.5.
+    """
     order = order or list(range(G))
     lengths = torch.randint(1, 5, (P, G), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(P, G, dtype=torch.bool)
@@ -66,7 +74,8 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
     completion = torch.repeat_interleave(torch.arange(P * G), lengths.flatten())
     rows = (torch.arange(P).unsqueeze(-1) * G + torch.tensor(order)).flatten()
     tokens = torch.cat([(completion == row).nonzero().squeeze(-1) for row in rows.tolist()])
-    return two_components(
+    sampled = torch.ones(P, G, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
+    groups = two_components(
         components[:, order, 0],
         components[:, order, 1],
         (1.0, 2.0),
@@ -76,7 +85,11 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
         truncated=(draw(2, P, G) < 0.3)[:, order],
         ref_logprobs=-draw(3, len(completion))[tokens],
         old_logprobs=-draw(4, len(completion))[tokens],
+        sampled=sampled[:, order],
+        token_weights=0.5 + draw(7, len(completion))[tokens],
     )
+    pairs = sketches.all_pairs(groups, sketches.AllPairs()).pairs
+    return replace(groups, step=replace(groups.step, num_pairs=len(pairs)))
 
 
 def some_outputs(groups: Groups, name: str) -> Outputs:
@@ -84,16 +97,16 @@ def some_outputs(groups: Groups, name: str) -> Outputs:
     noise = draw(5, P, G, 4)
     places = torch.cat([torch.arange(int(count)) for count in groups.lengths.flatten()])
     logprobs = groups.old_logprobs + 0.6 * noise.view(P * G, 4)[groups.completion, places] - 0.3
-    return Outputs(logprobs, draw(6, P) if MATCH[name].head else None)
+    return Outputs(logprobs, draw(6, P) if MATCHES[name].head else None)
 
 
 def targets_for(groups: Groups, name: str) -> Targets:
-    shape = SHAPE["pairs" if "pairs" in MATCH[name].shapes else "zscore"]
+    shape = SHAPES[(*MATCHES[name].shapes, "zscore")[0]]
     return shape.within(groups, shape.settings())
 
 
 def run(name: str, fields: dict[str, Any], groups: Groups, targets: Targets, outputs: Outputs) -> Loss:
-    return MATCH[name].loss(groups, targets, outputs, MATCH[name].settings.model_validate(fields))
+    return MATCHES[name].loss(groups, targets, outputs, MATCHES[name].settings.model_validate(fields))
 
 
 def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -136,7 +149,7 @@ def test_gradient_is_that_of_finite_differences(
 
 def cut(name: str) -> list[list[int]]:
     """Parts of rows: whole groups where the method needs them, else any."""
-    if MATCH[name].coupled:
+    if MATCHES[name].coupled:
         return [list(range(G)), list(range(G, 3 * G))]
     return [[7, 2, 0, 11], [14], [1, 13, 3, 4, 9, 5], [6, 8, 10, 12]]
 
@@ -166,7 +179,7 @@ def test_parts_add_up_to_the_whole_step(name: str, fields: dict[str, Any]) -> No
     expected = gradients(whole.value, leaves)
     for one, other in zip(gradients(total, leaves), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
-    for metric in MATCH[name].metrics:  # the mean of what is known is the same, too
+    for metric in MATCHES[name].metrics:  # the mean of what is known is the same, too
         known = torch.cat([part.metrics[metric].flatten() for part in parts])
         if metric != "log_z":  # that of a group stands once in every part of it
             torch.testing.assert_close(known.nanmean(), whole.metrics[metric].nanmean())
@@ -202,11 +215,11 @@ def test_what_is_masked_does_not_exist(name: str, fields: dict[str, Any]) -> Non
     one = run(name, fields, worse, targets, Outputs(logprobs, outputs.learned))
     other = run(name, fields, *without)
     torch.testing.assert_close(one.value, other.value)
-    for metric in MATCH[name].metrics:
+    for metric in MATCHES[name].metrics:
         torch.testing.assert_close(one.metrics[metric].nanmean(), other.metrics[metric].nanmean())
     (gradient,) = gradients(one.value, [logprobs])
     assert (gradient[hidden] == 0).all()
-    assert set(one.metrics) == set(MATCH[name].metrics)
+    assert set(one.metrics) == set(MATCHES[name].metrics)
 
 
 @every_match
@@ -220,9 +233,9 @@ def test_order_of_siblings_does_not_matter(name: str, fields: dict[str, Any]) ->
     torch.testing.assert_close(one.value, two.value)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", list(SHAPES))
 def test_targets_do_not_depend_on_order_or_on_what_is_masked(name: str) -> None:
-    shape = SHAPE[name]
+    shape = SHAPES[name]
 
     def targets(groups: Groups) -> Tensor:
         made = shape.within(groups, shape.settings())
@@ -238,7 +251,7 @@ def test_targets_do_not_depend_on_order_or_on_what_is_masked(name: str) -> None:
         "components": groups.components.masked_fill(~groups.mask.unsqueeze(-1), -7.0),
     }
     torch.testing.assert_close(targets(replace(groups, **spoiled)), values)
-    equal = make_groups(torch.full((2, 3), 0.1 + 0.2, dtype=torch.float64))
+    equal = make_groups(torch.full((2, 3), 0.1 + 0.2, dtype=torch.float64), token_weights=torch.ones(6))
     assert targets(equal).abs().max() < 1e-6
 
 
@@ -479,74 +492,55 @@ def test_the_head_of_flowrl_gives_one_number_a_prompt() -> None:
     assert module(torch.ones(5, 8)).shape == (5,)
 
 
-# TRL 1.16: its formulas (trainer/grpo_trainer.py, `_compute_loss`; experimental/online_dpo), written out on padded
-# tensors [B, T]. The suite does not need TRL; docs/log.md says how this was compared with the wheel itself.
-
-
-def trl_loss(kind: str, logps: Tensor, old: Tensor, ref: Tensor, advantages: Tensor, mask: Tensor, o: Any) -> Tensor:
-    log_ratio = logps - old
-    if o.get("level") == "sequence":
-        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)
-    ratio, advantages = torch.exp(log_ratio), advantages.unsqueeze(1)
-    if kind == "cispo":
-        per_token = -torch.clamp(ratio, max=o["epsilon_high"]).detach() * advantages * logps
-    else:
-        bounded = torch.clamp(ratio, 1 - o["epsilon"], 1 + o["epsilon_high"])
-        free = torch.clamp(ratio, max=o["delta"]) if o.get("delta") else ratio
-        per_token = -torch.min(free * advantages, bounded * advantages)
-    if o.get("beta"):
-        kl = torch.exp(ref - logps) - (ref - logps) - 1
-        per_token = per_token + o["beta"] * (kl * ratio if o["use_bias_correction_kl"] else kl)
-    if kind == "grpo":
-        return ((per_token * mask).sum(-1) / mask.sum(-1)).mean()
-    if kind == "dr_grpo":
-        return (per_token * mask).sum() / (len(logps) * o["max_completion_length"])
-    return (per_token * mask).sum() / mask.sum()
-
-
-def padded(groups: Groups, values: Tensor) -> Tensor:
-    rows = [values[groups.completion == row] for row in range(groups.mask.numel())]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-TRL_CASES = [
-    ("grpo", {}, {"epsilon": 0.2, "epsilon_high": 0.2}),
-    ("dapo", {"clip_high": 0.28, "clip_dual": 1.4}, {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 1.4}),
-    ("dr_grpo", {}, {"epsilon": 0.2, "epsilon_high": 0.2, "max_completion_length": 8}),
-    (
-        "grpo",
-        {"level": "sequence", "clip_low": 0.03, "clip_high": 0.04, "kl_coef": 0.05, "kl_correction": True},
-        {"level": "sequence", "epsilon": 0.03, "epsilon_high": 0.04, "beta": 0.05, "use_bias_correction_kl": True},
-    ),
-    (
-        "dapo",
-        {"kl_coef": 0.05},
-        {"epsilon": 0.2, "epsilon_high": 0.2, "beta": 0.05, "use_bias_correction_kl": False},
-    ),
-    ("cispo", {"most": 1.1}, {"epsilon_high": 1.1}),
-]
-
-
-@pytest.mark.parametrize(("kind", "ours", "theirs"), TRL_CASES)
-def test_equal_to_trl(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    groups = some_groups(absent=False)
-    name = "cispo" if kind == "cispo" else "clipped"
-    fields = ours if kind == "cispo" else {"aggregate": kind, **ours}
-    targets, outputs = targets_for(groups, name), some_outputs(groups, name)
-    leaf = outputs.logprobs.requires_grad_()
-    loss = run(name, fields, groups, targets, outputs).value
-    old, ref, mask = (
-        padded(groups, each) for each in (groups.old_logprobs, groups.ref_logprobs, torch.ones_like(leaf))
-    )
-    expected = trl_loss(kind, padded(groups, leaf), old, ref, targets.completions.flatten(), mask, theirs)
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradients(loss, [leaf]), gradients(expected, [leaf]))
-    assert float(gradients(loss, [leaf])[0].abs().max()) > 1e-3
-
-
-def test_equal_to_trl_advantages() -> None:
+def test_zscore_is_trls_advantage_but_for_its_epsilon() -> None:
     """TRL adds 1e-4 to the standard deviation; ours divides by it alone."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.5]], dtype=torch.float64)
     theirs = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
     assert theirs.flatten().tolist() == pytest.approx([1.3053, -0.7832, -0.7832, 0.2611], abs=5e-5)
     assert shaped("zscore", rewards.tolist())[0] == pytest.approx(theirs.flatten().tolist(), rel=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        ("kl", 0.0267),
+        ("reverse_kl", -0.0267),
+        ("pearson", -0.0286),
+        ("hellinger", -0.0263),
+        ("jensen_shannon", -0.0138),
+        ("total_variation", -0.0143),
+    ],
+)
+def test_f_grpo_by_hand(divergence: str, expected: float) -> None:
+    target = standardise(R, torch.ones_like(R, dtype=torch.bool))
+    assert value_of("f_grpo", target, L, divergence=divergence, beta=0.5) == pytest.approx(expected, abs=5e-5)
+    # Both anchors are the same here: gamma adds to beta in v, not in the factor.
+    more = value_of("f_grpo", target, L, divergence=divergence, beta=0.25, gamma=0.25)
+    assert more == pytest.approx(expected * 3 / 5, abs=5e-5)
+
+
+def test_sketches_by_hand() -> None:
+    """AMIR's pair of mean log-probs -.5 and -.9: .6539; GRAO's three samples and an answer: -.0818."""
+    groups = make_groups(torch.tensor([[1.0, 0.0]], dtype=torch.float64), step=Step(1, 2, 2, 2, num_pairs=1))
+    logprobs = torch.tensor([-0.5, -0.9], dtype=torch.float64)
+    made = sketches.all_pairs(groups, sketches.AllPairs())
+    assert made.pairs.tolist() == [[0, 1]]  # type: ignore[union-attr]
+    without = sketches.amir(groups, made, Outputs(logprobs), sketches.Amir(weight=0.0)).value
+    loss = sketches.amir(groups, made, Outputs(logprobs), sketches.Amir(weight=1.0))
+    assert (loss.value - without).item() == pytest.approx(0.6539, abs=5e-5)
+    assert loss.metrics["preference"].tolist() == pytest.approx([0.6539], abs=5e-5)
+    rewards = torch.tensor([[0.9, 0.4, 0.5, 0.8]], dtype=torch.float64)
+    groups = make_groups(rewards, sampled=torch.tensor([[True, True, True, False]]))
+    targets = sketches.with_given(groups, sketches.Given())
+    assert targets.completions[0].tolist() == pytest.approx([1.3887, -0.9258, -0.4629, 0.7276], abs=5e-5)
+    logprobs = torch.tensor([-0.5, -0.8, -0.6, -0.7], dtype=torch.float64)
+    assert sketches.grao(groups, targets, Outputs(logprobs), sketches.Grao()).value.item() == pytest.approx(
+        0.0818, abs=5e-5
+    )
+
+
+def test_settings_may_follow_a_step() -> None:
+    settings = sketches.Amir()
+    for surrogate, factor in ((1.0, 1.25), (0.01, 1.0), (0.001, 0.8), (None, 1.0)):
+        followed = sketches.follow(settings, {"surrogate": surrogate, "preference": 0.5})
+        assert followed.weight == pytest.approx(0.01 * factor)

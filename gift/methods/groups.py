@@ -25,6 +25,7 @@ class Step:
     num_completions: int
     num_tokens: int
     max_tokens: int
+    num_pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,11 @@ class Groups:
 @dataclass(frozen=True)
 class Targets:
     """What a shape makes of the rewards: completions: float [P, G], 0 where masked; tokens: float [N], where a target
-    differs inside a completion; pairs: int64 [M, 2], places in P * G, better and worse, of `num_pairs` in the step."""
+    differs inside a completion; pairs: int64 [M, 2], places in P * G, the better and the worse of one group."""
 
     completions: Tensor
     tokens: Tensor | None = None
     pairs: Tensor | None = None
-    num_pairs: int = 0
 
     def of_tokens(self, groups: Groups) -> Tensor:
         """Each token's target: float [N]."""
@@ -122,7 +122,7 @@ class Targets:
             place = pairs.new_full((groups.mask.numel(),), -1).index_copy(0, pairs.new_tensor(rows), local)[pairs]
             pairs = place[(place >= 0).all(-1)]
         tokens = None if self.tokens is None else self.tokens[token]
-        return Targets(self.completions[group], tokens, pairs, self.num_pairs)
+        return Targets(self.completions[group], tokens, pairs)
 
     def to(self, device: torch.device) -> Targets:
         return _to(self, device)

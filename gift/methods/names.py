@@ -3,7 +3,7 @@
 from typing import Any
 
 from gift.methods.groups import Match, Select, Shape
-from gift.methods.match import cispo, clipped, dpo, flowrl, gift, gvpo, sapo
+from gift.methods.match import cispo, clipped, dpo, f_grpo, flowrl, gift, gvpo, sapo
 from gift.methods.select import overlong, pods
 from gift.methods.shape import centred, gdpo, leave_one_out, pairs, zscore
 
@@ -21,6 +21,7 @@ MATCH: dict[str, Match[Any]] = {
     "clipped": clipped.METHOD,
     "cispo": cispo.METHOD,
     "dpo": dpo.METHOD,
+    "f_grpo": f_grpo.METHOD,
     "flowrl": flowrl.METHOD,
     "sapo": sapo.METHOD,
 }

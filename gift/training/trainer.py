@@ -109,9 +109,10 @@ class Trainer:
         return [row for row in range(group * self._size, (group + 1) * self._size) if self._trains[row]]
 
     def _totals(self, groups: Sequence[int]) -> Step:
-        chosen = self.chosen.groups
+        chosen, pairs = self.chosen.groups, self.chosen.targets.pairs
         mask, lengths = chosen.mask[list(groups)], chosen.lengths[list(groups)]
-        return Step(len(groups), int(mask.sum()), int((lengths * mask).sum()), chosen.step.max_tokens)
+        num_pairs = 0 if pairs is None else int(torch.isin(pairs[:, 0] // self._size, torch.tensor(groups)).sum())
+        return Step(len(groups), int(mask.sum()), int((lengths * mask).sum()), chosen.step.max_tokens, num_pairs)
 
     def _across(self, groups: Sequence[int], step: Step) -> Targets:
         """The targets of the step, in their places among those of the round."""
