@@ -1,6 +1,7 @@
 """One law: the optimizer step is that of plain autograd, for every method, cut into parts and ranks, and layout."""
 
 import math
+import os
 import random
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import Outputs, groups_of
-from gift.methods.names import MATCH
+from gift.methods.names import MATCH, SHAPE
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
@@ -29,6 +30,7 @@ from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
 from gift.training.targets import Chosen, choose
 from gift.training.trainer import Trainer
+from tests import sketches
 from tests.ranks import run_as_rank, run_ranks
 
 TEMPERATURE = 0.8
@@ -57,6 +59,7 @@ def model(seed: int = 0) -> torch.nn.Module:
     return Qwen3ForCausalLM(config).eval()
 
 
+@cache
 def round_rows() -> Rows:
     """Five groups of four with unequal lengths, rewards of every kind and one reward that failed."""
     rng = random.Random(1)
@@ -103,18 +106,23 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sapo": ({"sapo": {}}, {}),
     "cispo": ({"cispo": {}}, {"shape": {"leave_one_out": {}}}),
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
+    "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {}),
+    "pairs, and a weight that follows the steps": ({"amir": {"weight": 0.2}}, {"shape": {"all_pairs": {}}}),
     "flowrl, coupled": ({"flowrl": {"beta": 2.0}}, {}),  # as if it needed whole groups: a head in two passes
 }
 
 
 def settings(name: str = "gift") -> Update:
     match, more = METHODS[name]
-    update = Update.model_validate({"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", "match": match, **more})
-    if name != "flowrl, coupled":
-        return update
-    other = choice({"flowrl": replace(MATCH["flowrl"], coupled=True)})
-    return update.model_copy(update={"match": other.model_validate(match)})
+    fields = {"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", **more}
+    if name not in ("flowrl, coupled", "pairs, and a weight that follows the steps"):
+        return Update.model_validate({**fields, "match": match})
+    matches, shapes = MATCH | sketches.MATCHES, SHAPE | sketches.SHAPES
+    matches["flowrl"] = replace(MATCH["flowrl"], coupled=True)
+    shape = choice(shapes).model_validate(fields.pop("shape", {"zscore": {}}))
+    others = {"match": choice(matches).model_validate(match), "shape": shape}
+    return Update.model_validate(fields).model_copy(update=others)
 
 
 def module(update: Update, layout: str = "padded") -> TokenLogprobs:
@@ -128,6 +136,8 @@ def plain_autograd(
     whole = module(update)
     policy = whole.model
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2, eps=EPS, weight_decay=0.0)
+    match = update.match.record
+    now = update.match.settings
     seen, norms = [], []
     for groups in STEPS:
         own = [row for group in groups for row in range(4 * group, 4 * group + 4) if chosen.groups.mask.view(-1)[row]]
@@ -138,19 +148,22 @@ def plain_autograd(
             logits = policy(ids).logits[0, start - 1 : -1] / TEMPERATURE
             parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
             prompts[row // 4] = policy.get_decoder()(ids).last_hidden_state[0, :start].mean(0)
-        learned = whole.learned(torch.stack(list(prompts.values()))) if update.match.record.head else None
+        learned = whole.learned(torch.stack(list(prompts.values()))) if match.head else None
         step = replace(chosen.groups.step, num_groups=len(groups), num_completions=len(own))
+        if chosen.targets.pairs is not None:
+            step = replace(step, num_pairs=sum(int(worse) // 4 in groups for _, worse in chosen.targets.pairs))
         part = chosen.groups.part(own, replace(step, num_tokens=sum(map(len, parts))))
         targets = chosen.targets.part(chosen.groups, own)
         if update.shape.record.across:
             targets = update.shape.record.across(part, targets, update.shape.settings)
-        loss = update.match.record.loss(part, targets, Outputs(torch.cat(parts), learned), update.match.settings)
+        loss = match.loss(part, targets, Outputs(torch.cat(parts), learned), now)
         optimizer.zero_grad()
         loss.value.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(whole.parameters(), 1.0)))
         optimizer.step()
         metrics = {name: float(each.nanmean()) for name, each in loss.metrics.items()}
         seen.append({"loss": loss.value.item(), **metrics})
+        now = match.adapt(now, metrics) if match.adapt else now
     return {name: p.detach().clone() for name, p in whole.named_parameters()}, seen, norms
 
 
@@ -171,7 +184,10 @@ def train(
     engine = Engine(logprobs, EngineSettings(zero_stage=stage, eps=EPS, dtype=dtype))
     rows = round_rows()
     trainer = Trainer(engine, rows, choose(rows.groups, update), update, budget, layout)
-    metrics = [trainer.train_step(groups, 1e-2) for groups in STEPS]
+    metrics = []
+    for groups in STEPS:
+        metrics.append(trainer.train_step(groups, 1e-2))
+        trainer.adapt(metrics[-1])
     weights = engine.weights()
     engine.close()
     return weights, metrics
@@ -184,16 +200,27 @@ def farthest(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 Case = tuple[str, str, int, int, str, bool]
 HOW = ((WHOLE, "shared", False), (MIDDLE, "shared", True), (ONE_ROW, "packed", False), (MIDDLE, "padded", True))
-# Layouts, budgets and gradient checkpointing meet every ZeRO stage of each dtype; so do a head in one pass and in two,
-# and every other method meets a stage.
+# Layouts, budgets and gradient checkpointing meet every ZeRO stage of each dtype; so do a head in one pass and in two.
+# Every other method meets all of float32 and one of bfloat16 in `test-all`, one of them in `test`.
 STAGES = [("float32", stage) for stage in (0, 1, 2, 3)] + [("bfloat16", stage) for stage in (1, 2, 3)]
 CASES: list[Case] = [(dtype, "gift", stage, *HOW[index % 4]) for index, (dtype, stage) in enumerate(STAGES)]
 CASES += [
     (dtype, name, stage, *HOW[(index + stage) % 4])
     for index, name in enumerate(METHODS)
-    for dtype, stage in (STAGES[:4] if "flowrl" in name else STAGES[index % 4 : index % 4 + 1])
+    for dtype, stage in [*STAGES[:4], STAGES[4 + index % 3]]
     if name != "gift"
 ]
+
+
+def is_slow(case: Case) -> bool:
+    """Whether the case is left to `test-all`."""
+    dtype, name, stage, *_ = case
+    if name == "gift" or (dtype == "float32" and "flowrl" in name):
+        return False
+    return (dtype, stage) != STAGES[list(METHODS).index(name) % 4]
+
+
+FAST = [case for case in CASES if not is_slow(case)]
 
 
 # Relative error of losses and norms that rounding explains.
@@ -206,7 +233,7 @@ def name_of(case: Case) -> str:
 
 def worker(folder: Path) -> None:
     with distributed():
-        for case in CASES:
+        for case in CASES if os.environ["CASES"] == "all" else FAST:
             dtype, name, stage, budget, layout, checkpointing = case
             weights, metrics = train(budget, stage, settings(name), layout, checkpointing, dtype)
             if weights is not None:
@@ -214,12 +241,20 @@ def worker(folder: Path) -> None:
                 save_file({**weights, "numbers": numbers}, folder / f"{name_of(case)}.safetensors")
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What some ranks made of all cases. With four, each step leaves ranks with fewer groups than others, or none."""
-    folder = tmp_path_factory.mktemp("trainer")
-    assert run_ranks(request.param, __file__, folder) == [(0, "")] * request.param
+def run(number: int, cases: str, folder: Path) -> Path:
+    """What some ranks made of the cases. With four, each step leaves ranks with fewer groups than others, or none."""
+    assert run_ranks(number, __file__, folder, CASES=cases) == [(0, "")] * number
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(2, "fast", tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def all_cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(request.param, "all", tmp_path_factory.mktemp("trainer"))
 
 
 @cache
@@ -237,7 +272,7 @@ def test_any_micro_batch_is_plain_autograd(name: str, budget: int, layout: str) 
     assert weights is not None
     assert [row["grad_norm"] for row in metrics] == pytest.approx(norms, rel=1e-4)
     assert farthest(weights, truth) < 1e-5
-    for each in {"loss", *MATCH[settings(name).match.name].metrics} - {"log_z"}:  # a group in two parts counts twice
+    for each in {"loss", *settings(name).match.record.metrics} - {"log_z"}:  # a group in two parts counts twice
         known = [math.nan if row[each] is None else row[each] for row in metrics]
         assert known == pytest.approx([row[each] for row in seen], rel=1e-4, abs=1e-6, nan_ok=True), each
 
@@ -263,8 +298,18 @@ def test_gradient_checkpointing_is_plain_autograd(layout: str) -> None:
     assert farthest(weights, truth) < 1e-5
 
 
+@pytest.mark.parametrize("case", FAST, ids=name_of)
+def test_two_ranks_are_plain_autograd(two_ranks: Path, case: Case) -> None:
+    check_ranks(two_ranks, case)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_more_ranks_are_plain_autograd(ranks: Path, case: Case) -> None:
+def test_every_method_at_every_stage_is_plain_autograd(all_cases: Path, case: Case) -> None:
+    check_ranks(all_cases, case)
+
+
+def check_ranks(ranks: Path, case: Case) -> None:
     truth, seen, norms = truth_of(case[1])
     losses = [row["loss"] for row in seen]
     weights = load_file(ranks / f"{name_of(case)}.safetensors")
