@@ -13,9 +13,8 @@ from test_score import METADATA, run_stage, score_of, write_project, write_rollo
 
 from gift.project.code import ROOT as PROJECT
 from gift.project.code import imported_files
-from gift.scoring import digest as reward_digest
-from gift.scoring.cache import ROOT, row_keys
-from gift.scoring.digest import function_digest, project_roots, versions
+from gift.scoring import cache as reward_digest
+from gift.scoring.cache import ROOT, function_digest, project_roots, row_keys, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score

@@ -19,7 +19,7 @@ from gift.rewards.names import REWARDS
 from gift.rewards.signature import wrong_settings
 from gift.rewards.text import answer_part, boxes
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.pool import RewardPool
+from gift.scoring.pool import RewardPool
 
 
 def one(function: Callable[..., Any], text: Any, *, ids: Any = (1,), prompt: Any = "?", **given: Any) -> Any:

@@ -30,15 +30,6 @@ def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
     return reward
 
 
-def missing_columns(columns: dict[str, list[str]]) -> str | None:
-    """Which columns verl's signature lacks, or None; `columns` has each column's name and the fields of a struct."""
-    if "data_source" not in columns:
-        return "data_source"
-    if "ground_truth" not in columns and "ground_truth" not in columns.get("reward_model", []):
-        return "reward_model.ground_truth or ground_truth"
-    return None
-
-
 def _ground_truth(columns: dict[str, Sequence[Any]], row: int) -> Any:
     """The row's ground truth; None is one that is missing."""
     model = columns["reward_model"][row] if "reward_model" in columns else None

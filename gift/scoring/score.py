@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.console import Progress
+from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.work import Work, file_digest, tree_digest
 from gift.rewards.total import totals
-from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
-from gift.scoring.failures import FAILED, Failures
 from gift.scoring.loading import Loaded
+from gift.scoring.metrics import FAILED, Failures
 from gift.scoring.plan import USER_FOLDER, load_plan
-from gift.scoring.rows import PartRows, Prompts
+from gift.scoring.pool import RewardPool
+from gift.scoring.process import Call
+from gift.scoring.rows import NOT_ASKED, Asked, PartRows
 from gift.scoring.settings import Reward, Score, ScoreLaunch
-from gift.scoring.workers.pool import RewardPool
-from gift.scoring.workers.process import Call
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -55,21 +55,10 @@ def score_table(
     `table` holds the rows of the file `prompts`.
     """
     _, source = read_footer(part_paths(rollouts)[0])
-    metadata = {
-        "artifact": "scores",
-        "policy": source["policy"],
-        "rewards": {
-            name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()
-        },
-        "settings": settings_of(score),
-    }
-    inputs = {
-        **metadata,
-        "rollouts": tree_digest(rollouts),
-        "prompts": file_digest(prompts),
-        "rewards": tree_digest(USER_FOLDER),
-    }
-    work = Work(label, inputs)
+    terms = {name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()}
+    metadata = {"artifact": "scores", "policy": source["policy"], "rewards": terms, "settings": settings_of(score)}
+    files = {"rollouts": tree_digest(rollouts), "prompts": file_digest(prompts), "rewards": tree_digest(USER_FOLDER)}
+    work = Work(label, metadata | files)
     folder, endpoint = work.folder / "scores", launch.judge_endpoint
     return work, score_parts(folder, rollouts, table, score, launch.workers, metadata, label, endpoint, cache=ROOT)
 
@@ -91,9 +80,8 @@ def score_parts(
     of all rows are checked before a function is called; then a part is read once, and one is in memory at a time.
     Raises where one function fails for more than `max_failed_share` of all completions.
     """
-    known, plan = Prompts(prompts), load_plan(score, prompts)
-    prompt_ids = _prompt_ids(rollouts, known)
-    asked = Asked(score, known)
+    plan, asked = load_plan(score, prompts), Asked(score, prompts)
+    prompt_ids = _prompt_ids(rollouts, asked)
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
     failures, schema = Failures(score, num_asked, folder), scores_schema(score.rewards)
     num_done = sum(read_file(path, ["sample"])[0].num_rows for path in folder.glob("*.parquet"))
@@ -113,7 +101,7 @@ def score_parts(
                 check_same_rows(table, part, done)
                 failures.add_table(table)
             else:
-                table = scorer.score(index, PartRows(part, known, source.get("generation_prompt", "")))
+                table = scorer.score(index, PartRows(part, asked, source.get("generation_prompt", "")))
                 write_part(folder, index, table, schema, check_scores, metadata)
             scores.append(table.drop_columns([f"{name}_message" for name in score.rewards]))
             narrow = part.select(["prompt_id", "sample", "finish_reason"])
@@ -123,13 +111,18 @@ def score_parts(
     return Scored(*tables, scorer.slowest, scorer.num_reused, num_asked, source)
 
 
-def _prompt_ids(rollouts: Path, known: Prompts) -> list[str]:
+def _prompt_ids(rollouts: Path, asked: Asked) -> list[str]:
     """The prompt of every row; keys that are not in order, and prompts that are not in the table, are refused."""
     keys: list[pa.Table] = []
     for path in part_paths(rollouts):
         keys.append(read_file(path, ["prompt_id", "sample"])[0])
         check_key(keys[-1], path)
-        known.check_asked(keys[-1], path)
+        for row, prompt_id in enumerate(keys[-1]["prompt_id"].to_pylist()):
+            if prompt_id not in asked.row_of:
+                raise UserError(
+                    f"{path}: row {row}: prompt_id={prompt_id} is not in the prompts table; the rollouts were sampled "
+                    "from another one: run `dvc repro`"
+                )
     table = pa.concat_tables(keys)
     check_key(table, rollouts)
     return list(table["prompt_id"].to_pylist())

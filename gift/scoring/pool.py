@@ -16,9 +16,8 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.process import GARBAGE, Broken, Call, Lane, Line, Worker
-from gift.scoring.workers.strays import adopt_orphans, children, kill_children
-from gift.scoring.workers.worker import Entry, Outcome
+from gift.scoring.process import GARBAGE, Broken, Call, Lane, Line, Worker
+from gift.scoring.worker import Entry, Outcome, adopt_orphans, children, kill_children
 
 START_SECONDS, START_ALONE_SECONDS = 120.0, 1800.0
 MESSAGE_ROWS = 64
