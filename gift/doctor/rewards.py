@@ -12,7 +12,7 @@ from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.whole import Params, Project
 from gift.project.errors import UserError
-from gift.rewards.models.judge_client import ENDPOINT
+from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.total import counting
 from gift.scoring.plan import check_rewards, settings_problems
 from gift.scoring.rows import Asked, Mask, column_values

@@ -19,22 +19,15 @@ def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable
 
     Wrong settings, and any other `UserError` of the function, are the error of every row; a call with no rows raises.
     """
-    fields = {
-        name: inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
-        )
-        for name, field in rules.model_fields.items()
-    }
+    fields = inspect.signature(rules).parameters
 
     def decorate(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         @functools.wraps(function)
         def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
             values = {name: columns.pop(name) for name in fields if name in columns}
             try:
-                settings = check(rules, values, f"{function.__name__}: settings", joint=".")
-                return function(prompts, *rows, settings=settings, **columns)
+                section = check(rules, values, f"{function.__name__}: settings", joint=".")
+                return function(prompts, *rows, settings=section, **columns)
             except UserError as problem:
                 if not prompts:
                     raise
@@ -63,11 +56,8 @@ def checked(function: Callable[Taken, Returned]) -> Callable[Taken, Returned]:
 
 
 def wrong_settings(function: Callable[..., Any], values: dict[str, Any]) -> str | None:
-    """What is wrong with the settings of one of our functions by their types, or None.
-
-    Nothing is converted: YAML 1.2 reads `no` as a text, which would count as true.
-    """
-    try:
+    """What is wrong with the settings of one of our functions by their types, or None."""
+    try:  # nothing is converted: YAML 1.2 reads `no` as a text, which would count as true
         check(_rules(function), values, "settings", joint=".")
     except UserError as problem:
         return problem.message

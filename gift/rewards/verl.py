@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gift.rewards.text import Completion, completion_text
+from gift.rewards.text import Completions, completion_text
 
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 
@@ -17,7 +17,7 @@ def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
 
     def reward(
         prompts: Sequence[Any],
-        completions: Sequence[Completion],
+        completions: Completions,
         completion_ids: Sequence[Any],
         data_source: Sequence[str],
         **columns: Sequence[Any],

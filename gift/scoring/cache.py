@@ -31,8 +31,8 @@ SCHEMA = pa.schema([pa.field("row", pa.binary(16), nullable=False), pa.field("va
 class RewardCache:
     """One file for each function and part: `<function's digest>/<label>-00000.parquet`, a null value an abstention.
 
-    A value counts for the same function, settings and rows of its call (`reward_code`, `row_keys`). Each part has the
-    last rows that were scored as this part.
+    A value counts for the same function, settings and rows of its call (`function_digest`, `row_keys`). Each part
+    has the last rows that were scored as this part.
     """
 
     def __init__(self, root: Path, label: str, rewards: Iterable[Loaded], user_folder: Path) -> None:
@@ -121,7 +121,12 @@ def project_roots() -> list[Path]:
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The installed versions of what is imported under these names, and of all that they require."""
     found: dict[str, str] = {}
-    todo = [name for package in sorted(packages) for name in _distributions(package)]
+    todo = []
+    for package in sorted(packages):
+        try:
+            todo.append(metadata.distribution(package).name)
+        except metadata.PackageNotFoundError:  # the slow look through all only where the names differ
+            todo += metadata.packages_distributions().get(package, [])
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
         if name in found:
@@ -134,15 +139,6 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         needed = [line for line in distribution.requires or [] if "extra ==" not in line]
         todo.extend(match[0] for line in needed if (match := re.match(r"[\w.-]+", line)))
     return found
-
-
-def _distributions(package: str) -> list[str]:
-    """What to install for `import package`; the slow look through all that is installed only where the names differ."""
-    try:
-        metadata.distribution(package)
-    except metadata.PackageNotFoundError:
-        return metadata.packages_distributions().get(package, [])
-    return [package]
 
 
 def _by_content(value: Any) -> Any:

@@ -22,21 +22,17 @@ MAX_MESSAGE = 300
 
 @dataclass(frozen=True)
 class Loaded:
-    """A reward function as params.yaml names it, and how it is called.
-
-    `file` is None for one of ours; `arguments` are the names it is called with, settings aside. `batch` is the rows of
-    a call, `timeout_seconds` (None: the pool's) its limit, and `alone` gives the function a worker of its own.
-    """
+    """A reward function as params.yaml names it, and how it is called."""
 
     name: str
-    file: str | None
+    file: str | None  # None for one of ours
     function: str
     settings: dict[str, Any]
-    arguments: list[str]
+    arguments: list[str]  # the names that it is called with, settings aside
     signature: Literal["trl", "verl"] = "trl"
-    batch: int | Literal["group"] = 1
-    timeout_seconds: float | None = None
-    alone: bool = False
+    batch: int | Literal["group"] = 1  # the rows of a call
+    timeout_seconds: float | None = None  # of a call; None: the pool's
+    alone: bool = False  # in a worker of its own
 
 
 def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None:

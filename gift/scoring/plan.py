@@ -97,7 +97,6 @@ def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out
 
     Functions are loaded in a worker, as there. One that is `alone` is not, for it holds a model or asks a server: its
     settings and columns are checked without either. Returns the different loads, one that both tables ask for once.
-    Raises `UserError`.
     """
     Asked(score, train).refuse_useless()
     first = load_plan(score, train)

@@ -11,7 +11,6 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 from gift.project.errors import UserError
@@ -55,9 +54,7 @@ class RewardPool:
         self.adopted = adopt_orphans()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for worker in self._workers():
             self._end(worker)
         adopt_orphans(self.adopted)
@@ -71,10 +68,7 @@ class RewardPool:
             self._step()
 
     def run(self, calls: Iterable[Call], arguments: Callable[[list[int]], dict[str, list[Any]]]) -> Iterator[Found]:
-        """The outcome of every row of every call, in the order in which they end.
-
-        `arguments` makes what a function gets for some rows, as lists, when their turn comes.
-        """
+        """The outcome of every row of every call, as they end; `arguments` makes a call's lists when its turn comes."""
         self.arguments = arguments
         for name, rows in calls:
             self.lane[name].pending.append((name, rows))
@@ -155,11 +149,9 @@ class RewardPool:
         return [(name, row, Outcome(*entry, seconds=seconds)) for row, entry in zip(rows, entries, strict=True)]
 
     def _lost(self, worker: Worker, status: str, cause: str) -> list[Found]:
-        """End a worker that died, hangs, or no longer speaks as it should; the call it was at has failed.
-
-        A death after other calls is no fault of this one, which is tried again in a new worker.
-        """
+        """End a worker that died, hangs, or no longer speaks as it should; the call it was at has failed."""
         found: list[Found] = []
+        # A death after other calls is no fault of this one, which is tried again in a new worker.
         again = [worker.calls.popleft()] if worker.calls and worker.num_done and status == "error" else []
         if not again and worker.calls:
             seconds = time.monotonic() - worker.started

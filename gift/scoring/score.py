@@ -32,28 +32,20 @@ from gift.tables.scores import check_scores, scores_schema
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of completions and its scores: two narrow tables with the same rows, and notes for people.
+    """A table of completions and its scores: two narrow tables with the same rows, and notes for people."""
 
-    `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages;
-    `slowest` names the call that took longest; `num_asked` has the completions that each reward was asked for; `source`
-    is the metadata of the completions.
-    """
-
-    rows: pa.Table
-    scores: pa.Table
-    slowest: str
+    rows: pa.Table  # prompt_id, sample, num_tokens and finish_reason
+    scores: pa.Table  # the scores table without its messages
+    slowest: str  # the call that took longest
     num_reused: int
-    num_asked: dict[str, int]
-    source: dict[str, Any]
+    num_asked: dict[str, int]  # the completions that each reward was asked for
+    source: dict[str, Any]  # the metadata of the completions
 
 
 def score_table(
     label: str, rollouts: Path, prompts: Path, table: pa.Table, score: Score, launch: ScoreLaunch
 ) -> tuple[Work, Scored]:
-    """Score a table of completions into the folder `scores` of the work folder of `label`, such as score@r1.
-
-    `table` holds the rows of the file `prompts`.
-    """
+    """Score completions into `scores` of the work folder of `label` (as score@r1); `table` is what `prompts` holds."""
     _, source = read_footer(part_paths(rollouts)[0])
     terms = {name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()}
     metadata = {"artifact": "scores", "policy": source["policy"], "rewards": terms, "settings": settings_of(score)}
@@ -92,7 +84,7 @@ def score_parts(
         RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
         kept = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
-        scorer = _Scorer(score, plan, asked, pool, kept, failures, progress)
+        scorer = _Scorer(plan, asked, pool, kept, failures, progress)
         for _, part, source in read_parts(rollouts, ROLLOUTS, check_rollouts):
             index = len(scores)  # enumerate would keep the part while the next is read
             done = folder / part_name(index)
@@ -132,7 +124,6 @@ def _prompt_ids(rollouts: Path, asked: Asked) -> list[str]:
 class _Scorer:
     """What scores one part after another."""
 
-    settings: Score
     plan: list[Loaded]
     asked: Asked
     pool: RewardPool
@@ -146,7 +137,7 @@ class _Scorer:
     def score(self, index: int, rows: PartRows) -> pa.Table:
         """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
         everyone = range(len(rows.prompt_ids))
-        own = {name: self.asked.rows(name, rows.prompt_ids) for name in self.settings.rewards}
+        own = {name: self.asked.rows(name, rows.prompt_ids) for name in self.asked.score.rewards}
         others = {name: sorted(set(everyone).difference(each)) for name, each in own.items()}
         outcomes: dict[str, dict[int, Outcome]] = {name: {} for name in own}
         keys: dict[str, list[bytes]] = {}
@@ -189,7 +180,7 @@ class _Scorer:
                 self.progress.advance()
 
     def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
-        rewards = self.settings.rewards
+        rewards = self.asked.score.rewards
         by_name = {name: [outcomes[name][row] for row in range(len(rows.prompt_ids))] for name in rewards}
         totals = total_rewards(rewards, by_name)
         columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}

@@ -32,14 +32,11 @@ WHOLE = "as it stands"
 
 @dataclass
 class Trial:
-    """One function's outcomes: `gold` by the form of the answer, `garbage` by its text, each for the sampled rows.
-
-    `share` is the share of the prompts that it is asked for.
-    """
+    """One function's outcomes: `gold` by the form of the answer, `garbage` by its text, each for the sampled rows."""
 
     name: str
     prompt_ids: list[str]
-    share: float
+    share: float  # of the prompts that it is asked for
     gold: dict[str, list[Outcome]] = field(default_factory=dict)
     garbage: dict[str, list[Outcome]] = field(default_factory=dict)
 

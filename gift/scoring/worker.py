@@ -25,12 +25,8 @@ from gift.scoring.loading import describe, load, one_line, printed, show
 ORPHAN_SECONDS = 60
 FILE_BYTES = 2**30
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
-CONNECTION_LOST = 70
-"""The exit code where the socket no longer takes an outcome."""
-
-NO_LISTS = (str, bytes, dict, set, frozenset)
-"""What can be gone through, but is no value a row in the order of the rows."""
-
+CONNECTION_LOST = 70  # the exit code where the socket no longer takes an outcome
+NO_LISTS = (str, bytes, dict, set, frozenset)  # can be gone through, but are no value a row in the order of the rows
 Entry = tuple[float | None, str, str | None]
 """Value, status and message of one row."""
 
@@ -118,10 +114,7 @@ def _serve(
 
 
 def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bool]:
-    """The entries of a call's rows, or the one of a call that failed; and whether memory ran out.
-
-    Nothing that a function does passes for a number.
-    """
+    """The entries of a call's rows, or the one of a call that failed; and whether memory ran out."""
     arguments: dict[str, list[Any]] = pickle.loads(pickled)
     num_rows = len(arguments["completions"])
     try:
