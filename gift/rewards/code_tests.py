@@ -136,9 +136,9 @@ def _run_tests(task: dict[str, Any], limits: Limits) -> Verdict:
     room = replace(limits, output_kib=limits.output_kib + VERDICT_KIB * len(task["tests"]))
     result = run(RUNNER, FILES, json.dumps(task), room)
     lines = [json.loads(line) for line in result.stdout.splitlines(keepends=True) if line.endswith("\n")]
-    broken = [line["broken"] for line in lines if "broken" in line]
-    if broken:
-        raise BrokenTest(broken[0])
+    for line in lines:
+        if "broken" in line:
+            raise BrokenTest(line["broken"])
     if not lines:
         raise SandboxError(f"the runner did not start ({result.status}): {result.stderr[-200:]}")
     verdicts = lines[1:]

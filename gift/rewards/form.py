@@ -11,9 +11,7 @@ from gift.project.sections import Count
 from gift.rewards.signature import checked
 from gift.rewards.text import Completions, compiled, completion_text
 
-Ids = Sequence[Sequence[int]]
-"""The tokens of each completion, its end token included."""
-
+Ids = Sequence[Sequence[int]]  # the tokens of each completion, its end token included
 Units = Literal["tokens", "words", "characters"]
 Length = Annotated[int, Field(ge=1, le=40)]
 

@@ -24,7 +24,7 @@ _WINNER = re.compile(r"(\**)\[\[([ABC])\]\]\1")
 _POINTS = {"A": 1.0, "C": 0.5, "B": 0.0}
 
 
-@takes(JudgeSettings)
+@takes
 def judge(
     prompts: Sequence[str | list[dict[str, str]]],
     completions: Completions,

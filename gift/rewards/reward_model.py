@@ -41,7 +41,7 @@ class Classifier:
     vocabulary: int  # the number of tokens that it has embeddings for; its tokenizer may know more
 
 
-@takes(RewardModelSettings)
+@takes
 def reward_model(
     prompts: Prompts, completions: Completions, completion_ids: Any, *, settings: RewardModelSettings, **columns: Any
 ) -> list[float | Exception]:

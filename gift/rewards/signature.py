@@ -14,32 +14,30 @@ Taken = ParamSpec("Taken")
 Returned = TypeVar("Returned")
 
 
-def takes(rules: type[Section]) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
-    """Give a function of `settings`, a section, the fields of the section as keyword-only arguments.
+def takes(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The function, whose `settings` are a section, with the section's fields as keyword-only arguments instead.
 
     Wrong settings, and any other `UserError` of the function, are the error of every row; a call with no rows raises.
     """
+    rules = get_type_hints(function)["settings"]
     fields = inspect.signature(rules).parameters
 
-    def decorate(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        @functools.wraps(function)
-        def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
-            values = {name: columns.pop(name) for name in fields if name in columns}
-            try:
-                section = check(rules, values, f"{function.__name__}: settings", joint=".")
-                return function(prompts, *rows, settings=section, **columns)
-            except UserError as problem:
-                if not prompts:
-                    raise
-                return [problem] * len(prompts)
+    @functools.wraps(function)
+    def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
+        values = {name: columns.pop(name) for name in fields if name in columns}
+        try:
+            section = check(rules, values, f"{function.__name__}: settings", joint=".")
+            return function(prompts, *rows, settings=section, **columns)
+        except UserError as problem:
+            if not prompts:
+                raise
+            return [problem] * len(prompts)
 
-        signature = inspect.signature(function)
-        *others, last = (each for each in signature.parameters.values() if each.name != "settings")
-        reward.__signature__ = signature.replace(parameters=[*others, *fields.values(), last])  # type: ignore[attr-defined]
-        reward.rules = rules  # type: ignore[attr-defined]
-        return reward
-
-    return decorate
+    signature = inspect.signature(function)
+    *others, last = (each for each in signature.parameters.values() if each.name != "settings")
+    reward.__signature__ = signature.replace(parameters=[*others, *fields.values(), last])  # type: ignore[attr-defined]
+    reward.rules = rules  # type: ignore[attr-defined]
+    return reward
 
 
 def checked(function: Callable[Taken, Returned]) -> Callable[Taken, Returned]:

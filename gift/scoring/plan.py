@@ -10,7 +10,7 @@ from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.rewards.names import DEFAULTS, REWARDS, Defaults
 from gift.rewards.signature import wrong_settings
-from gift.scoring.loading import Loaded, misfit, try_without_rows
+from gift.scoring.loading import Loaded, load, misfit, try_without_rows
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import GENERATION_PROMPT, Asked
 from gift.scoring.settings import Reward, Score
@@ -114,11 +114,11 @@ def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out
 
 def _load(plan: list[Loaded], score: Score) -> None:
     for reward in plan:
-        problem = misfit(reward, REWARDS[reward.function]) if reward.alone else None
-        if reward.alone and reward.function == "judge" and not problem:  # called without rows it asks nothing
-            problem = try_without_rows(reward, REWARDS[reward.function])
-        if problem:
-            raise UserError(f"params.yaml: score.rewards.{reward.name}.{problem}")
+        if reward.alone:  # a judge is called without rows, where it asks nothing; a model would be opened
+            is_judge = reward.function == "judge"
+            problem = load(reward, {}) if is_judge else misfit(reward, REWARDS[reward.function])
+            if problem:
+                raise UserError(f"params.yaml: score.rewards.{reward.name}.{problem}")
     with RewardPool([each for each in plan if not each.alone], 1, score.timeout_seconds, score.memory_gib) as pool:
         pool.load()
 

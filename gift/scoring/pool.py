@@ -21,9 +21,7 @@ from gift.scoring.worker import Entry, Outcome, adopt_orphans, children, kill_ch
 START_SECONDS, START_ALONE_SECONDS = 120.0, 1800.0
 MESSAGE_ROWS = 64
 GLANCE_SECONDS = 0.5
-
-Found = tuple[str, int, Outcome]
-"""What a reward made of a row."""
+Found = tuple[str, int, Outcome]  # what a reward made of a row
 
 
 class RewardPool:

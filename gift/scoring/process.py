@@ -24,10 +24,8 @@ from gift.tables.scores import STATUSES
 SEND_SECONDS = 60
 LINE_BYTES = 2**24
 GARBAGE = "the worker process wrote to the connection of the pool"
-Call = tuple[str, list[int]]
-"""A reward's name and the rows that it is called with."""
-Line = tuple[float, list[Entry]]
-"""What became of a call: its seconds; an entry for each of its rows, or one for all."""
+Call = tuple[str, list[int]]  # a reward's name and the rows that it is called with
+Line = tuple[float, list[Entry]]  # what became of a call: its seconds; an entry for each of its rows, or one for all
 
 
 class Broken(Exception):
@@ -122,8 +120,7 @@ class Worker:
             self.data += data
             if b"\n" in data:
                 *whole, self.data = self.data.split(b"\n")
-                for text in whole:
-                    yield self._understood(text)
+                yield from map(self._understood, whole)
             if len(self.data) > LINE_BYTES:
                 raise Broken(GARBAGE)
 

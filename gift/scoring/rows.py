@@ -25,9 +25,7 @@ from gift.tables.where import is_one_of
 GENERATION_PROMPT = "generation_prompt"
 NOT_ASKED = Outcome(None, "abstain", "not asked: the prompt has other values than the reward's `where`")
 NUM_SHOWN = 10
-
-Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
-"""A bool for each row of the prompts table."""
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]  # a bool for each row of the prompts table
 
 
 class Asked:

@@ -26,9 +26,8 @@ ORPHAN_SECONDS = 60
 FILE_BYTES = 2**30
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 CONNECTION_LOST = 70  # the exit code where the socket no longer takes an outcome
-NO_LISTS = (str, bytes, dict, set, frozenset)  # can be gone through, but are no value a row in the order of the rows
-Entry = tuple[float | None, str, str | None]
-"""Value, status and message of one row."""
+NO_LISTS = (str, bytes, dict, set, frozenset)  # iterable, but no value a row in the order of the rows
+Entry = tuple[float | None, str, str | None]  # value, status and message of one row
 
 
 @dataclass(frozen=True)
