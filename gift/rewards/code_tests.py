@@ -194,7 +194,7 @@ def _asserts_task(row: dict[str, Any], program: str) -> dict[str, Any]:
 
 def _check_task(row: dict[str, Any], program: str) -> dict[str, Any]:
     """The runner's task for a HumanEval row: `check(candidate)` is one test; it has the signature's helpers too."""
-    test, entry, signature = _text(row, "test"), _text(row, "entry_point"), _text(row, "signature")
+    test, entry, signature = ("\n".join(_texts(row, column)) for column in ("test", "entry_point", "signature"))
     tree = _parse(test, "test")
     checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
     if not checks or len(checks[0].args.args) != 1:
@@ -258,10 +258,6 @@ def _texts(row: dict[str, Any], column: str) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise BrokenTest(f"{column} must be a text or a list of texts")
     return texts
-
-
-def _text(row: dict[str, Any], column: str) -> str:
-    return "\n".join(_texts(row, column))
 
 
 def _parse(text: str, what: str) -> ast.Module:

@@ -22,20 +22,17 @@ def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
         data_source: Sequence[str],
         **columns: Sequence[Any],
     ) -> list[Any]:
-        extra = [each or {} for each in columns.get("extra_info", [None] * len(completions))]
-        truths = [_ground_truth(columns, row) for row in range(len(completions))]
+        none = [None] * len(completions)
+        extra = [each or {} for each in columns.get("extra_info", none)]
+        models, others = columns.get("reward_model", none), columns.get("ground_truth", none)
+        truths = [
+            model["ground_truth"] if isinstance(model, dict) and "ground_truth" in model else other
+            for model, other in zip(models, others, strict=True)
+        ]
         rows = zip(data_source, map(completion_text, completions), truths, extra, strict=True)
         return [_score(compute_score, **dict(zip(ARGUMENTS, row, strict=True))) for row in rows]
 
     return reward
-
-
-def _ground_truth(columns: dict[str, Sequence[Any]], row: int) -> Any:
-    """The row's ground truth; None is one that is missing."""
-    model = columns["reward_model"][row] if "reward_model" in columns else None
-    if isinstance(model, dict) and "ground_truth" in model:
-        return model["ground_truth"]
-    return columns["ground_truth"][row] if "ground_truth" in columns else None
 
 
 def _score(compute_score: Callable[..., Any], ground_truth: Any, **arguments: Any) -> Any:

@@ -74,29 +74,24 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
         "completions/max_length": pc.max(lengths).as_py(),
         "completions/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
     }
-    for name in components:
-        values = scores[name].to_numpy()
-        numbers[f"rewards/{name}/mean"] = _mean(values)
-        numbers[f"rewards/{name}/std"] = float(np.nanstd(values, ddof=1)) if np.isfinite(values).sum() > 1 else None
+    values = {name: scores[name].to_numpy() for name in components}
+    for name, column in values.items():
+        numbers[f"rewards/{name}/mean"] = _mean(column)
+        numbers[f"rewards/{name}/std"] = float(np.nanstd(column, ddof=1)) if np.isfinite(column).sum() > 1 else None
         counts = Counter(scores[f"{name}_status"].to_pylist())
         for status in STATUSES:
             numbers[f"rewards/{name}/num_{status}"] = counts[status]
-    return numbers | _ledger(scores, components)
-
-
-def _ledger(scores: pa.Table, components: dict[str, Reward]) -> dict[str, int]:
-    """Every completion is scored, failed (a component failed), or abstained (no component counts)."""
+    # Every completion is scored, failed (a component failed), or abstained (no component counts).
     statuses = [scores[f"{name}_status"] for name in components]
     failed = np.any([pc.is_in(each, value_set=pa.array(FAILED)).to_numpy() for each in statuses], axis=0)
-    counts = counted({name: scores[name].to_numpy() for name in components}, components)
-    abstained = ~np.any(list(counts.values()), axis=0)
+    abstained = ~np.any(list(counted(values, components).values()), axis=0)
     num_failed, num_abstained = int(failed.sum()), int((abstained & ~failed).sum())
     num_scored, total = scores.num_rows - scores["reward"].null_count, scores.num_rows
     if num_scored + num_failed + num_abstained != total:
         raise RuntimeError(f"{num_scored} scored + {num_failed} failed + {num_abstained} abstained is not {total}")
     if not num_scored:
         raise UserError(f"no completion has a reward: of {total}, {num_failed} failed and {num_abstained} abstained")
-    numbers = {"num_rollouts": total, "num_scored": num_scored}
+    numbers |= {"num_rollouts": total, "num_scored": num_scored}
     return numbers | {"num_failed": num_failed, "num_abstained": num_abstained}
 
 

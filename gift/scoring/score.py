@@ -161,7 +161,15 @@ class _Scorer:
                     self.cache.write(name, index, keys[name], outcomes[name])
         for name, each in others.items():
             outcomes[name] |= dict.fromkeys(each, NOT_ASKED)
-        return self._table(rows, outcomes)
+        rewards = self.asked.score.rewards
+        by_name = {name: [outcomes[name][row] for row in everyone] for name in rewards}
+        totals = total_rewards(rewards, by_name)
+        columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
+        for name, made in by_name.items():
+            columns[name] = [outcome.value for outcome in made]
+            columns[f"{name}_status"] = [outcome.status for outcome in made]
+            columns[f"{name}_message"] = [outcome.message for outcome in made]
+        return pa.table(columns, schema=scores_schema(rewards))
 
     def _call(self, rows: PartRows, calls: list[Call], outcomes: dict[str, dict[int, Outcome]]) -> None:
         """Make the calls; add their outcomes as they come."""
@@ -178,17 +186,6 @@ class _Scorer:
             num_open[row] -= 1
             if not num_open[row]:
                 self.progress.advance()
-
-    def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
-        rewards = self.asked.score.rewards
-        by_name = {name: [outcomes[name][row] for row in range(len(rows.prompt_ids))] for name in rewards}
-        totals = total_rewards(rewards, by_name)
-        columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
-        for name, each in by_name.items():
-            columns[name] = [outcome.value for outcome in each]
-            columns[f"{name}_status"] = [outcome.status for outcome in each]
-            columns[f"{name}_message"] = [outcome.message for outcome in each]
-        return pa.table(columns, schema=scores_schema(rewards))
 
 
 def total_rewards(rewards: dict[str, Reward], outcomes: Mapping[str, Sequence[Outcome]]) -> list[float | None]:

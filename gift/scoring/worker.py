@@ -173,9 +173,8 @@ def adopt_orphans(adopt: bool = True) -> bool:
     """Make this process the parent of what its descendants leave behind (prctl(2)); returns whether it was before."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = ctypes.c_int()
-    if libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0) or libc.prctl(
-        PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0
-    ):
+    failed = libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    if failed or libc.prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     return bool(before.value)
 
