@@ -17,9 +17,8 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _UNCASED = re.compile("[\u0590-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 _MARKUP = re.compile(r"\\(?:text|textbf|mathbf|mathrm|boxed|bf|rm)\b|[*_`$#{}\\]")
 MARKER = "####"
-# "-1,234.50": a sign (no minus between two terms), a currency sign on either side of it, digits in whole groups of
-# three or ungrouped. (?>...) never gives digits back, so that "1,23" and "12kg5" are no numbers, not
-# their beginnings.
+# "-1,234.50": a sign (no minus between two terms), a currency sign on either side of it, digits in groups of three or
+# ungrouped. (?>...) never gives digits back, so that "1,23" and "12kg5" are no numbers, not their beginnings.
 _NUMBER = re.compile(
     r"(?:(?<![\w)])(?P<sign>-))?(?:\\?[$€£]\s?(?P<inner>-)?)?(?<![\w.,])"
     r"(?P<digits>(?>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+)?))(?<=[0-9])(?![.,]?\w*[0-9])",

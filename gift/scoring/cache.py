@@ -97,7 +97,7 @@ def function_digest(reward: Loaded, user_folder: Path) -> str:
     """
     roots = project_roots()
     names = [] if reward.file else [REWARDS[reward.function].__module__]
-    names += ["gift.rewards.verl"] if reward.signature == "verl" else []
+    names += ["gift.rewards.signature"] if reward.signature == "verl" else []
     first = [path for name in names for path in project_files(name, roots)]
     files, packages = imported_files([*([Path(reward.file)] if reward.file else []), *first], roots)
     data = [path for path in user_folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]

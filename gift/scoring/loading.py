@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
-from gift.rewards.signature import wrong_settings
-from gift.rewards.verl import ARGUMENTS, from_verl
+from gift.rewards.signature import VERL_ARGUMENTS, from_verl, wrong_settings
 
 MAX_MESSAGE = 300
 
@@ -63,7 +62,7 @@ def misfit(reward: Loaded, function: Callable[..., Any]) -> str | None:
     """The key of a setting or column that does not fit a function, and what is wrong; the function is not called."""
     parameters = inspect.signature(function).parameters
     is_ours, is_trl = reward.file is None, reward.signature == "trl"
-    arguments = reward.arguments if is_trl else list(ARGUMENTS)
+    arguments = reward.arguments if is_trl else list(VERL_ARGUMENTS)
     for key in reward.settings:
         if key not in parameters or key in arguments:
             known = [each.name for each in parameters.values() if each.kind != each.VAR_KEYWORD]
