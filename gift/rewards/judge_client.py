@@ -42,7 +42,7 @@ class JudgeSettings(Section):
     num_opponents: Count = 2
     seed: int = 0
     max_tokens: Count = 1024
-    extra_body: dict[str, Any] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field({})
     concurrency: Count = 16
     request_timeout_seconds: Positive = 120.0
     max_retries: Annotated[int, Field(ge=0)] = 4
