@@ -9,7 +9,7 @@ from gift.project.code import check_code
 from gift.project.params import read_section
 from gift.project.work import refuse_existing, write_text
 from gift.sampling.settings import Evaluate
-from gift.scoring.check import check_rewards
+from gift.scoring.plan import check_rewards
 from gift.scoring.settings import Score, refuse_judges
 from gift.tables.prompts import read_prompts
 

@@ -10,8 +10,7 @@ from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
 from gift.report.history import round_history
 from gift.sampling.settings import Evaluate
-from gift.scoring.asked import Asked
-from gift.scoring.rows import Prompts
+from gift.scoring.rows import Asked
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch, refuse_judges
 from gift.tables.prompts import read_prompts
@@ -41,7 +40,7 @@ def main(
     refuse_judges(judges, score)
     table, _ = read_prompts(prompts)
     if judges:
-        Asked(score, Prompts(table)).correct(judges)
+        Asked(score, table).correct(judges)
     launch = read_launch("score", ScoreLaunch)
     work, scored = score_table(f"evaluate@{name}", answers, prompts, table, score, launch)
     numbers = answer_numbers(scored.rows, scored.scores, table, judges, scored.source)

@@ -7,9 +7,8 @@ import click
 from gift.project import console
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
-from gift.scoring.asked import Asked
 from gift.scoring.metrics import score_metrics
-from gift.scoring.rows import Prompts
+from gift.scoring.rows import Asked
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch
 from gift.tables.prompts import read_prompts
@@ -27,7 +26,7 @@ def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: 
     refuse_existing(out, metrics)
     score, launch = read_section("score", Score, overrides), read_launch("score", ScoreLaunch)
     table, _ = read_prompts(prompts)
-    Asked(score, Prompts(table)).refuse_useless()
+    Asked(score, table).refuse_useless()
     label = f"score@{name}"
     work, scored = score_table(label, rollouts, prompts, table, score, launch)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)

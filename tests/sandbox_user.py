@@ -5,8 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 
-from gift.sandbox.bubblewrap import Limits
-from gift.sandbox.run import SandboxError, run
+from gift.sandbox.run import Limits, SandboxError, run
 
 if __name__ == "__main__":
     assert os.geteuid() != 0

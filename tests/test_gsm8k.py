@@ -19,8 +19,8 @@ from gift.policy.lineage import policy_digest
 from gift.policy.open import open_policy
 from gift.project.ragged import Ragged
 from gift.prompts.sources import prepare_prompts
-from gift.rewards.answers.gsm8k import gsm8k_answer
-from gift.rewards.form.text_format import text_format
+from gift.rewards.answers import gsm8k_answer
+from gift.rewards.form import text_format
 
 DATA = mini.ROOT.parent / "shared" / "data" / "gsm8k"
 PRESET = mini.ROOT / "presets" / "gsm8k.yaml"

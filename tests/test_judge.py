@@ -14,9 +14,8 @@ import mini
 import pytest
 from judge_server import Judge, Reply, free_port, serving
 
-from gift.rewards.models import judge_client
-from gift.rewards.models.judge import cycle, judge
-from gift.rewards.models.judge_questions import pair_question, read_points, read_score, score_question
+from gift.rewards import judge_client
+from gift.rewards.judge import cycle, judge, pair_question, read_points, read_score, score_question
 
 Serve = Callable[[Callable[[str, int], Reply]], Judge]
 

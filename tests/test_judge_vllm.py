@@ -18,8 +18,8 @@ from forks import VLLM, forks
 from judge_server import free_port
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gift.rewards.models import judge_client
-from gift.rewards.models.judge import judge
+from gift.rewards import judge_client
+from gift.rewards.judge import judge
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import mini
 import pytest
 
-from gift.rewards.answers.math_answer import MAX_ANSWER, TAIL, boxed_answer, math_answer
+from gift.rewards.math_answer import MAX_ANSWER, TAIL, boxed_answer, math_answer
 
 GSM8K = mini.ROOT.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
 PAIRS = mini.read_yaml(Path(__file__).parent / "math_pairs.yaml")

@@ -112,7 +112,7 @@ def test_long_stages_start_through_the_launcher_and_give_their_paths_names() -> 
 
 def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
     for name, stage in stages().items():
-        assert runs(name, "gift.scoring.workers.pool") == ("rewards" in stage["deps"]), name
+        assert runs(name, "gift.scoring.pool") == ("rewards" in stage["deps"]), name
 
 
 def test_stages_that_sample_wait_for_the_check_of_the_rewards() -> None:

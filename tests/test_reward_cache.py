@@ -13,9 +13,8 @@ from test_score import METADATA, run_stage, score_of, write_project, write_rollo
 
 from gift.project.code import ROOT as PROJECT
 from gift.project.code import imported_files
-from gift.scoring import digest as reward_digest
-from gift.scoring.cache import ROOT, row_keys
-from gift.scoring.digest import function_digest, project_roots, versions
+from gift.scoring import cache as reward_digest
+from gift.scoring.cache import ROOT, function_digest, project_roots, row_keys, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score
@@ -215,8 +214,8 @@ def test_our_own_functions_count_their_files_and_nothing_of_the_users() -> None:
     Path("rewards/words.txt").write_text("x")
     assert digest(ours) == before
     assert digest(loaded("text_format", None)) != before
-    files, _ = imported_files([PROJECT / "gift/rewards/answers/gsm8k.py"], [PROJECT])
-    assert {path.name for path in files} >= {"gsm8k.py", "text.py"}
+    files, _ = imported_files([PROJECT / "gift/rewards/answers.py"], [PROJECT])
+    assert {path.name for path in files} >= {"answers.py", "text.py"}
     assert digest(loaded(signature="verl")) != digest(loaded())
 
 

@@ -16,11 +16,11 @@ from gift.rewards import names
 from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
+from gift.scoring.pool import RewardPool
 from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
-from gift.scoring.workers.pool import RewardPool
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths
 from gift.tables.parts import read_part, read_table, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts

@@ -9,17 +9,13 @@ import pytest
 from pydantic import Field
 
 from gift.project.errors import UserError
-from gift.rewards.answers.choice import multiple_choice
-from gift.rewards.answers.match import exact_match, normalized_match, regex_match
-from gift.rewards.form.length import cosine_length, length, overlong
-from gift.rewards.form.ngrams import ngram_diversity, repetition
-from gift.rewards.form.tags import tag_format
-from gift.rewards.form.text_format import text_format
+from gift.rewards.answers import exact_match, multiple_choice, normalized_match, regex_match
+from gift.rewards.form import cosine_length, length, ngram_diversity, overlong, repetition, tag_format, text_format
 from gift.rewards.names import REWARDS
 from gift.rewards.signature import wrong_settings
 from gift.rewards.text import answer_part, boxes
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.pool import RewardPool
+from gift.scoring.pool import RewardPool
 
 
 def one(function: Callable[..., Any], text: Any, *, ids: Any = (1,), prompt: Any = "?", **given: Any) -> Any:

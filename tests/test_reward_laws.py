@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.pool import RewardPool
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.pool import RewardPool
+from gift.scoring.worker import Outcome
 
 # Each function with settings, the gold that it reads, a completion worth more than another, and its range.
 EXAMPLES: dict[str, tuple[dict[str, Any], str, str, str, tuple[float, float]]] = {

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from gift.project.errors import UserError
-from gift.rewards.models.reward_model import open_classifier, reward_model
+from gift.rewards.reward_model import open_classifier, reward_model
 
 CONTEXT = 96
 SMALL = {

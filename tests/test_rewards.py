@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gift.embedded.task import completion, problems
-from gift.rewards.answers.gsm8k import gsm8k_answer
+from gift.rewards.answers import gsm8k_answer
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rewards.form.text_format import text_format
+from gift.rewards.form import text_format
 from gift.rewards.names import REWARDS
 from rewards.example import brevity
 

@@ -20,8 +20,7 @@ import pytest
 from bubblewrap import WHY_NOT
 
 from gift.sandbox import seccomp
-from gift.sandbox.bubblewrap import Limits
-from gift.sandbox.run import Result, SandboxError, check_sandbox, run
+from gift.sandbox.run import Limits, Result, SandboxError, check_sandbox, run
 
 ROOT = Path(__file__).parents[1]
 SANDBOX = sorted((ROOT / "gift/sandbox").glob("*.py"))
@@ -435,7 +434,7 @@ def test_no_process_is_left_behind(sandbox: Runner) -> None:
 def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
     marker = "gift-orphan"
     program = NAME_ITSELF.replace(MARKER, marker) + "import time\ntime.sleep(60)"
-    imports = "from gift.sandbox.bubblewrap import Limits\nfrom gift.sandbox.run import run\n"
+    imports = "from gift.sandbox.run import Limits\nfrom gift.sandbox.run import run\n"
     script = f"{imports}run({program!r}, limits=Limits(seconds=60))"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as worker:
         wait_until(lambda: len(named(marker)) == 1)
@@ -447,7 +446,7 @@ def test_a_worker_that_is_killed_takes_its_sandbox_along() -> None:
 def test_a_process_that_adopts_orphans_gets_none(program: str) -> None:
     script = f"""
 import ctypes, os
-from gift.sandbox.bubblewrap import Limits
+from gift.sandbox.run import Limits
 from gift.sandbox.run import run
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 print(run({program!r}, limits=Limits(seconds=1)).status)

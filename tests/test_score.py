@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from gift.project.errors import UserError
 from gift.project.params import settings_of
+from gift.scoring.loading import one_line
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
-from gift.scoring.workers.messages import one_line
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths
 from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import write_prompts

@@ -19,10 +19,9 @@ from gift.methods.names import SHAPE
 from gift.project.errors import UserError
 from gift.project.sections import check
 from gift.sampling.settings import Evaluate
-from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT
 from gift.scoring.metrics import score_metrics
-from gift.scoring.rows import Prompts
+from gift.scoring.rows import NOT_ASKED, Asked
 from gift.scoring.score import Scored, score_parts
 from gift.scoring.settings import Score
 from gift.tables.parquet import part_paths
@@ -116,7 +115,7 @@ def test_a_reward_is_asked_for_its_prompts_and_abstains_elsewhere(where: dict[st
     ],
 )
 def test_values_are_equal_in_kind_too(values: list[Any], wanted: Any, asked: list[int]) -> None:
-    prompts = Prompts(pa.table({"prompt_id": ["a", "b", "c"], "prompt": ["?"] * 3, "level": values}))
+    prompts = pa.table({"prompt_id": ["a", "b", "c"], "prompt": ["?"] * 3, "level": values})
     found = Asked(score_of(one=own(where={"level": wanted})), prompts)
     assert found.masks["one"].nonzero()[0].tolist() == asked
     assert found.rows("one", ["c", "b", "a", "c"]) == [row for row, at in enumerate([2, 1, 0, 2]) if at in asked]
@@ -247,19 +246,19 @@ MATH, CODE = {"domain": "math"}, {"domain": "code"}
 )
 def test_a_where_that_leaves_a_reward_no_prompt_is_one_line(rewards: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        Asked(score_of(**rewards), Prompts(TABLE)).refuse_useless()
+        Asked(score_of(**rewards), TABLE).refuse_useless()
     assert caught.value.message.startswith("params.yaml: score.rewards.")
     assert [word for word in words if word not in caught.value.message] == [], caught.value.message
     assert "\n" not in caught.value.message
 
 
 def test_a_reward_for_evaluate_alone_has_no_weight() -> None:
-    Asked(score_of(one=own(where={"domain": "aime"}, weight=0), two=own("two")), Prompts(TABLE)).refuse_useless()
+    Asked(score_of(one=own(where={"domain": "aime"}, weight=0), two=own("two")), TABLE).refuse_useless()
 
 
 def test_one_reward_says_what_is_right() -> None:
     rewards = {"one": own(where=MATH), "two": own(where=CODE), "all": own(), "none": own(where={"domain": "aime"})}
-    asked = Asked(score_of(**rewards), Prompts(TABLE))
+    asked = Asked(score_of(**rewards), TABLE)
     assert asked.correct(["one", "two"]).tolist() == [True, True, True]
     assert asked.correct(["two", "none"]).tolist() == [False, False, True]
     with pytest.raises(

@@ -15,8 +15,7 @@ from gift.project.params import settings_of
 from gift.prompts.decontamination import normalized
 from gift.prompts.origins import num_bytes
 from gift.prompts.sources import prepare_prompts
-from gift.scoring import rows
-from gift.scoring.asked import Asked
+from gift.scoring.rows import Asked
 from gift.scoring.settings import Score
 from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
 
@@ -97,7 +96,7 @@ def _prepared(params: Params) -> Prompts | None:
 def _empty_findings(table: pa.Table, path: Path, score: Score) -> Iterator[Finding]:
     """A gold answer that is not there fails its row in every reward that reads it."""
     try:
-        asked = Asked(score, rows.Prompts(table))
+        asked = Asked(score, table)
     except UserError:
         return  # said of the rewards
     for name in table.column_names:

@@ -12,11 +12,10 @@ from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.whole import Params, Project
 from gift.project.errors import UserError
-from gift.rewards.models.judge_client import ENDPOINT
+from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.total import counting
-from gift.scoring import rows
-from gift.scoring.asked import Asked, Mask, column_values
-from gift.scoring.check import check_rewards, settings_problems
+from gift.scoring.plan import check_rewards, settings_problems
+from gift.scoring.rows import Asked, Mask, column_values
 from gift.tables.where import is_one_of
 
 say = Theme("rewards")
@@ -73,7 +72,7 @@ def _weight_findings(params: Params) -> Iterator[Finding]:
 def _asked_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:
     """Values that no prompt has, and prompts on which nothing can train, or that no accuracy counts."""
     score, judges = params.score, params.evaluate.judges
-    train, held_out = Asked(score, rows.Prompts(prompts.train)), Asked(score, rows.Prompts(prompts.eval))
+    train, held_out = Asked(score, prompts.train), Asked(score, prompts.eval)
     counts = counting(train.masks, train.masks, score.rewards)
     weighted = [counts[name] for name, reward in score.rewards.items() if reward.weight]
     trains = np.logical_or.reduce(weighted) if weighted else np.ones(prompts.train.num_rows, dtype=bool)  # said already

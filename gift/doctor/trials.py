@@ -8,12 +8,11 @@ from gift.doctor.findings import Finding
 from gift.doctor.rewards import REWARDS_KEY, say
 from gift.doctor.whole import Project
 from gift.project.errors import UserError
-from gift.rewards.gold import GOLD_COLUMNS
-from gift.scoring.asked import NOT_ASKED
-from gift.scoring.failures import FAILED
+from gift.scoring.metrics import FAILED
 from gift.scoring.plan import load_plan
+from gift.scoring.rows import NOT_ASKED
 from gift.scoring.score import total_rewards
-from gift.scoring.trials import Trial, mean, try_rewards
+from gift.scoring.trials import GOLD_COLUMNS, Trial, mean, try_rewards
 
 LONG_SECONDS = 1800
 

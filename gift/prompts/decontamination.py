@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gift.rewards.answers.characters import INVISIBLE
+from gift.rewards.characters import INVISIBLE
 
 # Scripts that write no spaces between words: each character is a unit. (Thai, Lao, Myanmar, Khmer; kana; Han.)
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"

@@ -4,22 +4,21 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gift.rewards.text import Completion, Value, completion_text, each_row, shown
+from gift.rewards.text import Completions, Value, completion_text, each_row, shown
 
 _ANSWER = re.compile(r"#(-?\d+)\Z")
 _WORKED = re.compile(r"(-?\d+[+-]\d=-?\d+ )+#-?\d+")
 
 
 def arithmetic_answer(
-    prompts: Any, completions: Sequence[Completion], completion_ids: Any, answer: Sequence[str], **columns: Any
+    prompts: Any, completions: Completions, completion_ids: Any, answer: Sequence[str], **columns: Any
 ) -> list[Value]:
     """1 where the integer after the final "#" is the `answer`, else 0 ("#017" is not "17"; it writes no zeros)."""
-    return each_row(completions, answer, lambda text, gold: float(final_answer(text) == str(int(shown(gold)))))
+    golds = {"answer": answer}
+    return each_row(completions, golds, "answer", lambda text, gold: float(final_answer(text) == str(int(shown(gold)))))
 
 
-def arithmetic_format(
-    prompts: Any, completions: Sequence[Completion], completion_ids: Any, **columns: Any
-) -> list[float]:
+def arithmetic_format(prompts: Any, completions: Completions, completion_ids: Any, **columns: Any) -> list[float]:
     """1 where the completion is steps and a final "#<integer>" and nothing else, right or wrong, else 0."""
     return [float(_WORKED.fullmatch(completion_text(completion)) is not None) for completion in completions]
 

@@ -4,18 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gift.rewards.answers.choice import multiple_choice
-from gift.rewards.answers.gsm8k import gsm8k_answer
-from gift.rewards.answers.match import exact_match, normalized_match, regex_match
-from gift.rewards.answers.math_answer import math_answer
+from gift.rewards.answers import exact_match, gsm8k_answer, multiple_choice, normalized_match, regex_match
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rewards.form.length import cosine_length, length, overlong
-from gift.rewards.form.ngrams import ngram_diversity, repetition
-from gift.rewards.form.tags import tag_format
-from gift.rewards.form.text_format import text_format
-from gift.rewards.models.judge import judge
-from gift.rewards.models.reward_model import reward_model
-from gift.rewards.programs.code_tests import code_tests
+from gift.rewards.code_tests import code_tests
+from gift.rewards.form import cosine_length, length, ngram_diversity, overlong, repetition, tag_format, text_format
+from gift.rewards.judge import judge
+from gift.rewards.math_answer import math_answer
+from gift.rewards.reward_model import reward_model
 from gift.sandbox.run import check_sandbox
 
 RewardFunction = Callable[..., list[Any]]
@@ -37,16 +32,16 @@ REWARDS: dict[str, RewardFunction] = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a function is called where params.yaml does not say: `batch` completions a call, within `timeout_seconds`.
+    """How a function is called where params.yaml does not say.
 
-    None is score.timeout_seconds. `alone` is for functions that hold a model or wait for a server: one process of its
-    own, no memory limit, a long time to start. `needs` says what keeps the machine from it, or None, before any row.
+    `alone` is for functions that hold a model or wait for a server: one process of its own, no memory limit, a long
+    time to start.
     """
 
-    batch: int | Literal["group"] = 1
-    timeout_seconds: float | None = None
+    batch: int | Literal["group"] = 1  # completions a call
+    timeout_seconds: float | None = None  # of a call; None is score.timeout_seconds
     alone: bool = False
-    needs: Callable[[], str | None] = lambda: None
+    needs: Callable[[], str | None] = lambda: None  # what keeps the machine from it, before any row
 
 
 DEFAULTS: dict[str, Defaults] = {

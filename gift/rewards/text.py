@@ -8,9 +8,11 @@ from pydantic import Field
 
 Completion = str | list[dict[str, str]]
 """A text or, where the prompt is a chat, the list of messages that the policy added (always one)."""
-
+Completions = Sequence[Completion]
 Marker = Annotated[str, Field(min_length=1)]
 """A text that stands before or behind an answer."""
+Value = float | None | Exception
+"""What a reward function says of one row: a number, None where it does not apply, or the failure of this row alone."""
 
 # LaTeX's argument without braces is one digit, letter or command: "\\boxed5". Where the number, word or formula goes on
 # ("\\boxed72", "\\boxed x^2", "\\boxed\\frac12") a reader sees more than LaTeX's box holds, and it is none.
@@ -18,9 +20,6 @@ _GOES_ON = r"[A-Za-z]|[.,]?\d|\s*[\[{\d^_+*/=!%-]|\s*\\(?!(?:boxed|fbox|text|q?q
 _TOKEN = rf"(?:\s*(?P<token>\d|\\[A-Za-z]+)|\s+(?P<letter>[A-Za-z]))(?!{_GOES_ON})"
 # A backslash and its character after the boxes, so that the braces of a set, "\\{" and "\\}", open and close nothing.
 _BRACES = re.compile(rf"\\(?:boxed|fbox)(?:(?P<box>\s*\{{)|{_TOKEN})|\\.|(?P<open>\{{)|(?P<close>\}})", re.DOTALL)
-
-Value = float | None | Exception
-"""What a reward function says of one row: a number, None where it does not apply, or the failure of this row alone."""
 
 
 def compiled(pattern: str, flags: int = 0) -> re.Pattern[str]:
@@ -37,10 +36,7 @@ def completion_text(completion: Completion) -> str:
 
 
 def answer_part(text: str, after: str | None, before: str | None) -> str | None:
-    """The text behind the last `after` and up to the next `before`; None where a marker asked for is not there.
-
-    Without `after` the part begins at the beginning, without `before` it ends at the end.
-    """
+    """The text behind the last `after` (or all) up to the next `before` (or the end); None where one is missing."""
     if after is not None:
         _, marker, text = text.rpartition(after)
         if not marker:
@@ -72,9 +68,19 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def each_row(
-    completions: Sequence[Completion], golds: Sequence[Any], compare: Callable[[str, Any], Value]
+    completions: Completions,
+    columns: Mapping[str, Sequence[Any]],
+    column: str | None,
+    compare: Callable[[str, Any], Value],
 ) -> list[Value]:
-    """`compare` of the text of each completion with its gold answer; a `ValueError` is the row's own failure."""
+    """`compare` of the text of each completion with its gold answer; a `ValueError` is the row's own failure.
+
+    `column` holds the gold answers (None: there are none); a `ValueError` says which columns there are.
+    """
+    if column is not None and column not in columns:
+        there = ", ".join(columns) or "none"
+        raise ValueError(f"settings.column: the prompts table has no column '{column}'; its columns: {there}")
+    golds = [None] * len(completions) if column is None else columns[column]
     values: list[Value] = []
     for completion, gold in zip(completions, golds, strict=True):
         try:
@@ -84,19 +90,8 @@ def each_row(
     return values
 
 
-def gold_answers(columns: Mapping[str, Sequence[Any]], column: str) -> Sequence[Any]:
-    """The column that holds the gold answers; a `ValueError` says which columns there are."""
-    if column not in columns:
-        there = ", ".join(columns) or "none"
-        raise ValueError(f"settings.column: the prompts table has no column '{column}'; its columns: {there}")
-    return columns[column]
-
-
 def gold_texts(gold: Any) -> list[str]:
-    """The texts that count as right in a cell of the gold column: one, or a list of them; no blank one.
-
-    Raises a `ValueError` where there is none: such a row can be neither right nor wrong.
-    """
+    """The texts that count as right in a cell of the gold column, one or several; a `ValueError` where one is blank."""
     texts = list(gold) if isinstance(gold, (list, tuple)) else [gold]
     if not texts or any(isinstance(text, (dict, list)) or not shown(text) for text in texts):
         raise ValueError(f"the gold answer {str(gold)[:60]!r} is no text and no list of texts")

@@ -45,11 +45,9 @@ def gated(values: Mapping[str, Floats], terms: Mapping[str, Weighed]) -> dict[st
 
 
 def totals(values: Mapping[str, Floats], failed: Bools, terms: Mapping[str, Weighed]) -> list[float | None]:
-    """The weighted sum of the components that count; None in `failed` rows and where none counts.
-
-    The sum is rounded once (`math.fsum`), so it does not depend on the order of the components.
-    """
+    """The weighted sum of the components that count; None in `failed` rows and where none counts."""
     counts = counted(values, terms)
     products = [np.where(counts[name], term.weight * values[name], 0.0) for name, term in terms.items()]
     known = np.logical_or.reduce(list(counts.values())) & ~failed
+    # math.fsum rounds once, so the order of the components does not matter.
     return [math.fsum(row) if is_known else None for is_known, *row in zip(known, *products, strict=True)]

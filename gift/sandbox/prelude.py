@@ -1,6 +1,6 @@
 """The first program inside the sandbox: it becomes the sandbox's own user, sets its limits, and runs the real program.
 
-run.py hands this file over as text; bubblewrap.py starts it with <program> <uid or -> <limit>=<number>...
+run.py hands this file over as text, and has it started with <program> <uid or -> <limit>=<number>...
 """
 
 import os

@@ -6,6 +6,7 @@ file, no environment variable, no process outside. All of it ends with the run: 
 
 import json
 import os
+import secrets
 import select
 import selectors
 import shutil
@@ -19,12 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gift.sandbox import prelude as sandbox_prelude
-from gift.sandbox.bubblewrap import Limits, command
+from gift.sandbox import prelude
 from gift.sandbox.seccomp import seccomp_filter
 
-DEFAULTS = Limits()
-INSTALL = "install it (on Debian, Ubuntu and Fedora the package bubblewrap)"
+PRELUDE = Path(prelude.__file__).read_text(encoding="utf-8")
+PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}").resolve()
+"""The interpreter behind a virtual environment's."""
+STANDARD = str(Path(os.__file__).resolve().parent)
+NUM_FILES = 64
+CAP_SYS_ADMIN = 21
+NUM_USERS = 1 << 15  # of a container that has users of its own
 # Where a system forbids namespaces: the switch, the value that forbids, the remedy.
 SWITCHES = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "set sysctl kernel.unprivileged_userns_clone=1"),
@@ -50,6 +55,20 @@ print(children)
 """
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use. Memory is the address space of each process; the other limits hold for all together."""
+
+    seconds: float = 6.0  # of the clock, and of processor time for each process
+    memory_mib: int = 512
+    processes: int = 8  # and threads, with two of the sandbox's own
+    scratch_mib: int = 64
+    output_kib: int = 64  # of stdout and stderr together
+
+
+DEFAULTS = Limits()
+
+
 class SandboxError(RuntimeError):
     """The sandbox itself could not start: no fault of the program."""
 
@@ -65,12 +84,9 @@ class Result:
 
 
 def run(program: str, modules: Mapping[str, str] | None = None, stdin: str = "", limits: Limits = DEFAULTS) -> Result:
-    """Run the text of a Python program to its end or its first limit; `modules` are files that it may import, by path.
-
-    Raises `SandboxError` where the sandbox cannot start.
-    """
+    """Run a Python program, which may import `modules` (texts by path), to its end or limit, or raise SandboxError."""
     deadline = time.monotonic() + limits.seconds
-    texts = {"/prelude.py": _PRELUDE, "/code/main.py": program}
+    texts = {"/prelude.py": PRELUDE, "/code/main.py": program}
     texts |= {f"/code/{path}": text for path, text in (modules or {}).items()}
     with ExitStack() as stack:
         files = {path: stack.enter_context(_in_memory(text.encode("utf-8", "replace"))) for path, text in texts.items()}
@@ -80,7 +96,7 @@ def run(program: str, modules: Mapping[str, str] | None = None, stdin: str = "",
         stack.callback(os.close, told)
         try:
             process = subprocess.Popen(
-                command(limits, files, rules, tells),
+                _command(limits, files, rules, tells),
                 stdin=typed,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -91,8 +107,12 @@ def run(program: str, modules: Mapping[str, str] | None = None, stdin: str = "",
         finally:
             os.close(tells)
         with process:
-            about = _first_line(told)
-            inside = _first_process(about)
+            about, inside = b"", None
+            while b"\n" not in about and (more := os.read(told, 4096)):  # nothing where bwrap never made a process
+                about += more
+            if about:  # a handle of the sandbox's first process, whose end is the end of all others
+                with suppress(ProcessLookupError):
+                    inside = os.pidfd_open(json.loads(about.splitlines()[0])["child-pid"])
             try:
                 over, stdout, stderr = _collect(process, deadline, 1024 * limits.output_kib)
             finally:
@@ -108,7 +128,8 @@ def run(program: str, modules: Mapping[str, str] | None = None, stdin: str = "",
 def check_sandbox() -> str | None:
     """Start a sandbox and look at its limits; what is wrong and the remedy, on one line, or None where it works."""
     if sys.platform != "linux" or not shutil.which("bwrap"):
-        return f"model-written code runs only in bubblewrap, and `bwrap` is not on PATH; {INSTALL}"
+        install = "install it (on Debian, Ubuntu and Fedora the package bubblewrap)"
+        return f"model-written code runs only in bubblewrap, and `bwrap` is not on PATH; {install}"
     try:
         result = run(PROBE, limits=Limits(seconds=30.0))
     except (SandboxError, OSError) as error:
@@ -147,22 +168,6 @@ def _in_memory(text: bytes) -> Iterator[int]:
         yield number
     finally:
         os.close(number)
-
-
-def _first_line(told: int) -> bytes:
-    """What bwrap tells, to the end of the first line at least; empty where it never made a process."""
-    text = b""
-    while b"\n" not in text and (more := os.read(told, 4096)):
-        text += more
-    return text
-
-
-def _first_process(about: bytes) -> int | None:
-    """A handle of the sandbox's first process, whose end is the end of all others; None where there is none."""
-    if about:
-        with suppress(ProcessLookupError):
-            return os.pidfd_open(json.loads(about.splitlines()[0])["child-pid"])
-    return None
 
 
 def _collect(
@@ -219,4 +224,65 @@ def _status(code: int, errors: str) -> Literal["ok", "failed", "killed", "memory
     return "killed" if 128 < code <= 192 else "failed"
 
 
-_PRELUDE = Path(sandbox_prelude.__file__).read_text(encoding="utf-8")
+def _command(limits: Limits, files: dict[str, int], rules: int, tells: int) -> list[str]:
+    """bwrap's command line; the numbers are open files that it inherits."""
+    words = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session"]
+    words += ["--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
+    words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--hostname", "sandbox", "--cap-drop", "ALL", "--seccomp", str(rules), "--json-status-fd", str(tells)]
+    user = _user_to_become()
+    if user is not None:
+        # The limit on processes does not hold for root, nor for a user namespace's root that is root outside.
+        words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        words += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    shown = [["--ro-bind", path, path] for path in _library()]
+    shown += [["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]]
+    shown += [["--dev-bind", path, path] for path in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")]
+    shown += [["--perms", "0444", "--ro-bind-data", str(number), path] for path, number in files.items()]
+    for parent in sorted({str(parent) for *_, path in shown for parent in list(Path(path).parents)[:-1]}):
+        words += ["--perms", "0755", "--dir", parent]  # which bwrap would make for root alone
+    words += [word for option in shown for word in option]
+    for path in ("/lib", "/lib64"):
+        if Path(path).is_symlink():
+            words += ["--symlink", str(Path(path).readlink()), path]
+    installed = (f"{STANDARD}/site-packages", f"{STANDARD}/dist-packages", "/usr/lib/python3/dist-packages")
+    for path in filter(os.path.isdir, installed):  # inside the library, to be hidden
+        words += ["--tmpfs", path, "--remount-ro", path]
+    words += ["--perms", "1777", "--size", str(limits.scratch_mib << 20), "--tmpfs", "/tmp"]
+    words += ["--remount-ro", "/", "--chdir", "/tmp"]
+    kernel = {
+        "AS": limits.memory_mib << 20,
+        "CORE": 0,
+        "CPU": int(limits.seconds) + 1,
+        "FSIZE": limits.scratch_mib << 20,
+        "NOFILE": NUM_FILES,
+        "NPROC": limits.processes,
+    }
+    python = [str(PYTHON), "-P", "-s", "-S", "-B", "-X", "utf8", "/prelude.py", "/code/main.py"]
+    become = "-" if user is None else str(user)
+    return [*words, *python, become, *(f"{name}={value}" for name, value in kernel.items())]
+
+
+def _library() -> list[str]:
+    """What Python needs to start: itself, its standard library, the shared libraries."""
+    places = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(PYTHON.parents[1] / "lib"), STANDARD]
+    found = [str(PYTHON)]
+    for place in places:
+        path = Path(place)
+        if path.is_dir() and not path.is_symlink() and not any(path.is_relative_to(other) for other in found):
+            found.append(place)
+    return found
+
+
+def _user_to_become() -> int | None:
+    """A user number that nobody has, by chance also no other sandbox, so that its processes are counted alone.
+
+    None where this process cannot become another user, or cannot mount without a user namespace of its own.
+    """
+    with Path("/proc/self/status").open(encoding="utf-8") as lines:
+        effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    start, _, count = map(int, Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()[-1].split())
+    if os.geteuid() != 0 or not int(effective, 16) >> CAP_SYS_ADMIN & 1 or count < NUM_USERS:
+        return None
+    return min(start + count, 1 << 31) - 1 - secrets.randbelow(min(count // 4, 1 << 28))

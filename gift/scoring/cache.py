@@ -1,19 +1,29 @@
 """Values of reward functions kept from run to run: scoring again calls only what is new. May be deleted any time."""
 
 import hashlib
+import json
+import platform
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gift.project.code import ROOT as PROJECT
+from gift.project.code import imported_files, project_files
 from gift.project.errors import UserError
-from gift.scoring.digest import function_digest
+from gift.project.work import file_digest, tree_digest
+from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import read_file, write_file
 
 ROOT = Path("data/.cache/scores")
+FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results
 KEPT = ("ok", "abstain")
 SCHEMA = pa.schema([pa.field("row", pa.binary(16), nullable=False), pa.field("value", pa.float64())])
 
@@ -21,8 +31,8 @@ SCHEMA = pa.schema([pa.field("row", pa.binary(16), nullable=False), pa.field("va
 class RewardCache:
     """One file for each function and part: `<function's digest>/<label>-00000.parquet`, a null value an abstention.
 
-    A value counts for the same function, settings and rows of its call (`reward_code`, `row_keys`). Each part has the
-    last rows that were scored as this part.
+    A value counts for the same function, settings and rows of its call (`function_digest`, `row_keys`). Each part
+    has the last rows that were scored as this part.
     """
 
     def __init__(self, root: Path, label: str, rewards: Iterable[Loaded], user_folder: Path) -> None:
@@ -76,3 +86,72 @@ def row_keys(digests: Sequence[bytes], spans: Iterable[Sequence[int]]) -> list[b
         if times[key] > 1:
             keys[row] = hashlib.blake2b(times[key].to_bytes(8) + key, digest_size=16).digest()
     return keys
+
+
+def function_digest(reward: Loaded, user_folder: Path) -> str:
+    """sha256 over all that shapes a function's values, its rows aside.
+
+    That is the function's file and the project's files it imports, however far; for a function of the user every file
+    of `user_folder` that is no Python; the versions of Python, of the packages those files import, and of what these
+    require; settings, where the name of a local file or folder counts by its content; signature and rows of a call.
+    """
+    roots = project_roots()
+    names = [] if reward.file else [REWARDS[reward.function].__module__]
+    names += ["gift.rewards.signature"] if reward.signature == "verl" else []
+    first = [path for name in names for path in project_files(name, roots)]
+    files, packages = imported_files([*([Path(reward.file)] if reward.file else []), *first], roots)
+    data = [path for path in user_folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    content = {
+        "format": FORMAT,
+        "function": [str(reward.file), reward.function],
+        "call": [reward.signature, reward.batch],
+        "settings": _by_content(reward.settings),
+        "code": sorted([path.name, file_digest(path)] for path in files),
+        "data": sorted([str(path), file_digest(path)] for path in data) if reward.file else [],
+        "versions": {"python": platform.python_version(), **versions(packages)},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def project_roots() -> list[Path]:
+    """The user's files lie where the project is run, ours where this file is: most often one folder."""
+    return list(dict.fromkeys([Path.cwd().resolve(), PROJECT]))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed versions of what is imported under these names, and of all that they require."""
+    found: dict[str, str] = {}
+    todo = []
+    for package in sorted(packages):
+        try:
+            todo.append(metadata.distribution(package).name)
+        except metadata.PackageNotFoundError:  # the slow look through all only where the names differ
+            todo += metadata.packages_distributions().get(package, [])
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in found:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # asked for on another system, or imported where it may be missing
+        found[name] = distribution.version
+        needed = [line for line in distribution.requires or [] if "extra ==" not in line]
+        todo.extend(match[0] for line in needed if (match := re.match(r"[\w.-]+", line)))
+    return found
+
+
+def _by_content(value: Any) -> Any:
+    """A setting, with a digest for what is the name of a local file or folder (of no folder that holds the project)."""
+    if isinstance(value, dict):
+        return {key: _by_content(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_by_content(each) for each in value]
+    if isinstance(value, str) and value:
+        path = Path(value)
+        with suppress(OSError, ValueError):  # a text that no file can be called
+            if path.is_file():
+                return [value, file_digest(path)]
+            if path.is_dir() and not Path.cwd().resolve().is_relative_to(path.resolve()):
+                return [value, tree_digest(path)]
+    return value

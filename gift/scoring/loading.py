@@ -1,7 +1,8 @@
-"""What a worker loads: the function that params.yaml names, with settings and columns that fit it."""
+"""What a worker loads, the function that params.yaml names with what fits it, and how it describes an exception."""
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,28 +14,24 @@ from typing import Any, Literal
 
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
-from gift.rewards.signature import wrong_settings
-from gift.rewards.verl import ARGUMENTS, from_verl
-from gift.scoring.workers.messages import describe
+from gift.rewards.signature import VERL_ARGUMENTS, from_verl, wrong_settings
+
+MAX_MESSAGE = 300
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A reward function as params.yaml names it, and how it is called.
-
-    `file` is None for one of ours; `arguments` are the names it is called with, settings aside. `batch` is the rows of
-    a call, `timeout_seconds` (None: the pool's) its limit, and `alone` gives the function a worker of its own.
-    """
+    """A reward function as params.yaml names it, and how it is called."""
 
     name: str
-    file: str | None
+    file: str | None  # None for one of ours
     function: str
     settings: dict[str, Any]
-    arguments: list[str]
+    arguments: list[str]  # the names that it is called with, settings aside
     signature: Literal["trl", "verl"] = "trl"
-    batch: int | Literal["group"] = 1
-    timeout_seconds: float | None = None
-    alone: bool = False
+    batch: int | Literal["group"] = 1  # the rows of a call
+    timeout_seconds: float | None = None  # of a call; None: the pool's
+    alone: bool = False  # in a worker of its own
 
 
 def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None:
@@ -52,10 +49,11 @@ def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None
             there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
             return f"{where}: no such function; the file has {', '.join(there) or 'none'}"
         function = module.__dict__[reward.function]
-    problem = misfit(reward, function)
-    if problem:
+    if problem := misfit(reward, function):
         return problem
-    bound = partial(_awaited(function) if inspect.iscoroutinefunction(function) else function, **reward.settings)
+    bound = partial(function, **reward.settings)
+    if inspect.iscoroutinefunction(function):  # TRL and verl take such ones too
+        bound = partial(_run, bound)
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
     return try_without_rows(reward, function) if reward.file is None else None
 
@@ -63,52 +61,37 @@ def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None
 def misfit(reward: Loaded, function: Callable[..., Any]) -> str | None:
     """The key of a setting or column that does not fit a function, and what is wrong; the function is not called."""
     parameters = inspect.signature(function).parameters
-    arguments = list(ARGUMENTS) if reward.signature == "verl" else reward.arguments
+    is_ours, is_trl = reward.file is None, reward.signature == "trl"
+    arguments = reward.arguments if is_trl else list(VERL_ARGUMENTS)
     for key in reward.settings:
         if key not in parameters or key in arguments:
-            free = [
-                name
-                for name, parameter in parameters.items()
-                if name not in arguments and parameter.kind != parameter.VAR_KEYWORD
-            ]
-            return f"settings.{key}: {reward.function} has no such setting; it has {', '.join(free) or 'none'}"
-    wrong = wrong_settings(function, reward.settings) if reward.file is None else None
-    if wrong:
+            known = [each.name for each in parameters.values() if each.kind != each.VAR_KEYWORD]
+            free = ", ".join(name for name in known if name not in arguments) or "none"
+            return f"settings.{key}: {reward.function} has no such setting; it has {free}"
+    if is_ours and (wrong := wrong_settings(function, reward.settings)):
         return wrong
     try:
         inspect.signature(function).bind(**dict.fromkeys([*arguments, *reward.settings]))
     except TypeError as error:
-        columns = " (with all columns of the prompts table)" if reward.signature == "trl" else ""
-        remedy = "; let it take **columns for those it does not use" if reward.signature == "trl" else ""
-        if reward.file is None:
+        columns = " (with all columns of the prompts table)" if is_trl else ""
+        remedy = "; let it take **columns for those it does not use" if is_trl else ""
+        if is_ours:
             remedy = "; name the source's column in prepare.columns"
-        return (
-            f"function: {reward.function}: {error}; it is called with {', '.join(arguments)}{columns} and its "
-            f"settings{remedy}"
-        )
-    return _hidden_setting(reward, function) if reward.file is None else None
-
-
-def _hidden_setting(reward: Loaded, function: Callable[..., Any]) -> str | None:
-    """The setting of one of ours whose name a column has too."""
-    settings = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
-    for name in settings:
-        if name in reward.arguments:
+        called = f"it is called with {', '.join(arguments)}{columns} and its settings{remedy}"
+        return f"function: {reward.function}: {error}; {called}"
+    for each in parameters.values():
+        if is_ours and each.kind is each.KEYWORD_ONLY and each.name in arguments:
             return (
-                f"settings.{name}: {reward.function} has a setting of that name, and the prompts table a column; give "
-                f"the column another name in prepare.columns"
+                f"settings.{each.name}: {reward.function} has a setting of that name, and the prompts table a column; "
+                "give the column another name in prepare.columns"
             )
     return None
 
 
-def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An `async def` as a function that returns its result; TRL and verl take such ones too."""
+def _run(function: Callable[..., Any], **arguments: Any) -> Any:
     import asyncio
 
-    def call(**arguments: Any) -> Any:
-        return asyncio.run(function(**arguments))
-
-    return call
+    return asyncio.run(function(**arguments))
 
 
 def try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:
@@ -138,3 +121,32 @@ def _line_in(file: str, error: BaseException) -> str:
         return f" ({file}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
     return f" ({file}:{frames[-1].lineno})" if frames else ""
+
+
+def one_line(text: str) -> str:
+    """A message that is one line, short, storable, and the same in every process (no memory addresses)."""
+    text = re.sub(r"0x[0-9a-fA-F]{4,}", "0x...", " ".join(text[: 100 * MAX_MESSAGE].split()))
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 3] + "..."
+
+
+def describe(error: BaseException) -> str:
+    """Kind and text of an exception."""
+    return one_line(f"{type(error).__name__}: {printed(error)}".removesuffix(": "))
+
+
+def printed(error: BaseException) -> str:
+    """The text of an exception; none where it has none, or fails to print itself."""
+    try:
+        return str(error)
+    except BaseException:
+        return ""
+
+
+def show(value: Any) -> str:
+    """The start of a value as Python writes it, or its type."""
+    try:
+        text = repr(value)
+    except BaseException:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

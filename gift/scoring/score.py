@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.console import Progress
+from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.work import Work, file_digest, tree_digest
 from gift.rewards.total import totals
-from gift.scoring.asked import NOT_ASKED, Asked
 from gift.scoring.cache import ROOT, RewardCache, row_keys
-from gift.scoring.failures import FAILED, Failures
 from gift.scoring.loading import Loaded
+from gift.scoring.metrics import FAILED, Failures
 from gift.scoring.plan import USER_FOLDER, load_plan
-from gift.scoring.rows import PartRows, Prompts
+from gift.scoring.pool import RewardPool
+from gift.scoring.process import Call
+from gift.scoring.rows import NOT_ASKED, Asked, PartRows
 from gift.scoring.settings import Reward, Score, ScoreLaunch
-from gift.scoring.workers.pool import RewardPool
-from gift.scoring.workers.process import Call
-from gift.scoring.workers.worker import Outcome
+from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -32,44 +32,25 @@ from gift.tables.scores import check_scores, scores_schema
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of completions and its scores: two narrow tables with the same rows, and notes for people.
+    """A table of completions and its scores: two narrow tables with the same rows, and notes for people."""
 
-    `rows` has prompt_id, sample, num_tokens and finish_reason; `scores` is the scores table without its messages;
-    `slowest` names the call that took longest; `num_asked` has the completions that each reward was asked for; `source`
-    is the metadata of the completions.
-    """
-
-    rows: pa.Table
-    scores: pa.Table
-    slowest: str
+    rows: pa.Table  # prompt_id, sample, num_tokens and finish_reason
+    scores: pa.Table  # the scores table without its messages
+    slowest: str  # the call that took longest
     num_reused: int
-    num_asked: dict[str, int]
-    source: dict[str, Any]
+    num_asked: dict[str, int]  # the completions that each reward was asked for
+    source: dict[str, Any]  # the metadata of the completions
 
 
 def score_table(
     label: str, rollouts: Path, prompts: Path, table: pa.Table, score: Score, launch: ScoreLaunch
 ) -> tuple[Work, Scored]:
-    """Score a table of completions into the folder `scores` of the work folder of `label`, such as score@r1.
-
-    `table` holds the rows of the file `prompts`.
-    """
+    """Score completions into `scores` of the work folder of `label` (as score@r1); `table` is what `prompts` holds."""
     _, source = read_footer(part_paths(rollouts)[0])
-    metadata = {
-        "artifact": "scores",
-        "policy": source["policy"],
-        "rewards": {
-            name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()
-        },
-        "settings": settings_of(score),
-    }
-    inputs = {
-        **metadata,
-        "rollouts": tree_digest(rollouts),
-        "prompts": file_digest(prompts),
-        "rewards": tree_digest(USER_FOLDER),
-    }
-    work = Work(label, inputs)
+    terms = {name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()}
+    metadata = {"artifact": "scores", "policy": source["policy"], "rewards": terms, "settings": settings_of(score)}
+    files = {"rollouts": tree_digest(rollouts), "prompts": file_digest(prompts), "rewards": tree_digest(USER_FOLDER)}
+    work = Work(label, metadata | files)
     folder, endpoint = work.folder / "scores", launch.judge_endpoint
     return work, score_parts(folder, rollouts, table, score, launch.workers, metadata, label, endpoint, cache=ROOT)
 
@@ -91,9 +72,8 @@ def score_parts(
     of all rows are checked before a function is called; then a part is read once, and one is in memory at a time.
     Raises where one function fails for more than `max_failed_share` of all completions.
     """
-    known, plan = Prompts(prompts), load_plan(score, prompts)
-    prompt_ids = _prompt_ids(rollouts, known)
-    asked = Asked(score, known)
+    plan, asked = load_plan(score, prompts), Asked(score, prompts)
+    prompt_ids = _prompt_ids(rollouts, asked)
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
     failures, schema = Failures(score, num_asked, folder), scores_schema(score.rewards)
     num_done = sum(read_file(path, ["sample"])[0].num_rows for path in folder.glob("*.parquet"))
@@ -104,7 +84,7 @@ def score_parts(
         RewardPool(plan, workers, score.timeout_seconds, score.memory_gib, judge_endpoint) as pool,
     ):
         kept = RewardCache(cache, label, plan, USER_FOLDER) if cache else None
-        scorer = _Scorer(score, plan, asked, pool, kept, failures, progress)
+        scorer = _Scorer(plan, asked, pool, kept, failures, progress)
         for _, part, source in read_parts(rollouts, ROLLOUTS, check_rollouts):
             index = len(scores)  # enumerate would keep the part while the next is read
             done = folder / part_name(index)
@@ -113,7 +93,7 @@ def score_parts(
                 check_same_rows(table, part, done)
                 failures.add_table(table)
             else:
-                table = scorer.score(index, PartRows(part, known, source.get("generation_prompt", "")))
+                table = scorer.score(index, PartRows(part, asked, source.get("generation_prompt", "")))
                 write_part(folder, index, table, schema, check_scores, metadata)
             scores.append(table.drop_columns([f"{name}_message" for name in score.rewards]))
             narrow = part.select(["prompt_id", "sample", "finish_reason"])
@@ -123,13 +103,18 @@ def score_parts(
     return Scored(*tables, scorer.slowest, scorer.num_reused, num_asked, source)
 
 
-def _prompt_ids(rollouts: Path, known: Prompts) -> list[str]:
+def _prompt_ids(rollouts: Path, asked: Asked) -> list[str]:
     """The prompt of every row; keys that are not in order, and prompts that are not in the table, are refused."""
     keys: list[pa.Table] = []
     for path in part_paths(rollouts):
         keys.append(read_file(path, ["prompt_id", "sample"])[0])
         check_key(keys[-1], path)
-        known.check_asked(keys[-1], path)
+        for row, prompt_id in enumerate(keys[-1]["prompt_id"].to_pylist()):
+            if prompt_id not in asked.row_of:
+                raise UserError(
+                    f"{path}: row {row}: prompt_id={prompt_id} is not in the prompts table; the rollouts were sampled "
+                    "from another one: run `dvc repro`"
+                )
     table = pa.concat_tables(keys)
     check_key(table, rollouts)
     return list(table["prompt_id"].to_pylist())
@@ -139,7 +124,6 @@ def _prompt_ids(rollouts: Path, known: Prompts) -> list[str]:
 class _Scorer:
     """What scores one part after another."""
 
-    settings: Score
     plan: list[Loaded]
     asked: Asked
     pool: RewardPool
@@ -153,7 +137,7 @@ class _Scorer:
     def score(self, index: int, rows: PartRows) -> pa.Table:
         """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
         everyone = range(len(rows.prompt_ids))
-        own = {name: self.asked.rows(name, rows.prompt_ids) for name in self.settings.rewards}
+        own = {name: self.asked.rows(name, rows.prompt_ids) for name in self.asked.score.rewards}
         others = {name: sorted(set(everyone).difference(each)) for name, each in own.items()}
         outcomes: dict[str, dict[int, Outcome]] = {name: {} for name in own}
         keys: dict[str, list[bytes]] = {}
@@ -177,7 +161,15 @@ class _Scorer:
                     self.cache.write(name, index, keys[name], outcomes[name])
         for name, each in others.items():
             outcomes[name] |= dict.fromkeys(each, NOT_ASKED)
-        return self._table(rows, outcomes)
+        rewards = self.asked.score.rewards
+        by_name = {name: [outcomes[name][row] for row in everyone] for name in rewards}
+        totals = total_rewards(rewards, by_name)
+        columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
+        for name, made in by_name.items():
+            columns[name] = [outcome.value for outcome in made]
+            columns[f"{name}_status"] = [outcome.status for outcome in made]
+            columns[f"{name}_message"] = [outcome.message for outcome in made]
+        return pa.table(columns, schema=scores_schema(rewards))
 
     def _call(self, rows: PartRows, calls: list[Call], outcomes: dict[str, dict[int, Outcome]]) -> None:
         """Make the calls; add their outcomes as they come."""
@@ -194,17 +186,6 @@ class _Scorer:
             num_open[row] -= 1
             if not num_open[row]:
                 self.progress.advance()
-
-    def _table(self, rows: PartRows, outcomes: dict[str, dict[int, Outcome]]) -> pa.Table:
-        rewards = self.settings.rewards
-        by_name = {name: [outcomes[name][row] for row in range(len(rows.prompt_ids))] for name in rewards}
-        totals = total_rewards(rewards, by_name)
-        columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
-        for name, each in by_name.items():
-            columns[name] = [outcome.value for outcome in each]
-            columns[f"{name}_status"] = [outcome.status for outcome in each]
-            columns[f"{name}_message"] = [outcome.message for outcome in each]
-        return pa.table(columns, schema=scores_schema(rewards))
 
 
 def total_rewards(rewards: dict[str, Reward], outcomes: Mapping[str, Sequence[Outcome]]) -> list[float | None]:

@@ -11,21 +11,17 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.process import GARBAGE, Broken, Call, Lane, Line, Worker
-from gift.scoring.workers.strays import adopt_orphans, children, kill_children
-from gift.scoring.workers.worker import Entry, Outcome
+from gift.scoring.process import GARBAGE, Broken, Call, Lane, Line, Worker
+from gift.scoring.worker import Entry, Outcome, adopt_orphans, children, kill_children
 
 START_SECONDS, START_ALONE_SECONDS = 120.0, 1800.0
 MESSAGE_ROWS = 64
 GLANCE_SECONDS = 0.5
-
-Found = tuple[str, int, Outcome]
-"""What a reward made of a row."""
+Found = tuple[str, int, Outcome]  # what a reward made of a row
 
 
 class RewardPool:
@@ -56,9 +52,7 @@ class RewardPool:
         self.adopted = adopt_orphans()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for worker in self._workers():
             self._end(worker)
         adopt_orphans(self.adopted)
@@ -72,10 +66,7 @@ class RewardPool:
             self._step()
 
     def run(self, calls: Iterable[Call], arguments: Callable[[list[int]], dict[str, list[Any]]]) -> Iterator[Found]:
-        """The outcome of every row of every call, in the order in which they end.
-
-        `arguments` makes what a function gets for some rows, as lists, when their turn comes.
-        """
+        """The outcome of every row of every call, as they end; `arguments` makes a call's lists when its turn comes."""
         self.arguments = arguments
         for name, rows in calls:
             self.lane[name].pending.append((name, rows))
@@ -156,11 +147,9 @@ class RewardPool:
         return [(name, row, Outcome(*entry, seconds=seconds)) for row, entry in zip(rows, entries, strict=True)]
 
     def _lost(self, worker: Worker, status: str, cause: str) -> list[Found]:
-        """End a worker that died, hangs, or no longer speaks as it should; the call it was at has failed.
-
-        A death after other calls is no fault of this one, which is tried again in a new worker.
-        """
+        """End a worker that died, hangs, or no longer speaks as it should; the call it was at has failed."""
         found: list[Found] = []
+        # A death after other calls is no fault of this one, which is tried again in a new worker.
         again = [worker.calls.popleft()] if worker.calls and worker.num_done and status == "error" else []
         if not again and worker.calls:
             seconds = time.monotonic() - worker.started

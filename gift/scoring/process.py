@@ -18,16 +18,14 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.scoring.loading import Loaded
-from gift.scoring.workers.worker import CONNECTION_LOST, Entry
+from gift.scoring.worker import CONNECTION_LOST, Entry
 from gift.tables.scores import STATUSES
 
 SEND_SECONDS = 60
 LINE_BYTES = 2**24
 GARBAGE = "the worker process wrote to the connection of the pool"
-Call = tuple[str, list[int]]
-"""A reward's name and the rows that it is called with."""
-Line = tuple[float, list[Entry]]
-"""What became of a call: its seconds; an entry for each of its rows, or one for all."""
+Call = tuple[str, list[int]]  # a reward's name and the rows that it is called with
+Line = tuple[float, list[Entry]]  # what became of a call: its seconds; an entry for each of its rows, or one for all
 
 
 class Broken(Exception):
@@ -65,12 +63,12 @@ class Worker:
     def __init__(self, lane: Lane, *calls: Call) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
-        root = str(Path(__file__).parents[3])
+        root = str(Path(__file__).parents[2])
         threads = {} if lane.memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from gift.scoring.workers.worker import main; main()", str(theirs.fileno())],
+                [sys.executable, "-c", "from gift.scoring.worker import main; main()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={
                     **os.environ,
@@ -122,8 +120,7 @@ class Worker:
             self.data += data
             if b"\n" in data:
                 *whole, self.data = self.data.split(b"\n")
-                for text in whole:
-                    yield self._understood(text)
+                yield from map(self._understood, whole)
             if len(self.data) > LINE_BYTES:
                 raise Broken(GARBAGE)
 

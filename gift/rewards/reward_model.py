@@ -9,10 +9,11 @@ from typing import Any, Literal
 from gift.project.errors import UserError
 from gift.project.sections import Count, Dtype, Section
 from gift.rewards.signature import takes
-from gift.rewards.text import Completion, completion_text
+from gift.rewards.text import Completions, completion_text
 
 ROWS_PER_FORWARD = 16  # a call may hold any number of rows; so many of them are padded to one length
 NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
+Prompts = Sequence[str | list[dict[str, str]]]
 
 
 class RewardModelSettings(Section):
@@ -30,27 +31,19 @@ class RewardModelSettings(Section):
 
 @dataclass(frozen=True)
 class Classifier:
-    """An open classifier: `pad` is the padding token its config names, `context` its limit in tokens, either or None.
-
-    `vocabulary` is the number of tokens that it has embeddings for; its tokenizer may know more.
-    """
+    """An open classifier."""
 
     name: str
     model: Any
     tokenizer: Any
-    pad: int | None
-    context: int | None
-    vocabulary: int
+    pad: int | None  # the padding token that its config names
+    context: int | None  # its limit in tokens
+    vocabulary: int  # the number of tokens that it has embeddings for; its tokenizer may know more
 
 
-@takes(RewardModelSettings)
+@takes
 def reward_model(
-    prompts: Sequence[str | list[dict[str, str]]],
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Any],
-    *,
-    settings: RewardModelSettings,
-    **columns: Any,
+    prompts: Prompts, completions: Completions, completion_ids: Any, *, settings: RewardModelSettings, **columns: Any
 ) -> list[float | Exception]:
     """The classifier's score of each row: prompt and completion, one value of its head (docs/judges.md).
 
@@ -64,7 +57,10 @@ def reward_model(
     classifier = open_classifier(settings.model, settings.revision, settings.dtype)
     if isinstance(classifier, UserError):
         raise classifier
-    label, limit = _label(classifier, settings), _limit(classifier, settings)
+    if settings.max_length and classifier.context and settings.max_length > classifier.context:
+        most = f"'{classifier.name}' takes {classifier.context} tokens; lower it"
+        raise UserError(f"reward_model: settings.max_length: {settings.max_length}: {most}")
+    label, limit = _label(classifier, settings), settings.max_length or classifier.context
     template = _uses_template(classifier, settings.form, prompts)
     values: list[float | Exception] = []
     rows: dict[int, list[int]] = {}
@@ -153,16 +149,7 @@ def _label(classifier: Classifier, settings: RewardModelSettings) -> int:
     return found[0]
 
 
-def _limit(classifier: Classifier, settings: RewardModelSettings) -> int | None:
-    """The most tokens of a row."""
-    wanted, most = settings.max_length, classifier.context
-    if wanted and most and wanted > most:
-        problem = f"'{classifier.name}' takes {most} tokens; lower it"
-        raise UserError(f"reward_model: settings.max_length: {wanted}: {problem}")
-    return wanted or most
-
-
-def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) -> list[bool]:
+def _uses_template(classifier: Classifier, form: str, prompts: Prompts) -> list[bool]:
     """For each row, whether it goes through the tokenizer's chat template."""
     has_template = bool(classifier.tokenizer.chat_template)
     uses = [form == "chat" or not isinstance(prompt, str) or (form == "auto" and has_template) for prompt in prompts]
@@ -173,19 +160,13 @@ def _uses_template(classifier: Classifier, form: str, prompts: Sequence[Any]) ->
         )
     if form == "text" and any(uses):
         raise UserError("reward_model: settings.form: text: the prompts are chats; leave it out, or set chat")
-    if has_template and form != "text":
-        _check_template(classifier)
-    return uses
-
-
-def _check_template(classifier: Classifier) -> None:
-    """A template that leaves a message out would score all completions alike."""
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    rendered = classifier.tokenizer.apply_chat_template(chat, tokenize=False)
-    for each in chat:
-        if each["content"] not in rendered:
+    for each in chat if has_template and form != "text" else []:
+        # A template that leaves a message out would score all completions alike.
+        if each["content"] not in classifier.tokenizer.apply_chat_template(chat, tokenize=False):
             problem = f"its chat template leaves the message of the {each['role']} out"
             raise UserError(f"reward_model: '{classifier.name}': {problem}")
+    return uses
 
 
 def _tokens(tokenizer: Any, prompt: str | list[dict[str, str]], text: str, template: bool) -> list[int]:

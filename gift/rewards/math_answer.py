@@ -3,19 +3,15 @@
 import logging
 import re
 import warnings
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from gift.rewards.answers.characters import plain_digits
-from gift.rewards.text import Completion, Marker, Value, answer_part, boxes, each_row, gold_answers, gold_texts
+from gift.rewards.characters import plain_digits
+from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, each_row, gold_texts
 
-MAX_ANSWER = 1000
-"""Characters that an answer may have: more is no answer."""
-MAX_DEPTH = 20
-"""Brackets that may be open at once: the parser's time grows steeply with them."""
-TAIL = 2000
-"""Characters at the end of a completion that are searched where it has no box."""
+MAX_ANSWER = 1000  # characters that an answer may have: more is no answer
+MAX_DEPTH = 20  # brackets that may be open at once: the parser's time grows steeply with them
+TAIL = 2000  # characters at the end of a completion that are searched where it has no box
 
 _JOINT = re.compile(r"(?:[\s,;.$]|\\[,;!()\[\]]|\\q?quad\b|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\}){0,40}")
 _MARKED = re.compile(r"^\s*####\s*(\S.*)")
@@ -38,9 +34,9 @@ _SPELLINGS = (
 
 
 def math_answer(
-    prompts: Sequence[Any],
-    completions: Sequence[Completion],
-    completion_ids: Sequence[Any],
+    prompts: Any,
+    completions: Completions,
+    completion_ids: Any,
     *,
     column: str = "answer",
     require_boxed: bool = False,
@@ -54,7 +50,6 @@ def math_answer(
     Math-Verify finds in the last `TAIL` characters. The gold is LaTeX or a number, or a solution that ends in one of
     these ways, or a list of which any is right; one that cannot be read is the error of its row.
     """
-    golds = gold_answers(columns, column)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the limits are off
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SymPy's, about what a policy wrote
@@ -63,7 +58,7 @@ def math_answer(
         def right(text: str, gold: Any) -> Value:
             return _verdict(plain_digits(answer_part(text, after, before) or ""), gold, require_boxed)
 
-        return each_row(completions, golds, right)
+        return each_row(completions, columns, column, right)
 
 
 def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
@@ -73,7 +68,10 @@ def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
     for each, right in golds:
         if not right:
             raise ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
-    said = said_expressions(text, require_boxed)
+    answer = boxed_answer(text) if require_boxed else final_answer(text)
+    said = _parse_latex(answer) if answer is not None else []
+    if answer is None and not require_boxed:
+        said = _parse_text(text)
     for _, right in golds:
         try:
             equal = verify(right, said, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
@@ -108,22 +106,13 @@ def gold_expressions(gold: str) -> list[Any]:
     answer = final_answer(gold)
     if answer is None and not _FORMULA.search(gold) and not _is_prose(gold):
         answer = gold
-    found = _parse_text(_tail(gold)) if answer is None else _parse_latex(answer)
+    found = _parse_text(gold) if answer is None else _parse_latex(answer)
     return [] if all(isinstance(each, str) or each in (nan, zoo) for each in found) else found
-
-
-def said_expressions(text: str, require_boxed: bool) -> list[Any]:
-    """What Math-Verify reads in a completion, in the same form."""
-    answer = boxed_answer(text) if require_boxed else final_answer(text)
-    if answer is not None:
-        return _parse_latex(answer)
-    return [] if require_boxed else _parse_text(_tail(text))
 
 
 def final_answer(text: str) -> str | None:
     """The boxed answer or, where there is none, what stands behind "####" on the last line, as in GSM8K."""
-    boxed = boxed_answer(text)
-    if boxed is not None:
+    if (boxed := boxed_answer(text)) is not None:
         return boxed
     marked = _MARKED.search(text.rstrip().rpartition("\n")[2])
     return marked[1] if marked and not _is_prose(marked[1]) else None
@@ -148,16 +137,12 @@ def _is_prose(text: str) -> bool:
     return _PROSE.search(_COMMAND.sub("", text)) is not None
 
 
-def _tail(text: str) -> str:
-    """The last characters of a text, from the beginning of a line on, so that no formula is cut in two."""
-    return text if len(text) <= TAIL else text[-TAIL:].partition("\n")[2] or text[-TAIL:]
-
-
 def _parse_latex(answer: str) -> list[Any]:
     """The whole of an answer as LaTeX; Math-Verify does not search it for a part that can be read."""
     from math_verify import LatexExtractionConfig, parse
 
-    if len(answer) > MAX_ANSWER or _depth(answer) > MAX_DEPTH:
+    steps = (("([{".find(letter) >= 0) - (")]}".find(letter) >= 0) for letter in answer)
+    if len(answer) > MAX_ANSWER or max(accumulate(steps), default=0) > MAX_DEPTH:
         return []
     for pattern, spelling in _SPELLINGS:
         answer = pattern.sub(spelling, answer)
@@ -171,12 +156,6 @@ def _parse_latex(answer: str) -> list[Any]:
     return parse("\\boxed{" + answer + "}", [config], parsing_timeout=None) if answer else []
 
 
-def _depth(answer: str) -> int:
-    """How many brackets of any kind are open at once, at most."""
-    steps = (("([{".find(letter) >= 0) - (")]}".find(letter) >= 0) for letter in answer)
-    return max(accumulate(steps), default=0)
-
-
 def _fraction(repeating: re.Match[str]) -> str:
     r"""A repeating decimal as a fraction: 0.1\overline{6} is 16 - 1 over 90."""
     whole, fixed, period = repeating.groups()
@@ -185,7 +164,9 @@ def _fraction(repeating: re.Match[str]) -> str:
 
 
 def _parse_text(text: str) -> list[Any]:
-    """The answer that Math-Verify finds in a text: a formula, else a number."""
+    """The answer that Math-Verify finds in the last characters of a text: a formula, else a number."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
+    if len(text) > TAIL:  # from the beginning of a line on, so that no formula is cut in two
+        text = text[-TAIL:].partition("\n")[2] or text[-TAIL:]
     return parse(text, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=None)
