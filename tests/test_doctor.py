@@ -32,7 +32,7 @@ from gift.project.errors import UserError
 from gift.project.gpus import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
-from gift.sampling.vllm_limits import CPU_HEAD_SIZES
+from gift.sampling.settings import CPU_HEAD_SIZES
 from gift.scoring import check as rewards_check
 from gift.scoring.loading import Loaded
 from gift.scoring.settings import Score

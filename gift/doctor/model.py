@@ -23,8 +23,7 @@ from gift.policy.refusals import (
 from gift.policy.settings import Base
 from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
-from gift.sampling.settings import room_problem
-from gift.sampling.vllm_limits import vllm_problems
+from gift.sampling.settings import room_problem, vllm_problems
 
 say = Theme("model")
 WHERE = "params.yaml: base.model"

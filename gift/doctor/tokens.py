@@ -12,9 +12,8 @@ from gift.doctor.whole import Params
 from gift.embedded.settings import CONTEXT
 from gift.policy.folder import load_tokenizer
 from gift.project.errors import UserError
-from gift.sampling.encoding import EncodedPrompts, encode_prompts, encode_split, refuse_long_prompts
+from gift.sampling.encoding import EncodedPrompts, chat_findings, encode_prompts, encode_split, refuse_long_prompts
 from gift.sampling.settings import Sampling
-from gift.sampling.templates import chat_findings
 from gift.tables.prompts import prompt_column
 
 say = Theme("tokens")
