@@ -57,15 +57,14 @@ def find_model(params: Params) -> tuple[Model | None, list[Finding]]:
         task = params.arithmetic
         model = Model({**task.config, "architectures": ["Qwen3ForCausalLM"]}, task.shapes)
         return model, [_described(model, "the embedded model")]
-    folder: Path | None = Path(name)
-    if not Path(name).is_dir():
-        folder, findings = _hub_folder(params.base)
+    local = Path(name).is_dir()
+    folder, findings = (Path(name), findings) if local else _hub_folder(params.base)
     if folder is None:
         return None, findings
     try:
         model = read_model(folder)
     except UserError as error:  # what the hub's cache lacks, `base` will fetch
-        return None, [*findings, *say.refused(error, f"{WHERE}: ", "error" if folder == Path(name) else "note")]
+        return None, [*findings, *say.refused(error, f"{WHERE}: ", "error" if local else "note")]
     return model, [*findings, _described(model, name)]
 
 
@@ -96,9 +95,7 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
     for reason in config_refusals(model.config):
         yield say.error(f"{WHERE}: {reason}")
     if model.config.get("auto_map"):
-        text = (
-            "its config asks for code of its own, which is never run; it works where transformers knows its model_type"
-        )
+        text = "its config asks for code of its own, never run here; it works where transformers knows its model_type"
         yield say.warning(f"{WHERE}: {text}")
     if launch.update.gradient_checkpointing and (dropout := dropout_refusal(model.config)):
         yield say.error(f"launch.yaml: update.gradient_checkpointing: {dropout}")
@@ -113,9 +110,8 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
 
 
 def _described(model: Model, name: str) -> Finding:
-    number = model.num_parameters
-    sizes = f"{amount(4 * number)} in float32, {amount(2 * number)} in bfloat16"
-    return say.ok(f"{name}: {number:,} parameters, {sizes}")
+    number, single, half = model.num_parameters, amount(4 * model.num_parameters), amount(2 * model.num_parameters)
+    return say.ok(f"{name}: {number:,} parameters, {single} in float32, {half} in bfloat16")
 
 
 def _hub_folder(base: Base) -> tuple[Path | None, list[Finding]]:
