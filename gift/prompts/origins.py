@@ -58,8 +58,7 @@ def check_origins(settings: Prepare) -> None:
         for name in sorted(settings.model_fields_set & alone):
             raise _wrong(name, "...", "stands in each entry of prepare.sources and prepare.eval_sources; move it there")
     if settings.eval_split and not eval_source.startswith(HUB):
-        problem = "only a hub data set has splits; set prepare.eval_source to a file"
-        raise _wrong("eval_split", settings.eval_split, problem)
+        raise _wrong("eval_split", settings.eval_split, "only a hub data set has splits; name a file in eval_source")
     if settings.eval_source and eval_source.startswith(HUB) and not settings.eval_split:
         raise _wrong("eval_source", settings.eval_source, "say which split: set prepare.eval_split")
     if settings.hub_config and not f"{settings.source}".startswith(HUB) and not eval_source.startswith(HUB):
@@ -78,7 +77,7 @@ def check_origins(settings: Prepare) -> None:
 
 
 def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, num_operands: int) -> Iterator[Row]:
-    """The rows of a source, one by one."""
+    """The rows of a source."""
     if origin.source == "arithmetic":
         num = settings.num_eval if split == "eval" else settings.num_train
         try:

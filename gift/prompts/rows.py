@@ -130,8 +130,11 @@ def keep_rows(rows: list[Row], filters: Filters, key: str) -> tuple[list[Row], C
         for fate, count in (+taken).items():  # those that took any
             kind, _, name = fate.partition("_")
             told.append(f"{count} have null or NaN as {name}" if kind == "unknown" else f"{kind}.{name} took {count}")
-        seen = _seen(rows, *tests[0][:2])
-        raise UserError(f"params.yaml: {key}: no row of {len(rows)} is left: {', '.join(told)}{seen}")
+        kind, name, _ = tests[0]
+        if kind != "length":  # for a person who wrote 5 where the source has 'Level 5'
+            seen = list(dict.fromkeys(repr(row.values[name]) for row in rows))
+            told[-1] += f"; the values of {name} are {', '.join(seen[:5])}" + (", ..." if len(seen) > 5 else "")
+        raise UserError(f"params.yaml: {key}: no row of {len(rows)} is left: {', '.join(told)}")
     return kept, taken
 
 
@@ -168,14 +171,6 @@ def _size(kind: str, name: str, row: Row, key: str) -> float:
         ):
             return sum(len(each["content"]) for each in value)
     raise UserError(f"{row.where}: '{name}' is {value!r:.60}, {needed}; {key}.{kind}.{name} needs one")
-
-
-def _seen(rows: list[Row], kind: str, name: str) -> str:
-    """The values that the first filter met, for a person who wrote 5 where the source has 'Level 5'."""
-    if kind == "length":
-        return ""
-    values = list(dict.fromkeys(repr(row.values[name]) for row in rows))
-    return f"; the values of {name} are {', '.join(values[:5])}" + (", ..." if len(values) > 5 else "")
 
 
 def check_prompt_columns(names: list[str], has_template: bool, key: str) -> None:
@@ -222,8 +217,7 @@ def prompt_template(settings: Rows, names: Iterable[str], key: str) -> Template 
         try:
             return text.format(**known), "\n".join(str(known[name]) for name in sorted(fields))
         except (LookupError, AttributeError, ValueError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise UserError(f"{row.where}: {where} cannot be filled: {problem}") from None
+            raise UserError(f"{row.where}: {where} cannot be filled: {type(error).__name__}: {error}") from None
 
     return fill
 

@@ -65,8 +65,7 @@ def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prom
         chosen_eval = _take(whole_eval, settings.num_eval, seed, "eval", ledger)
     else:
         if settings.num_eval >= len(train):
-            problem = f"cannot be split off {len(train)} different rows; lower it"
-            raise wrong_param("prepare.num_eval", settings.num_eval, problem)
+            raise wrong_param("prepare.num_eval", settings.num_eval, f"cannot be split off {len(train)} rows; lower it")
         chosen_eval = whole_eval = _choose(train, settings.num_eval, seed, "eval", "prepare.num_eval")
         split_off = {each.prompt_id for each in chosen_eval}
         train = _without(train, [each.prompt_id in split_off for each in train], "split_off", ledger)
@@ -113,8 +112,7 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_oper
         rows = [replace(row, values=values) for row, values in zip(rows, mapped, strict=True)]
         names = list(mapped[0])
         if origin.rows.domain is not None and "domain" in names:
-            problem = "there is a column 'domain' too; remove one"
-            raise wrong_param(f"{origin.key}.domain", origin.rows.domain, problem)
+            raise wrong_param(f"{origin.key}.domain", origin.rows.domain, "there is a column 'domain' too; remove one")
         template = prompt_template(origin.rows, names, origin.key)
         check_prompt_columns(names, template is not None, origin.key)
         kept, taken = keep_rows(rows, origin.rows.filters, f"{origin.key}.filters")

@@ -85,9 +85,7 @@ def refuse_long_prompts(encoded: EncodedPrompts, sampling: Sampling, section: st
             f"set {section}.long_prompts to drop"
         )
     if empty := [key for key, ids in encoded.prompt_ids.items() if not len(ids)]:
-        raise UserError(
-            f"prompt_id={empty[0]}: the tokenizer makes no token of this prompt; mend or drop it in prepare"
-        )
+        raise UserError(f"prompt_id={empty[0]}: the tokenizer makes no token of it; mend or drop it in prepare")
     kept = {key: ids for key, ids in encoded.prompt_ids.items() if key not in long}
     return replace(encoded, prompt_ids=kept), len(long)
 
@@ -215,9 +213,7 @@ def chat_findings(
         return found
     names = ", ".join(tokenizer.convert_ids_to_tokens(list(ends)))
     if token is None:
-        found.append(
-            f"{policy}: its chat template writes no special token behind an answer; the end tokens are {names}"
-        )
+        found.append(f"{policy}: its chat template writes no special token behind an answer; end tokens: {names}")
     elif tokenizer.convert_tokens_to_ids(token) not in ends:
         found.append(
             f"{policy}: its chat template ends an answer with {token}, which ends no completion (end tokens: {names}); "
