@@ -132,10 +132,8 @@ def disk_finding(project: Project, model: Model, free: int) -> Finding:
         return storage.ok(f"every round is made; {amount(free)} free on the disk")
     sizes = [round_bytes(project.of(name), model) for name in left]
     (policy, tables), need = sizes[0], NUM_COPIES * sum(map(sum, sizes))
-    text = (
-        f"{len(left)} rounds need up to {amount(need)} ({amount(policy)} of policy and optimizer and up to "
-        f"{amount(tables)} of tables each, twice where DVC copies), and {amount(free)} are free"
-    )
+    each = f"{amount(policy)} of policy and optimizer and up to {amount(tables)} of tables each"
+    text = f"{len(left)} rounds need up to {amount(need)} ({each}, twice where DVC copies), and {amount(free)} are free"
     if free < policy:
         return storage.error(f"{text}: not even one round fits; make room, or use update.lora", "data")
     if free < need:

@@ -10,16 +10,9 @@ from typing import Any
 
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.whole import Launch, Params
+from gift.policy import refusals
 from gift.policy.fetch import in_cache, name_problem
 from gift.policy.folder import max_model_len, read_config
-from gift.policy.refusals import (
-    config_refusals,
-    dropout_refusal,
-    file_refusals,
-    is_target,
-    linear_modules,
-    target_refusals,
-)
 from gift.policy.settings import Base
 from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
@@ -46,7 +39,9 @@ class Model:
         lora = params.update.lora
         if lora is None:
             return self.num_parameters
-        layers = [name for name in linear_modules(self.shapes) if is_target(name, lora.target_modules)]
+        layers = [
+            name for name in refusals.linear_modules(self.shapes) if refusals.is_target(name, lora.target_modules)
+        ]
         return sum(lora.r * sum(self.shapes[f"{name}.weight"]) for name in layers)
 
 
@@ -70,7 +65,7 @@ def find_model(params: Params) -> tuple[Model | None, list[Finding]]:
 
 def read_model(folder: Path) -> Model:
     """Config and weights' shapes of a model folder, or a `UserError` with a line for each reason not to open it."""
-    if reasons := file_refusals(folder):
+    if reasons := refusals.file_refusals(folder):
         raise UserError("\n       ".join(f"{folder}: {reason}" for reason in reasons))
     return Model(read_config(folder), weight_shapes(folder), folder)
 
@@ -92,12 +87,12 @@ def context_findings(params: Params, model: Model | None) -> Iterator[Finding]:
 
 def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) -> Iterator[Finding]:
     """What the stages would refuse of this model, or could not run."""
-    for reason in config_refusals(model.config):
+    for reason in refusals.config_refusals(model.config):
         yield say.error(f"{WHERE}: {reason}")
     if model.config.get("auto_map"):
         text = "its config asks for code of its own, never run here; it works where transformers knows its model_type"
         yield say.warning(f"{WHERE}: {text}")
-    if launch.update.gradient_checkpointing and (dropout := dropout_refusal(model.config)):
+    if launch.update.gradient_checkpointing and (dropout := refusals.dropout_refusal(model.config)):
         yield say.error(f"launch.yaml: update.gradient_checkpointing: {dropout}")
     if "vllm" in (params.generate.engine, params.evaluate.engine):
         found = vllm_problems(model.config, launch.generate.tensor_parallel_size, on_gpu=num_gpus > 0)
@@ -105,7 +100,7 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
     lora = params.update.lora
     if lora and lora.target_modules != "all-linear":
         modules = {name.rpartition(".")[0] for name in model.shapes}
-        for reason in target_refusals(lora.target_modules, modules, linear_modules(model.shapes)):
+        for reason in refusals.target_refusals(lora.target_modules, modules, refusals.linear_modules(model.shapes)):
             yield say.error(f"params.yaml: update.lora.target_modules: {reason}")
 
 
@@ -120,11 +115,9 @@ def _hub_folder(base: Base) -> tuple[Path | None, list[Finding]]:
     if problem := name_problem(name):
         return None, [say.error(problem)]
     if base.revision is None or not re.fullmatch(r"[0-9a-f]{40}", base.revision):
-        text = (
-            "without a commit the newest files are fetched whenever `base` runs, and another model makes every round "
-            "anew; set it to a commit (40 hex digits) of the hub"
-        )
-        findings.append(say.warning(f"params.yaml: base.revision: {text}"))
+        text = "without a commit the newest files are fetched whenever `base` runs, and another model makes every round"
+        remedy = "set it to a commit (40 hex digits) of the hub"
+        findings.append(say.warning(f"params.yaml: base.revision: {text} anew; {remedy}"))
     folder = in_cache(base)
     if folder is None and os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         text = "not in the hub's cache, and HF_HUB_OFFLINE is set; fetch it first, or name a local folder"

@@ -86,11 +86,9 @@ def _asked_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:
                     text = f"{value!r}: no prompt has it, in train or eval; {train.hint(column, value)}"
                     yield say.warning(f"{REWARDS_KEY}.{name}.where.{column}: {text}")
     if not trains.all():
-        text = (
-            f"{_count(~trains, prompts.train, 'training')} are asked for by no reward with a weight: they are sampled, "
-            "and nothing trains on them; filter them out, or give them a reward"
-        )
-        yield say.warning(f"{REWARDS_KEY}: {text}")
+        text = f"{_count(~trains, prompts.train, 'training')} are asked for by no reward with a weight: they are"
+        remedy = "filter them out, or give them a reward"
+        yield say.warning(f"{REWARDS_KEY}: {text} sampled, and nothing trains on them; {remedy}")
     if judges and not (judged := held_out.correct(judges)).all():
         unjudged = _count(~judged, prompts.eval, "eval")
         yield say.note(f"params.yaml: evaluate.correct: {unjudged} count in no accuracy")

@@ -23,10 +23,8 @@ def batch_findings(project: Project) -> Iterator[Finding]:
     chain, generate = project.longest_chain, project.params.generate
     sizes, steps = step_sizes(project.params), {name: len(step_sizes(project.of(name))) for name in project.rounds}
     total = sum(steps[name] for name in chain)
-    yield say.ok(
-        f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)} optimizer "
-        f"steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps"
-    )
+    text = f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)}"
+    yield say.ok(f"{text} optimizer steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps")
     if problem := warmup_problem(project.params.update, total):
         level: Level = "warning" if project.params.update.warmup_steps >= total else "note"
         yield say.found(level, f"{problem}, or add rounds")
@@ -70,16 +68,12 @@ def round_findings(params: Params) -> Iterator[Finding]:
         text = f"{update.lr:g}: very large for a whole pre-trained model; 1e-6 to 1e-5 are usual, with a LoRA ten times"
         yield say.warning(f"params.yaml: update.lr: {text}")
     if evaluate.max_tokens < generate.max_tokens:
-        yield say.warning(
-            f"params.yaml: evaluate.max_tokens: {evaluate.max_tokens}: less than generate.max_tokens = "
-            f"{generate.max_tokens}: answers as long as those of the training are cut off and count as wrong"
-        )
+        text = f"{evaluate.max_tokens}: less than generate.max_tokens = {generate.max_tokens}: answers as long as those"
+        yield say.warning(f"params.yaml: evaluate.max_tokens: {text} of the training are cut off and count as wrong")
     if generate.dtype != update.dtype:
-        yield say.warning(
-            f"params.yaml: generate.dtype: {generate.dtype}: the update computes in {update.dtype}: log-probs of "
-            f"sampler and trainer differ more, and `reference` stops at reference.max_mean_gap = "
-            f"{params.reference.max_mean_gap:g} nats a token; use the same"
-        )
+        text = f"{generate.dtype}: the update computes in {update.dtype}: log-probs of sampler and trainer differ more"
+        stop = f"`reference` stops at reference.max_mean_gap = {params.reference.max_mean_gap:g} nats a token"
+        yield say.warning(f"params.yaml: generate.dtype: {text}, and {stop}; use the same")
     for key in ("engine", "dtype"):
         ours, theirs = getattr(generate, key), getattr(evaluate, key)
         if ours != theirs:

@@ -35,8 +35,7 @@ def accuracies(correct: dict[str, dict[int, bool]], k: int, prefix: str = "eval"
     greedy = [float(samples[0]) for samples in correct.values() if 0 in samples]
     sampled = [[right for sample, right in samples.items() if sample > 0] for samples in correct.values()]
     averages = [sum(rights) / len(rights) for rights in sampled if rights]
-    whole = [rights for rights in sampled if len(rights) == k]
-    passes = [pass_at_k(k, sum(rights), k) for rights in whole]
+    passes = [pass_at_k(k, sum(rights), k) for rights in sampled if len(rights) == k]
     return _means({"accuracy_greedy": greedy, f"avg@{k}": averages, f"pass@{k}": passes}, prefix)
 
 

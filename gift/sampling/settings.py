@@ -34,10 +34,8 @@ class Generate(Sampling):
     @model_validator(mode="after")
     def whole_distribution(self) -> "Generate":
         if self.top_p != 1:
-            raise ValueError(
-                "top_p must be 1 for training: the log-probs that the update recomputes are those of the whole "
-                "distribution (evaluate.top_p is free)"
-            )
+            reason = "the update recomputes log-probs of the whole distribution (evaluate.top_p is free)"
+            raise ValueError(f"top_p must be 1 for training: {reason}")
         return self
 
 
