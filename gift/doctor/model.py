@@ -39,9 +39,8 @@ class Model:
         lora = params.update.lora
         if lora is None:
             return self.num_parameters
-        layers = [
-            name for name in refusals.linear_modules(self.shapes) if refusals.is_target(name, lora.target_modules)
-        ]
+        linear, targets = refusals.linear_modules(self.shapes), lora.target_modules
+        layers = [name for name in linear if refusals.is_target(name, targets)]
         return sum(lora.r * sum(self.shapes[f"{name}.weight"]) for name in layers)
 
 
