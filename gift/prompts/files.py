@@ -162,7 +162,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
             for values in lines:
                 where = f"{path}:{lines.line_num}"
                 if values and len(values) != len(names):  # without values it is an empty line
-                    raise UserError(f"{where}: has {len(values)} values for {len(names)} columns; mend or remove it")
+                    problem = f"has {len(values)} values for {len(names)} columns"
+                    raise UserError(f"{where}: {problem}; mend or remove the line")
                 if values:
                     yield Row(where, dict(zip(names, values, strict=True)))
         except csv.Error as error:

@@ -58,7 +58,8 @@ def check_origins(settings: Prepare) -> None:
         for name in sorted(settings.model_fields_set & alone):
             raise _wrong(name, "...", "stands in each entry of prepare.sources and prepare.eval_sources; move it there")
     if settings.eval_split and not eval_source.startswith(HUB):
-        raise _wrong("eval_split", settings.eval_split, "only a hub data set has splits; name a file in eval_source")
+        problem = "only a hub data set has splits; set prepare.eval_source to a file"
+        raise _wrong("eval_split", settings.eval_split, problem)
     if settings.eval_source and eval_source.startswith(HUB) and not settings.eval_split:
         raise _wrong("eval_source", settings.eval_source, "say which split: set prepare.eval_split")
     if settings.hub_config and not f"{settings.source}".startswith(HUB) and not eval_source.startswith(HUB):

@@ -65,7 +65,8 @@ def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prom
         chosen_eval = _take(whole_eval, settings.num_eval, seed, "eval", ledger)
     else:
         if settings.num_eval >= len(train):
-            raise wrong_param("prepare.num_eval", settings.num_eval, f"cannot be split off {len(train)} rows; lower it")
+            problem = f"cannot be split off {len(train)} different rows; lower it"
+            raise wrong_param("prepare.num_eval", settings.num_eval, problem)
         chosen_eval = whole_eval = _choose(train, settings.num_eval, seed, "eval", "prepare.num_eval")
         split_off = {each.prompt_id for each in chosen_eval}
         train = _without(train, [each.prompt_id in split_off for each in train], "split_off", ledger)
