@@ -213,7 +213,9 @@ def chat_findings(
         return found
     names = ", ".join(tokenizer.convert_ids_to_tokens(list(ends)))
     if token is None:
-        found.append(f"{policy}: its chat template writes no special token behind an answer; end tokens: {names}")
+        found.append(
+            f"{policy}: its chat template writes no special token behind an answer; the end tokens are {names}"
+        )
     elif tokenizer.convert_tokens_to_ids(token) not in ends:
         found.append(
             f"{policy}: its chat template ends an answer with {token}, which ends no completion (end tokens: {names}); "
