@@ -86,7 +86,8 @@ def vllm_problems(config: Mapping[str, Any], number: int, on_gpu: bool) -> Itera
     size = config.get("head_dim") or (config["hidden_size"] // heads if heads else None)
     if not on_gpu and size and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        yield f"params.yaml: generate.engine: vllm: on a CPU it takes heads of {sizes}, not {size}; use transformers"
+        text = f"vllm: on a CPU it takes heads of {sizes}, the model's are {size}; use transformers"
+        yield f"params.yaml: generate.engine: {text}"
 
 
 class GenerateLaunch(Section):
