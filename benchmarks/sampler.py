@@ -77,8 +77,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     from gift.doctor.whole import read_launch
     from gift.policy.files import PolicyFiles
     from gift.policy.folder import load_tokenizer
-    from gift.sampling.engine import Request, start_sampler
-    from gift.sampling.rollouts import Group, write_rollouts
+    from gift.sampling.engine import Request, start_sampler, write_rollouts
 
     sampling = check(Sampling, settings, "benchmark")
     tokenizer = load_tokenizer(folder)
@@ -97,7 +96,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
         Request(np.array(prompt), seed_of("benchmark", row) % 2**31, sampling.temperature)
         for row, prompt in enumerate(rollouts.prompt_ids)
     ]
-    groups = [Group(f"{row // size:06d}", requests[row : row + size]) for row in range(0, len(requests), size)]
+    groups = {f"{row // size:06d}": requests[row : row + size] for row in range(0, len(requests), size)}
 
     def our_path() -> None:
         with tempfile.TemporaryDirectory() as parts:

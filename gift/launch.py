@@ -49,14 +49,8 @@ def main(arguments: list[str]) -> None:
         environment = {} if devices else {"DS_ACCELERATOR": "cpu"}  # else DeepSpeed warns that it finds no other
     else:
         # Rank 0 saves when the others have ended: no site's default may end it for that.
-        starter = [
-            "srun",
-            f"--ntasks={launch.num_processes}",
-            "--kill-on-bad-exit=1",
-            "--wait=0",
-            *launch.launcher_args,
-        ]
-        command = [*starter, sys.executable, "-m", module, *rest]
+        starter = ["srun", f"--ntasks={launch.num_processes}", "--kill-on-bad-exit=1", "--wait=0"]
+        command = [*starter, *launch.launcher_args, sys.executable, "-m", module, *rest]
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
     done = subprocess.run(command, check=False, env={**os.environ, **environment})

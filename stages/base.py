@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gift.embedded.settings import Arithmetic
+from gift.embedded.task import Arithmetic
 from gift.policy.fetch import fetch_base
 from gift.policy.folder import check_files
 from gift.policy.lineage import write_lineage

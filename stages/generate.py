@@ -13,11 +13,9 @@ from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed, settings_of
 from gift.project.seeds import seed_of
 from gift.project.work import Work, file_digest, refuse_existing, write_json
-from gift.sampling.encoding import encode_split, refuse_long_prompts
-from gift.sampling.engine import Request, start_sampler
-from gift.sampling.rollouts import Group, write_rollouts
+from gift.sampling.encoding import chat_findings, encode_split, refuse_long_prompts
+from gift.sampling.engine import Request, start_sampler, write_rollouts
 from gift.sampling.settings import Generate, GenerateLaunch
-from gift.sampling.templates import chat_findings
 from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column, read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -47,16 +45,13 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
             click.echo(f"generate: {finding}", err=True)
     taken, position = take_prompts(list(encoded.prompt_ids), lineage.prompts_consumed, settings.prompts_per_round, seed)
     number = lineage.round + 1
-    groups = [
-        Group(
-            key,
-            [
-                Request(encoded.prompt_ids[key], seed_of("generate", seed, number, key, sample), settings.temperature)
-                for sample in range(settings.group_size)
-            ],
-        )
+    groups = {
+        key: [
+            Request(encoded.prompt_ids[key], seed_of("generate", seed, number, key, sample), settings.temperature)
+            for sample in range(settings.group_size)
+        ]
         for key in sorted(taken)
-    ]
+    }
     metadata = {
         "artifact": "rollouts",
         "policy": lineage.digest,

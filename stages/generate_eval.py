@@ -12,8 +12,7 @@ from gift.project.params import read_launch, read_section, read_seed, settings_o
 from gift.project.seeds import seed_of
 from gift.project.work import Work, file_digest, refuse_existing
 from gift.sampling.encoding import encode_split, refuse_long_prompts
-from gift.sampling.engine import Request, start_sampler
-from gift.sampling.rollouts import Group, write_rollouts
+from gift.sampling.engine import Request, start_sampler, write_rollouts
 from gift.sampling.settings import Evaluate, GenerateLaunch
 from gift.tables.prompts import read_prompts
 
@@ -37,17 +36,14 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
     every = encode_split(tokenizer, files.model, table, variables, settings, "evaluate", policy)
     encoded, num_long = refuse_long_prompts(every, settings, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
-    groups = [
-        Group(
-            key,
-            # The same seeds in every round, so that rounds are compared on common random numbers.
-            [
-                Request(encoded.prompt_ids[key], seed_of("evaluate", seed, key, sample), temperature)
-                for sample, temperature in enumerate(temperatures)
-            ],
-        )
+    groups = {
+        # The same seeds in every round, so that rounds are compared on common random numbers.
+        key: [
+            Request(encoded.prompt_ids[key], seed_of("evaluate", seed, key, sample), temperature)
+            for sample, temperature in enumerate(temperatures)
+        ]
         for key in sorted(encoded.prompt_ids)
-    ]
+    }
     metadata = {
         "artifact": "rollouts",
         "policy": lineage.digest,

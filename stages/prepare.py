@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gift.embedded.settings import Arithmetic
+from gift.embedded.task import Arithmetic
 from gift.project import console
 from gift.project.params import read_section, read_seed, settings_of
 from gift.project.work import Work, refuse_existing, write_json

@@ -20,19 +20,18 @@ from safetensors.numpy import save_file
 
 from gift.cli import main as cli
 from gift.doctor.findings import Finding, Theme
-from gift.doctor.machine import machine_findings, package_findings
+from gift.doctor.machine import STATE_BYTES, disk_finding, machine_findings, package_findings, round_bytes
 from gift.doctor.model import Model, find_model, model_findings
 from gift.doctor.rewards import GRADED
 from gift.doctor.run import check_project
 from gift.doctor.sizes import memory_findings
-from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
 from gift.doctor.whole import Project, read_project
-from gift.embedded.settings import Arithmetic
+from gift.embedded.task import Arithmetic
 from gift.project.errors import UserError
 from gift.project.gpus import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
-from gift.sampling.vllm_limits import CPU_HEAD_SIZES
+from gift.sampling.settings import CPU_HEAD_SIZES
 from gift.scoring import plan as rewards_check
 from gift.scoring.loading import Loaded
 from gift.scoring.settings import Score
@@ -996,10 +995,10 @@ def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
     assert policy == model.num_parameters * (4 + STATE_BYTES)
     assert tables == 20 * (16 * 4 * 24 + 16 * 3 * 24)
     need = 2 * (policy + tables) * 4
-    levels = [next(disk_findings(project, model, free)).level for free in (policy - 1, need - 1, need)]
+    levels = [disk_finding(project, model, free).level for free in (policy - 1, need - 1, need)]
     assert levels == ["error", "warning", "ok"]
     Path("data/rounds/r1/policy").mkdir(parents=True)
-    assert next(disk_findings(project, model, need * 3 // 4)).level == "ok"
+    assert disk_finding(project, model, need * 3 // 4).level == "ok"
 
 
 def test_the_embedded_model_is_counted_as_it_will_be() -> None:

@@ -7,7 +7,7 @@ import pytest
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
 from gift.prompts.files import Row
-from gift.prompts.filters import keep_rows
+from gift.prompts.rows import keep_rows
 from gift.prompts.settings import Filters, Prepare
 
 VALUES = [

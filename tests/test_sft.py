@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gift.embedded.base_policy import draw_examples, make_tokenizer, train_base
-from gift.embedded.settings import Arithmetic
-from gift.embedded.task import CHARACTERS, problems
+from gift.embedded.task import CHARACTERS, Arithmetic, problems
 
 TINY = Arithmetic(hidden_size=32, num_layers=1, num_heads=1, num_problems=200, steps=12, batch_size=8)
 
@@ -59,7 +58,7 @@ def test_training_cut_off_between_two_checkpoints_ends_with_the_same_bytes(undis
 def test_training_killed_with_sigkill_ends_with_the_same_bytes(undisturbed, tmp_path):
     script = f"""
 import os, signal
-from gift.embedded.settings import Arithmetic
+from gift.embedded.task import Arithmetic
 from gift.embedded.base_policy import train_base
 settings = Arithmetic(**{TINY.model_dump()!r})
 kill = lambda step, loss: step == 8 and os.kill(os.getpid(), signal.SIGKILL)

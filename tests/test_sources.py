@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gift.project.errors import UserError
-from gift.prompts.columns import look_into, shape
+from gift.prompts.rows import look_into, shape
 from gift.prompts.settings import Prepare
 from gift.prompts.sources import Prompts, prepare_prompts
 

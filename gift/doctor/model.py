@@ -10,21 +10,13 @@ from typing import Any
 
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.whole import Launch, Params
+from gift.policy import refusals
 from gift.policy.fetch import in_cache, name_problem
 from gift.policy.folder import max_model_len, read_config
-from gift.policy.refusals import (
-    config_refusals,
-    dropout_refusal,
-    file_refusals,
-    is_target,
-    linear_modules,
-    target_refusals,
-)
 from gift.policy.settings import Base
 from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
-from gift.sampling.settings import room_problem
-from gift.sampling.vllm_limits import vllm_problems
+from gift.sampling.settings import room_problem, vllm_problems
 
 say = Theme("model")
 WHERE = "params.yaml: base.model"
@@ -47,7 +39,8 @@ class Model:
         lora = params.update.lora
         if lora is None:
             return self.num_parameters
-        layers = [name for name in linear_modules(self.shapes) if is_target(name, lora.target_modules)]
+        linear, targets = refusals.linear_modules(self.shapes), lora.target_modules
+        layers = [name for name in linear if refusals.is_target(name, targets)]
         return sum(lora.r * sum(self.shapes[f"{name}.weight"]) for name in layers)
 
 
@@ -58,21 +51,20 @@ def find_model(params: Params) -> tuple[Model | None, list[Finding]]:
         task = params.arithmetic
         model = Model({**task.config, "architectures": ["Qwen3ForCausalLM"]}, task.shapes)
         return model, [_described(model, "the embedded model")]
-    folder: Path | None = Path(name)
-    if not Path(name).is_dir():
-        folder, findings = _hub_folder(params.base)
+    local = Path(name).is_dir()
+    folder, findings = (Path(name), findings) if local else _hub_folder(params.base)
     if folder is None:
         return None, findings
     try:
         model = read_model(folder)
     except UserError as error:  # what the hub's cache lacks, `base` will fetch
-        return None, [*findings, *say.refused(error, f"{WHERE}: ", "error" if folder == Path(name) else "note")]
+        return None, [*findings, *say.refused(error, f"{WHERE}: ", "error" if local else "note")]
     return model, [*findings, _described(model, name)]
 
 
 def read_model(folder: Path) -> Model:
     """Config and weights' shapes of a model folder, or a `UserError` with a line for each reason not to open it."""
-    if reasons := file_refusals(folder):
+    if reasons := refusals.file_refusals(folder):
         raise UserError("\n       ".join(f"{folder}: {reason}" for reason in reasons))
     return Model(read_config(folder), weight_shapes(folder), folder)
 
@@ -94,14 +86,12 @@ def context_findings(params: Params, model: Model | None) -> Iterator[Finding]:
 
 def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) -> Iterator[Finding]:
     """What the stages would refuse of this model, or could not run."""
-    for reason in config_refusals(model.config):
+    for reason in refusals.config_refusals(model.config):
         yield say.error(f"{WHERE}: {reason}")
     if model.config.get("auto_map"):
-        text = (
-            "its config asks for code of its own, which is never run; it works where transformers knows its model_type"
-        )
+        text = "its config asks for code of its own, never run here; it works where transformers knows its model_type"
         yield say.warning(f"{WHERE}: {text}")
-    if launch.update.gradient_checkpointing and (dropout := dropout_refusal(model.config)):
+    if launch.update.gradient_checkpointing and (dropout := refusals.dropout_refusal(model.config)):
         yield say.error(f"launch.yaml: update.gradient_checkpointing: {dropout}")
     if "vllm" in (params.generate.engine, params.evaluate.engine):
         found = vllm_problems(model.config, launch.generate.tensor_parallel_size, on_gpu=num_gpus > 0)
@@ -109,14 +99,13 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
     lora = params.update.lora
     if lora and lora.target_modules != "all-linear":
         modules = {name.rpartition(".")[0] for name in model.shapes}
-        for reason in target_refusals(lora.target_modules, modules, linear_modules(model.shapes)):
+        for reason in refusals.target_refusals(lora.target_modules, modules, refusals.linear_modules(model.shapes)):
             yield say.error(f"params.yaml: update.lora.target_modules: {reason}")
 
 
 def _described(model: Model, name: str) -> Finding:
-    number = model.num_parameters
-    sizes = f"{amount(4 * number)} in float32, {amount(2 * number)} in bfloat16"
-    return say.ok(f"{name}: {number:,} parameters, {sizes}")
+    number, single, half = model.num_parameters, amount(4 * model.num_parameters), amount(2 * model.num_parameters)
+    return say.ok(f"{name}: {number:,} parameters, {single} in float32, {half} in bfloat16")
 
 
 def _hub_folder(base: Base) -> tuple[Path | None, list[Finding]]:
@@ -125,11 +114,9 @@ def _hub_folder(base: Base) -> tuple[Path | None, list[Finding]]:
     if problem := name_problem(name):
         return None, [say.error(problem)]
     if base.revision is None or not re.fullmatch(r"[0-9a-f]{40}", base.revision):
-        text = (
-            "without a commit the newest files are fetched whenever `base` runs, and another model makes every round "
-            "anew; set it to a commit (40 hex digits) of the hub"
-        )
-        findings.append(say.warning(f"params.yaml: base.revision: {text}"))
+        text = "without a commit the newest files are fetched whenever `base` runs, and another model makes every round"
+        remedy = "set it to a commit (40 hex digits) of the hub"
+        findings.append(say.warning(f"params.yaml: base.revision: {text} anew; {remedy}"))
     folder = in_cache(base)
     if folder is None and os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         text = "not in the hub's cache, and HF_HUB_OFFLINE is set; fetch it first, or name a local folder"

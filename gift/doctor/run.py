@@ -7,14 +7,11 @@ from math import inf
 from pathlib import Path
 
 from gift.doctor.findings import Finding, has_error
-from gift.doctor.machine import machine_findings, package_findings
+from gift.doctor.machine import disk_finding, keeping_findings, machine_findings, package_findings
 from gift.doctor.model import Model, context_findings, find_model, model_findings
-from gift.doctor.prompts import QUICK_BYTES, Prompts, find_prompts, prompt_findings
-from gift.doctor.rewards import reward_findings
+from gift.doctor.prompts import QUICK_BYTES, Prompts, find_prompts, prompt_findings, token_findings
+from gift.doctor.rewards import reward_findings, trial_findings
 from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
-from gift.doctor.storage import disk_findings, keeping_findings
-from gift.doctor.tokens import token_findings
-from gift.doctor.trials import trial_findings
 from gift.doctor.whole import Project, read_project
 from gift.project.gpus import Gpus, find_gpus
 
@@ -35,7 +32,7 @@ def check_project(quick: bool) -> list[Finding]:
         findings += [replace(each, text=f"{each.text} ({name})") for each in changed if each not in findings]
     findings += package_findings({params.generate.engine, params.evaluate.engine})
     findings += keeping_findings()
-    findings += disk_findings(project, model, shutil.disk_usage(Path()).free) if model else []
+    findings += [disk_finding(project, model, shutil.disk_usage(Path()).free)] if model else []
     findings += prompt_findings(prompts, params.score) if prompts and not quick else []
     said: dict[tuple[str, str], Finding] = {}
     for each in findings:  # of two checks that meet the same rule of an owner the first says it

@@ -23,10 +23,8 @@ def batch_findings(project: Project) -> Iterator[Finding]:
     chain, generate = project.longest_chain, project.params.generate
     sizes, steps = step_sizes(project.params), {name: len(step_sizes(project.of(name))) for name in project.rounds}
     total = sum(steps[name] for name in chain)
-    yield say.ok(
-        f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)} optimizer "
-        f"steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps"
-    )
+    text = f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)}"
+    yield say.ok(f"{text} optimizer steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps")
     if problem := warmup_problem(project.params.update, total):
         level: Level = "warning" if project.params.update.warmup_steps >= total else "note"
         yield say.found(level, f"{problem}, or add rounds")
@@ -44,17 +42,23 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
         yield say.error(problem)
         return
     chain, upto = project.longest_chain, list(accumulate(takes[name] for name in project.longest_chain))
-    text = (
-        f"{len(chain)} rounds take {upto[-1]:,} prompts, {upto[-1] / num_train:.3g} times the {num_train:,} there are"
-    )
+    text = f"{len(chain)} rounds take {upto[-1]:,} prompts, {upto[-1] / num_train:.3g} times the {num_train:,} here"
     again = next((name for name, total in zip(chain, upto, strict=True) if total > num_train), None)
     yield say.note(f"{text}; from {again} on prompts come again", where) if again else say.ok(text)
 
 
 def round_findings(params: Params) -> Iterator[Finding]:
     """Settings of one round that do not fit each other."""
-    yield from _step_findings(params)
     generate, evaluate, update = params.generate, params.evaluate, params.update
+    wanted, prompts, sizes = update.groups_per_step, generate.prompts_per_round, step_sizes(params)
+    line = f"params.yaml: update.groups_per_step: {wanted}: "
+    if wanted > prompts:
+        line += f"a round has only {prompts} groups, and steps never cross rounds; lower it, or raise "
+        yield say.warning(f"{line}generate.prompts_per_round")
+    elif set(sizes) != {wanted}:  # steps are as equal as they can be
+        line += f"does not divide the {prompts} groups of a round: its steps have {_span(sizes)}; a divisor of "
+        off = max(abs(size - wanted) for size in sizes) / wanted
+        yield say.found("warning" if off > 0.2 else "note", f"{line}generate.prompts_per_round is met exactly")
     if generate.group_size <= 3:
         size = generate.group_size
         what = "of two standardised rewards one is always as far up as the other down" if size == 2 else "three rewards"
@@ -64,16 +68,12 @@ def round_findings(params: Params) -> Iterator[Finding]:
         text = f"{update.lr:g}: very large for a whole pre-trained model; 1e-6 to 1e-5 are usual, with a LoRA ten times"
         yield say.warning(f"params.yaml: update.lr: {text}")
     if evaluate.max_tokens < generate.max_tokens:
-        yield say.warning(
-            f"params.yaml: evaluate.max_tokens: {evaluate.max_tokens}: less than generate.max_tokens = "
-            f"{generate.max_tokens}: answers as long as those of the training are cut off and count as wrong"
-        )
+        text = f"{evaluate.max_tokens}: less than generate.max_tokens = {generate.max_tokens}: answers as long as those"
+        yield say.warning(f"params.yaml: evaluate.max_tokens: {text} of the training are cut off and count as wrong")
     if generate.dtype != update.dtype:
-        yield say.warning(
-            f"params.yaml: generate.dtype: {generate.dtype}: the update computes in {update.dtype}: log-probs of "
-            f"sampler and trainer differ more, and `reference` stops at reference.max_mean_gap = "
-            f"{params.reference.max_mean_gap:g} nats a token; use the same"
-        )
+        text = f"{generate.dtype}: the update computes in {update.dtype}: log-probs of sampler and trainer differ more"
+        stop = f"`reference` stops at reference.max_mean_gap = {params.reference.max_mean_gap:g} nats a token"
+        yield say.warning(f"params.yaml: generate.dtype: {text}, and {stop}; use the same")
     for key in ("engine", "dtype"):
         ours, theirs = getattr(generate, key), getattr(evaluate, key)
         if ours != theirs:
@@ -89,19 +89,6 @@ def step_sizes(params: Params) -> list[int]:
     """The groups of each optimizer step of a round."""
     groups, update = range(params.generate.prompts_per_round), params.update
     return [len(step) for step in steps_of_groups(groups, update.groups_per_step, update.epochs, seed=0)]
-
-
-def _step_findings(params: Params) -> Iterator[Finding]:
-    """Steps are as equal as they can be, so a number that does not divide the round is met only nearly."""
-    wanted, prompts, sizes = params.update.groups_per_step, params.generate.prompts_per_round, step_sizes(params)
-    line = f"params.yaml: update.groups_per_step: {wanted}: "
-    if wanted > prompts:
-        line += f"a round has only {prompts} groups, and steps never cross rounds; lower it, or raise "
-        yield say.warning(f"{line}generate.prompts_per_round")
-    elif set(sizes) != {wanted}:
-        line += f"does not divide the {prompts} groups of a round: its steps have {_span(sizes)}; a divisor of "
-        off = max(abs(size - wanted) for size in sizes) / wanted
-        yield say.found("warning" if off > 0.2 else "note", f"{line}generate.prompts_per_round is met exactly")
 
 
 def _decay_findings(project: Project, steps: dict[str, int], total: int) -> Iterator[Finding]:

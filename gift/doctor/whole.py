@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, model_validator
 
 from gift.doctor.findings import Finding, Theme
-from gift.embedded.settings import Arithmetic
+from gift.embedded.task import Arithmetic
 from gift.policy.settings import Base
 from gift.project.errors import UserError
 from gift.project.params import LAUNCH, PARAMS

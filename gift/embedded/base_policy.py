@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gift.embedded.settings import CONTEXT, SPECIALS, Arithmetic
-from gift.embedded.task import CHARACTERS, Style, completion, problems
+from gift.embedded.task import CHARACTERS, CONTEXT, SPECIALS, Arithmetic, Style, completion, problems
 
+WARMUP = 30
 CHECKPOINT_EVERY = 100
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,8 +39,9 @@ def train_base(
     pool = problems(settings.num_problems, seed, settings.num_operands, split="train")
     model.train()
     for step in range(_load_checkpoint(checkpoint_dir, model, optimizer), settings.steps):
+        share = min(1.0, (step + 1) / WARMUP) * (1 - 0.9 * step / settings.steps)  # a linear rise; a fall to a tenth
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, settings.steps)
+            group["lr"] = settings.lr * share
         loss = _backward(model, _batches(draw_examples(settings, pool, seed, step), tokenizer))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -83,7 +84,7 @@ def make_model(settings: Arithmetic, tokenizer: PreTrainedTokenizerFast, seed: i
 
 
 def draw_examples(settings: Arithmetic, pool: list[dict[str, str]], seed: int, step: int) -> list[tuple[str, str, str]]:
-    """The (prompt, completion, style) triples of one step, drawn from `(seed, step)` alone."""
+    """The (prompt, completion, style) triples of one step; they depend on `(seed, step)` alone."""
     rng = random.Random(f"sft {seed} {step}")
     shares: dict[Style, float] = {"worked": settings.worked, "guess": settings.guess, "malformed": settings.malformed}
     examples: list[tuple[str, str, str]] = []
@@ -125,11 +126,6 @@ def _backward(model: Qwen3ForCausalLM, batches: list[tuple[Tensor, Tensor]]) -> 
         loss.backward()
         total += loss.item()
     return total
-
-
-def _schedule(step: int, steps: int, warmup: int = 30) -> float:
-    """Share of the learning rate at a step: a linear rise, then a linear fall to a tenth."""
-    return min(1.0, (step + 1) / warmup) * (1 - 0.9 * step / steps)
 
 
 def _save_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, step: int) -> None:

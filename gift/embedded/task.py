@@ -1,18 +1,83 @@
-"""The embedded task: sums and differences of one-digit numbers, answered with visible steps and a final `#answer`."""
+"""The embedded task, sums and differences answered with visible steps and a final `#answer`; its settings."""
 
 import random
 import re
 import zlib
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from gift.project.sections import Count, Positive, Section, Share
 
 Style = Literal["worked", "guess", "malformed"]
 Split = Literal["train", "eval"]
 
 CHARACTERS = "0123456789+-=# "
 """Every character that a prompt or a completion may hold; one character is one token."""
+SPECIALS = ("<pad>", "<eos>", "<unk>")
+CONTEXT = 1024
 
 EVAL_SHARE = 8
 """One expression in `EVAL_SHARE` belongs to the eval split."""
+
+
+class Arithmetic(Section):
+    """Of params.yaml: the task, and a small Qwen3 trained from scratch on answers to it in a mixture of styles."""
+
+    num_operands: Annotated[int, Field(ge=2, le=8)] = 4
+    hidden_size: Count = 128
+    num_layers: Count = 2
+    num_heads: Count = 4
+    num_problems: Count = 20_000
+    steps: Count = 1600
+    batch_size: Count = 32
+    lr: Positive = 3.0e-3
+    worked: Share = 0.40
+    guess: Share = 0.52
+    malformed: Share = 0.08
+
+    @field_validator("num_heads")
+    @classmethod
+    def heads_are_even(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("hidden_size", 2 * value)
+        if size % (2 * value):
+            raise ValueError(f"does not cut hidden_size = {size} into even parts; choose another")
+        return value
+
+    @model_validator(mode="after")
+    def shares_sum_to_one(self) -> "Arithmetic":
+        total = self.worked + self.guess + self.malformed
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"worked + guess + malformed must be 1, not {total:g}")
+        return self
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model in the words of transformers' Qwen3Config: tied embeddings, one token a character."""
+        return {
+            "vocab_size": len(SPECIALS) + len(CHARACTERS),
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 3 * self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_heads,
+            "head_dim": self.hidden_size // self.num_heads,
+            "max_position_embeddings": CONTEXT,
+            "tie_word_embeddings": True,
+        }
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight of that model by its name, for who counts them without torch."""
+        size, wide, head = self.hidden_size, 3 * self.hidden_size, self.hidden_size // self.num_heads
+        layer = {f"self_attn.{name}_proj": (size, size) for name in "qkvo"}
+        layer |= {f"mlp.{name}_proj": (wide, size) for name in ("gate", "up")} | {"mlp.down_proj": (size, wide)}
+        norms = {f"self_attn.{name}_norm": (head,) for name in "qk"}
+        norms |= {f"{name}_layernorm": (size,) for name in ("input", "post_attention")}
+        shapes = {"embed_tokens": (self.config["vocab_size"], size), "norm": (size,)}
+        for number in range(self.num_layers):
+            shapes |= {f"layers.{number}.{name}": shape for name, shape in {**layer, **norms}.items()}
+        return {f"model.{name}.weight": shape for name, shape in shapes.items()}
 
 
 def problems(num: int, seed: int, num_operands: int, split: Split) -> list[dict[str, str]]:
@@ -51,15 +116,11 @@ def completion(problem: dict[str, str], style: Style, rng: random.Random) -> str
     time. malformed: the same guess without its "#", so that no answer can be read from it.
     """
     if style == "worked":
-        return " ".join([*_steps(problem["prompt"].rstrip("=")), "#" + problem["answer"]])
+        total, *rest = terms(problem["prompt"].rstrip("="))
+        steps = []
+        for term in rest:
+            steps.append(f"{total}{term:+d}={total + term}")
+            total += term
+        return " ".join([*steps, "#" + problem["answer"]])
     guess = int(problem["answer"]) + rng.choice([0, 0, 0, 0, 0, 0, -3, -2, -1, 1, 2, 3])
     return f"#{guess}" if style == "guess" else str(guess)
-
-
-def _steps(expression: str) -> list[str]:
-    total, *rest = terms(expression)
-    steps = []
-    for term in rest:
-        steps.append(f"{total}{term:+d}={total + term}")
-        total += term
-    return steps

@@ -35,8 +35,7 @@ def accuracies(correct: dict[str, dict[int, bool]], k: int, prefix: str = "eval"
     greedy = [float(samples[0]) for samples in correct.values() if 0 in samples]
     sampled = [[right for sample, right in samples.items() if sample > 0] for samples in correct.values()]
     averages = [sum(rights) / len(rights) for rights in sampled if rights]
-    whole = [rights for rights in sampled if len(rights) == k]
-    passes = [pass_at_k(k, sum(rights), k) for rights in whole]
+    passes = [pass_at_k(k, sum(rights), k) for rights in sampled if len(rights) == k]
     return _means({"accuracy_greedy": greedy, f"avg@{k}": averages, f"pass@{k}": passes}, prefix)
 
 
@@ -72,8 +71,10 @@ def by_domain(domains: dict[str, str | None]) -> dict[str, set[str]]:
 def rights_of(prompt_ids: Sequence[str], judges: dict[str, Sequence[float | None]]) -> list[float | None] | None:
     """Whether each answer is right (1 or 0): the value of the one reward that has one for it, null where none has.
 
-    judges: the values of the rewards of evaluate.correct; None without any.
+    judges: the values of the rewards of evaluate.correct.
     """
+    if not judges:
+        return None
     for name, values in judges.items():
         for prompt_id, value in zip(prompt_ids, values, strict=True):
             if value not in (0.0, 1.0, None):
@@ -81,7 +82,7 @@ def rights_of(prompt_ids: Sequence[str], judges: dict[str, Sequence[float | None
                     f"params.yaml: evaluate.correct: '{name}' gave {value:g} for prompt_id={prompt_id}; it must be a "
                     "reward that is 1 for a right answer and 0 for a wrong one, or null for mean rewards alone"
                 )
-    return pc.coalesce(*(pa.array(values, pa.float64()) for values in judges.values())).to_pylist() if judges else None
+    return pc.coalesce(*(pa.array(values, pa.float64()) for values in judges.values())).to_pylist()
 
 
 def answer_numbers(
@@ -89,15 +90,13 @@ def answer_numbers(
 ) -> dict[str, float]:
     """All that is known of a table of answers: its `evaluation`, lengths in tokens, and what has no reward.
 
-    rows and scores: the answers and their scores, row by row; rows has num_tokens and finish_reason. judges: the
-    rewards of evaluate.correct, for which what counts as unscored is what none of them judged. source: the answers'
-    metadata.
+    rows (with num_tokens and finish_reason) and scores: row by row. judges: the rewards of evaluate.correct; with any,
+    unscored is what none of them judged. source: the answers' metadata.
     """
     prompt_ids, rewards = rows["prompt_id"].to_pylist(), scores["reward"].to_pylist()
     rights = rights_of(prompt_ids, {judge: scores[judge].to_pylist() for judge in judges})
-    ids = prompts["prompt_id"].to_pylist()
-    domains = prompts["domain"].to_pylist() if "domain" in prompts.column_names else [None] * len(ids)
-    domain_of = dict(zip(ids, domains, strict=True))
+    domains = prompts["domain"].to_pylist() if "domain" in prompts.column_names else [None] * prompts.num_rows
+    domain_of = dict(zip(prompts["prompt_id"].to_pylist(), domains, strict=True))
     numbers = evaluation(prompt_ids, rows["sample"].to_pylist(), rewards, rights, domain_of, source["num_samples"])
     return numbers | {
         "eval/mean_length": pc.mean(rows["num_tokens"]).as_py(),
@@ -117,8 +116,8 @@ def evaluation(
 ) -> dict[str, float]:
     """`accuracies`, `mean_rewards` and `num_prompts` of all answers (`eval/...`) and by domain (`eval/<domain>/...`).
 
-    An answer is a row: its prompt, its sample, its reward and whether it is right (1 or 0), both null where its reward
-    failed. rights: those of `rights_of`, None without evaluate.correct. domains: of every prompt.
+    An answer is a row: its prompt, sample, reward and whether it is right (`rights_of`), null where its reward failed.
+    domains: of every prompt.
     """
     reward_of = _by_prompt(prompt_ids, samples, rewards)
     right_of = _by_prompt(prompt_ids, samples, rights) if rights is not None else {}

@@ -79,14 +79,11 @@ def read_local(source: str, key: str) -> Iterator[Row]:
 
 def _kind(path: Path) -> str:
     """`.jsonl` of data.jsonl and of data.jsonl.gz."""
-    if path.suffix in COMPRESSIONS and Path(path.stem).suffix != ".parquet":
-        return Path(path.stem).suffix
-    return path.suffix
+    inner = Path(path.stem).suffix
+    return inner if path.suffix in COMPRESSIONS and inner != ".parquet" else path.suffix
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:
-    if path.suffix not in COMPRESSIONS:
-        return path.open(encoding="utf-8-sig", newline=newline)
     return io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8-sig", newline=newline)
 
 
@@ -94,7 +91,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield Row(f"{path}:{number}", _object(_parse(line.strip(), path, number), f"{path}:{number}"))
+                yield _row(f"{path}:{number}", _parse(line.strip(), path, number))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -103,7 +100,13 @@ def _read_json(path: Path) -> Iterator[Row]:
     if not isinstance(content, list):
         raise UserError(f"{path}: must be a list of objects, not a {type(content).__name__}")
     for number, value in enumerate(content):
-        yield Row(f"{path}: row {number}", _object(value, f"{path}: row {number}"))
+        yield _row(f"{path}: row {number}", value)
+
+
+def _row(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be an object of columns and values, not a {type(value).__name__}")
+    return Row(where, value)
 
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
@@ -149,12 +152,6 @@ def _lines_before(text: str) -> int:
             return text.count("\n", 0, place)
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: must be an object of columns and values, not a {type(value).__name__}")
-    return value
-
-
 def _read_csv(path: Path) -> Iterator[Row]:
     with _open(path, newline="") as file:
         lines = csv.reader(file, strict=True)
@@ -164,10 +161,10 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 raise UserError(f"{path}:1: the first line must name every column once; it has {', '.join(names)}")
             for values in lines:
                 where = f"{path}:{lines.line_num}"
-                if values and len(values) != len(names):
+                if values and len(values) != len(names):  # without values it is an empty line
                     problem = f"has {len(values)} values for {len(names)} columns"
                     raise UserError(f"{where}: {problem}; mend or remove the line")
-                if values:  # else an empty line
+                if values:
                     yield Row(where, dict(zip(names, values, strict=True)))
         except csv.Error as error:
             raise UserError(f"{path}:{lines.line_num}: not valid CSV: {error}; mend or remove the line") from None
@@ -222,8 +219,6 @@ def _hub_is_reachable() -> bool:
     request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it answers
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # it answers
     return True

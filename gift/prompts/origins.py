@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gift.embedded.task import Split, problems
-from gift.project.errors import UserError
+from gift.project.errors import UserError, wrong_param
 from gift.prompts.files import Row, local_files, read_hub, read_local
-from gift.prompts.settings import Filters, Prepare, Rows, Source
+from gift.prompts.settings import Filters, Prepare, Rows
 
 HUB = "hub:"
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -30,30 +30,24 @@ class Origin:
 
 def origins(settings: Prepare, split: Split) -> list[Origin]:
     """The sources of a split; none for an eval that is split off train."""
-    listed = settings.sources if split == "train" else settings.eval_sources
+    name, listed = ("sources", settings.sources) if split == "train" else ("eval_sources", settings.eval_sources)
     if listed:
-        key = "prepare.sources" if split == "train" else "prepare.eval_sources"
-        return [_listed(source, f"{key}.{number}") for number, source in enumerate(listed)]
+        keys = [f"prepare.{name}.{number}" for number in range(len(listed))]
+        return [
+            Origin(each.source, each.hub_config, each.split or "train", each, each.num, key, f"{key}.source")
+            for each, key in zip(listed, keys, strict=True)
+        ]
     if settings.source is None:
         return []
-    if split == "train":
-        return [_origin(settings, settings.source, "prepare.source", settings.train_split, settings)]
-    # `filters` choose what to train on. Eval stays whole, so that accuracies are comparable; eval_sources may filter.
-    whole = settings.model_copy(update={"filters": Filters()})
-    part = settings.eval_split or settings.train_split
-    if settings.eval_source:
-        return [_origin(settings, settings.eval_source, "prepare.eval_source", part, whole)]
-    if settings.eval_split or settings.source == "arithmetic":
-        return [_origin(settings, settings.source, "prepare.source", part, whole)]
-    return []
-
-
-def _origin(settings: Prepare, source: str, source_key: str, part: str, rows: Rows) -> Origin:
-    return Origin(source, settings.hub_config, part, rows, None, "prepare", source_key)
-
-
-def _listed(source: Source, key: str) -> Origin:
-    return Origin(source.source, source.hub_config, source.split or "train", source, source.num, key, f"{key}.source")
+    source, source_key, part, rows = settings.source, "prepare.source", settings.train_split, settings
+    if split == "eval":
+        # `filters` choose what to train on. Eval stays whole, to compare accuracies; eval_sources may filter.
+        part, rows = settings.eval_split or part, settings.model_copy(update={"filters": Filters()})
+        if settings.eval_source:
+            source, source_key = settings.eval_source, "prepare.eval_source"
+        elif not settings.eval_split and source != "arithmetic":
+            return []
+    return [Origin(source, settings.hub_config, part, rows, None, "prepare", source_key)]
 
 
 def check_origins(settings: Prepare) -> None:
@@ -64,9 +58,8 @@ def check_origins(settings: Prepare) -> None:
         for name in sorted(settings.model_fields_set & alone):
             raise _wrong(name, "...", "stands in each entry of prepare.sources and prepare.eval_sources; move it there")
     if settings.eval_split and not eval_source.startswith(HUB):
-        raise _wrong(
-            "eval_split", settings.eval_split, "only a hub data set has splits; set prepare.eval_source to a file"
-        )
+        problem = "only a hub data set has splits; set prepare.eval_source to a file"
+        raise _wrong("eval_split", settings.eval_split, problem)
     if settings.eval_source and eval_source.startswith(HUB) and not settings.eval_split:
         raise _wrong("eval_source", settings.eval_source, "say which split: set prepare.eval_split")
     if settings.hub_config and not f"{settings.source}".startswith(HUB) and not eval_source.startswith(HUB):
@@ -85,7 +78,7 @@ def check_origins(settings: Prepare) -> None:
 
 
 def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, num_operands: int) -> Iterator[Row]:
-    """The rows of a source, one by one."""
+    """The rows of a source."""
     if origin.source == "arithmetic":
         num = settings.num_eval if split == "eval" else settings.num_train
         try:
@@ -118,4 +111,4 @@ def untracked_sources(settings: Prepare) -> list[str]:
 
 
 def _wrong(key: str, value: Any, problem: str) -> UserError:
-    return UserError(f"params.yaml: prepare.{key}: {value!r}: {problem}")
+    return wrong_param(f"prepare.{key}", value, problem)

@@ -86,9 +86,7 @@ class Prepare(Rows):
     @classmethod
     def only_the_templates_own(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := [name for name in value if name in RENDERER_ARGUMENTS]:
-            raise ValueError(
-                f"'{taken[0]}' is not the template's but the renderer's; only the template's own variables"
-            )
+            raise ValueError(f"'{taken[0]}' is not the template's but the renderer's; only variables of the template")
         return value
 
     @model_validator(mode="after")

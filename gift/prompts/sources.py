@@ -13,15 +13,19 @@ from typing import Any
 
 from gift.embedded.task import Split
 from gift.project.errors import UserError, wrong_param
-from gift.prompts.columns import map_rows
 from gift.prompts.decontamination import normalized, shared_runs
 from gift.prompts.files import Row
-from gift.prompts.filters import keep_rows
-from gift.prompts.ledger import Ledger
 from gift.prompts.origins import Origin, check_origins, origins, read_rows
-from gift.prompts.prompt import check_prompt_columns, prompt_of, prompt_template
+from gift.prompts.rows import check_prompt_columns, keep_rows, map_rows, prompt_of, prompt_template
 from gift.prompts.settings import Prepare, Rows
 
+Ledger = Counter[tuple[str, str, str]]
+"""Source rows by split, key of the source and fate: `read`, and what became of them; 0 where a rule took nothing."""
+FATES = {
+    "train": ("read", "duplicates", "split_off", "in_eval", "not_taken", "written"),
+    "eval": ("read", "duplicates", "not_taken", "written"),
+}
+"""Of which the totals always tell, in this order, with the others behind the second."""
 KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a struct"}
 
 
@@ -67,16 +71,35 @@ def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prom
         split_off = {each.prompt_id for each in chosen_eval}
         train = _without(train, [each.prompt_id in split_off for each in train], "split_off", ledger)
         for each in chosen_eval:
-            ledger.add("eval", each.origin.source_key, "read")
+            ledger["eval", each.origin.source_key, "read"] += 1
     _one_kind([*train, *whole_eval], settings)
     clean = _not_in_eval(train, whole_eval, settings, ledger)
     chosen = _take(clean, settings.num_train, seed, "train", ledger)
     for split, rows in (("train", chosen), ("eval", chosen_eval)):
         _one_type(rows)
         for each in rows:
-            ledger.add(split, each.origin.source_key, "written")
-    by_source = ledger.by_source() if len(settings.sources) > 1 or len(settings.eval_sources) > 1 else {}
-    return Prompts([each.row for each in chosen], [each.row for each in chosen_eval], ledger.totals(), by_source)
+            ledger[split, each.origin.source_key, "written"] += 1
+    totals, by_source = _summed(ledger)
+    told = by_source if len(settings.sources) > 1 or len(settings.eval_sources) > 1 else {}
+    return Prompts([each.row for each in chosen], [each.row for each in chosen_eval], totals, told)
+
+
+def _summed(ledger: Ledger) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """`num_<split>_<fate>` over all sources, and of each by its key; a row that is in no sum is a fault of ours."""
+    totals: dict[str, int] = {}
+    by_source: dict[str, dict[str, int]] = {}
+    for split, always in FATES.items():
+        total = Counter(dict.fromkeys(always, 0))
+        for source in dict.fromkeys(source for of, source, _ in ledger if of == split):
+            counts = {fate: num for (*place, fate), num in ledger.items() if place == [split, source]}
+            went = {fate: num for fate, num in counts.items() if fate != "read"}
+            if sum(went.values()) != counts["read"] or min(went.values()) < 0:
+                raise RuntimeError(f"{split} of {source}: {counts['read']} rows were read, but {went} is not their sum")
+            total.update(counts)
+            by_source.setdefault(source, {}).update({f"num_{split}_{fate}": num for fate, num in counts.items()})
+        order = [*always[:2], *(fate for fate in total if fate not in always), *always[2:]]
+        totals |= {f"num_{split}_{fate}": total[fate] for fate in order}
+    return totals, by_source
 
 
 def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_operands: int) -> list[Candidate]:
@@ -84,19 +107,18 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_oper
     found: dict[str, Candidate] = {}
     for origin in origins(settings, split):
         rows, num_read = _distinct(read_rows(origin, settings, seed, split, num_operands), origin.rows)
-        ledger.add(split, origin.source_key, "read", num_read)
-        ledger.add(split, origin.source_key, "duplicates", num_read - len(rows))
+        ledger[split, origin.source_key, "read"] += num_read
+        ledger[split, origin.source_key, "duplicates"] += num_read - len(rows)
         mapped = map_rows([row.values for row in rows], origin.rows, origin.key)
         rows = [replace(row, values=values) for row, values in zip(rows, mapped, strict=True)]
         names = list(mapped[0])
         if origin.rows.domain is not None and "domain" in names:
-            problem = "there is a column 'domain' too; remove one"
-            raise wrong_param(f"{origin.key}.domain", origin.rows.domain, problem)
+            raise wrong_param(f"{origin.key}.domain", origin.rows.domain, "there is a column 'domain' too; remove one")
         template = prompt_template(origin.rows, names, origin.key)
         check_prompt_columns(names, template is not None, origin.key)
         kept, taken = keep_rows(rows, origin.rows.filters, f"{origin.key}.filters")
         for name, num in taken.items():
-            ledger.add(split, origin.source_key, f"filtered_{name}", num)
+            ledger[split, origin.source_key, f"filtered_{name}"] += num
         for row in kept:
             candidate = _candidate(row, origin, prompt_of(row, template, settings))
             same = found.setdefault(candidate.prompt_id, candidate)
@@ -106,7 +128,7 @@ def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_oper
                     "must be unique: map no column to prompt_id, and they are made of the rows"
                 )
             if same is not candidate:
-                ledger.add(split, origin.source_key, "duplicates")
+                ledger[split, origin.source_key, "duplicates"] += 1
     rows_by_id = sorted(found.values(), key=lambda each: each.prompt_id)
     if settings.dedup == "rows":
         return rows_by_id
@@ -204,7 +226,7 @@ def _without(
     rows: list[Candidate], gone: list[bool], fate: str, ledger: Ledger, split: Split = "train"
 ) -> list[Candidate]:
     for each, is_gone in zip(rows, gone, strict=True):
-        ledger.add(split, each.origin.source_key, fate, int(is_gone))
+        ledger[split, each.origin.source_key, fate] += is_gone
     return [each for each, is_gone in zip(rows, gone, strict=True) if not is_gone]
 
 
