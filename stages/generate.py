@@ -7,8 +7,7 @@ import click
 import pyarrow.compute as pc
 
 from gift.methods.sample.epochs import take_prompts
-from gift.policy.files import find_policy
-from gift.policy.folder import load_tokenizer
+from gift.policy.folder import find_policy, load_tokenizer
 from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed, settings_of
 from gift.project.seeds import seed_of

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift.policy.files import find_policy, find_reference
+from gift.policy.folder import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.params import read_launch, read_section
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
-from gift.tables.parquet import part_paths
-from gift.tables.parts import check_same_rows, read_table
+from gift.tables.parts import check_same_rows, part_paths, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference import audit, write_reference

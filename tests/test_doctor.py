@@ -29,7 +29,7 @@ from gift.doctor.storage import STATE_BYTES, disk_findings, round_bytes
 from gift.doctor.whole import Project, read_project
 from gift.embedded.settings import Arithmetic
 from gift.project.errors import UserError
-from gift.project.gpus import Gpus, find_gpus
+from gift.project.machine import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
 from gift.sampling.vllm_limits import CPU_HEAD_SIZES

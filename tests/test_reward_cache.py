@@ -19,7 +19,7 @@ from gift.scoring.digest import function_digest, project_roots, versions
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score
-from gift.tables.parquet import part_paths
+from gift.tables.parts import part_paths
 from gift.tables.prompts import write_prompts
 
 FUNCTION = """

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from gift.doctor.findings import Finding, Theme
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
-from gift.project.gpus import Gpus
-from gift.project.packages import asked_for, lock_file, unlike
+from gift.project.machine import Gpus, asked_for, lock_file, unlike
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
 from gift.training.settings import UpdateLaunch
 

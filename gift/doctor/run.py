@@ -16,7 +16,7 @@ from gift.doctor.storage import disk_findings, keeping_findings
 from gift.doctor.tokens import token_findings
 from gift.doctor.trials import trial_findings
 from gift.doctor.whole import Project, read_project
-from gift.project.gpus import Gpus, find_gpus
+from gift.project.machine import Gpus, find_gpus
 
 
 def check_project(quick: bool) -> list[Finding]:

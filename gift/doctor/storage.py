@@ -12,7 +12,7 @@ from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.project.code import missing_modules
 from gift.project.errors import UserError
-from gift.project.yaml import read_yaml
+from gift.project.sections import read_yaml
 
 say = Theme("storage")
 STATE_BYTES = 12  # of a parameter that trains: float32 weight and the two moments of Adam (docs/pipeline.md)

@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, packed_attention
-from gift.logprobs.gather import gather_rows
-from gift.logprobs.head import LogprobHead
+from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, gather_rows, packed_attention
+from gift.logprobs.head import LogprobHead, tie
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout, Packing
-from gift.logprobs.tied import tie
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged, ranges
 

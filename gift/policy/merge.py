@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 
 from gift.policy.adapter import WEIGHTS_FILE, read_adapter_config
-from gift.policy.files import PolicyFiles, is_adapter
-from gift.policy.folder import copy_companions
-from gift.policy.lineage import policy_digest, read_lineage
+from gift.policy.folder import PolicyFiles, copy_companions, is_adapter, policy_digest, read_lineage
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.policy.adapter import adapter_weights, fill, inject, read_weights
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import check_files, stored_in_bfloat16
-from gift.policy.lora import new_weights
+from gift.policy.adapter import adapter_weights, fill, inject, new_weights, read_weights
+from gift.policy.folder import PolicyFiles, check_files, stored_in_bfloat16
 from gift.policy.refusals import config_refusals, target_refusals, text_config
 from gift.policy.settings import Lora
 from gift.project.errors import UserError

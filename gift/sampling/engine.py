@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gift.policy.adapter import read_adapter_config
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import check_files, read_config
+from gift.policy.folder import PolicyFiles, check_files, read_config
 from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError

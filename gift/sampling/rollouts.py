@@ -11,8 +11,7 @@ import pyarrow as pa
 from gift.project.console import Progress
 from gift.project.ragged import Ragged
 from gift.sampling.engine import Completion, Request, Sampler
-from gift.tables.parquet import part_name
-from gift.tables.parts import read_part, write_part
+from gift.tables.parts import part_name, read_part, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 

@@ -11,7 +11,7 @@ from gift.project.errors import UserError
 from gift.scoring.digest import function_digest
 from gift.scoring.loading import Loaded
 from gift.scoring.workers.worker import Outcome
-from gift.tables.parquet import read_file, write_file
+from gift.tables.parts import read_file, write_file
 
 ROOT = Path("data/.cache/scores")
 KEPT = ("ok", "abstain")

@@ -14,13 +14,12 @@ import torch
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import adapter_off
-from gift.policy.files import PolicyFiles
+from gift.policy.folder import PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parquet import part_name
-from gift.tables.parts import read_part, write_part
+from gift.tables.parts import part_name, read_part, write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference_settings import ReferenceLaunch

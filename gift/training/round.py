@@ -11,7 +11,7 @@ import click
 import torch
 
 from gift.policy.adapter import adapter_config
-from gift.policy.lineage import write_lineage
+from gift.policy.folder import write_lineage
 from gift.policy.open import Training, open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
@@ -20,13 +20,11 @@ from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import Engine, FullState, start_engine
 from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
 from gift.training.learned import PREFIX, policy_module
-from gift.training.outcome import Probe, check_saved, save_policy
 from gift.training.ranks import distributed, from_rank_0, share_cores
-from gift.training.schedule import learning_rate
+from gift.training.saving import Probe, check_saved, go_on, load_state, parents_state, save_policy, save_state
 from gift.training.settings import Update
-from gift.training.state import go_on, load_state, parents_state, save_state
-from gift.training.tally import COMMON
-from gift.training.trainer import Trainer
+from gift.training.steps import learning_rate
+from gift.training.trainer import COMMON, Trainer
 
 WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
