@@ -1,17 +1,24 @@
-"""From requests to the rollouts table, in parts that survive a crash."""
+"""From a policy and a table of prompts to the rollouts table, in parts that survive a crash."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from gift.policy.folder import Lineage, PolicyFiles, find_policy, load_tokenizer
 from gift.project.console import Progress
+from gift.project.params import settings_of
 from gift.project.ragged import Ragged
-from gift.sampling.engine import Completion, Request, Sampler
+from gift.project.work import Work, file_digest
+from gift.sampling.encoding import EncodedPrompts, encode_split, refuse_long_prompts
+from gift.sampling.engine import Completion, Request, Sampler, start_sampler
+from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parts import part_name, read_part, write_part
+from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
@@ -21,6 +28,52 @@ class Group:
 
     prompt_id: str
     requests: list[Request]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A policy and a table of prompts in its tokens, of which `encoded` lacks the `num_long` that are too long."""
+
+    files: PolicyFiles
+    lineage: Lineage
+    tokenizer: Any
+    table: pa.Table
+    variables: dict[str, Any]  # prepare.chat_template_kwargs
+    encoded: EncodedPrompts
+    num_long: int
+
+
+def read_split(policy: Path, base: Path, prompts: Path, sampling: Sampling, section: str) -> Split:
+    """What a stage samples from, under one section of params.yaml; all that does not fit is a `UserError`."""
+    files, lineage = find_policy(policy, base)
+    table, source = read_prompts(prompts)
+    variables = source.get("chat_template_kwargs", {})
+    tokenizer = load_tokenizer(files.model)
+    every = encode_split(tokenizer, files.model, table, variables, sampling, section, policy)
+    return Split(files, lineage, tokenizer, table, variables, *refuse_long_prompts(every, sampling, section))
+
+
+def sample(
+    label: str,
+    split: Split,
+    prompts: Path,
+    groups: Sequence[Group],
+    sampling: Sampling,
+    launch: GenerateLaunch,
+    **metadata: Any,
+) -> Work:
+    """A stage's work with all of the groups in its folder `rollouts`; `prompts` is the file of the split."""
+    metadata |= {
+        "artifact": "rollouts",
+        "policy": split.lineage.digest,
+        "settings": settings_of(sampling),
+        "generation_prompt": split.encoded.opening,
+    }
+    work = Work(label, {**metadata, "prompts": file_digest(prompts)})
+    start = partial(start_sampler, split.files, sampling, split.encoded.ends, split.encoded.context, launch)
+    decode = partial(split.tokenizer.decode, skip_special_tokens=True)
+    write_rollouts(work.folder / "rollouts", groups, sampling.groups_per_part, metadata, start, decode, label)
+    return work
 
 
 def write_rollouts(
