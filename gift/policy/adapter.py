@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gift.policy.folder import ADAPTER_CONFIG, Lineage, PolicyFiles
 from gift.policy.settings import Lora
@@ -98,39 +98,29 @@ def merge_remedy(adapter: Path) -> str:
     return f"begin a project whose base.model is the folder that `gift merge {adapter} FOLDER` makes"
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 def check_parent(files: PolicyFiles, lineage: Lineage, lora: Lora | None) -> None:
     """Whether a round with this `update.lora` can go on from a policy: from the base, or from an adapter of its kind.
 
     The modules of the adapter are compared later, when the model is there (`open_policy`).
     """
+    key, start = "params.yaml: update.lora", f"the round starts from {files.folder}"
     if files.adapter is None:
         if lora is not None and lineage.parent is not None:
             raise UserError(
-                f"params.yaml: update.lora: the round starts from {files.model}, a whole model that was trained, and "
-                f"an adapter stands on the base policy; set it to null, or begin a project with base.model: "
-                f"{files.model}"
+                f"{key}: {start}, a whole model that was trained, and an adapter stands on the base policy; set it to "
+                f"null, or begin a project with base.model: {files.model}"
             )
         return
-    config = read_adapter_config(files.adapter)
+    config, remedy = read_adapter_config(files.adapter), f"set it back, or {merge_remedy(files.adapter)}"
     own = {name: config[name] for name in ("r", "lora_alpha")}
     if lora is None:
-        raise UserError(
-            f"params.yaml: update.lora: null: the round starts from {files.adapter}, an adapter with "
-            f"{json.dumps(own)}; set it back, or {merge_remedy(files.adapter)}"
-        )
+        raise UserError(f"{key}: null: {start}, an adapter with {json.dumps(own)}; {remedy}")
     for name, value in own.items():
         if (wanted := lora.model_dump()[name]) != value:
-            raise UserError(
-                f"params.yaml: update.lora.{name}: {wanted}: the round starts from {files.adapter}, an adapter with "
-                f"{value}; set it back, or {merge_remedy(files.adapter)}"
-            )
+            raise UserError(f"{key}.{name}: {wanted}: {start}, an adapter with {value}; {remedy}")
 
 
-def new_weights(model: Any, seed: int) -> dict[str, "Tensor"]:
+def new_weights(model: Any, seed: int) -> dict[str, Any]:
     """Of a new adapter, by their names in PEFT's file. Its B are 0, so that it leaves the log-probs as they are, to the
     bit. Its A are PEFT's (uniform, up to 1 / sqrt(in)), drawn from the seed and their names: the same on every rank."""
     import torch

@@ -116,15 +116,11 @@ def stored_in_bfloat16(folder: Path) -> bool:
 def max_model_len(folder: Path, wanted: int | None, section: str) -> int:
     """The context in tokens: what the model can, or less if `wanted` says so."""
     limit: int | None = read_config(folder).get("max_position_embeddings")
-    length = wanted or limit
+    length, key = wanted or limit, f"params.yaml: {section}.max_model_len"
     if length is None:
-        raise UserError(
-            f"params.yaml: {section}.max_model_len: the model in {folder} does not tell its context; set it"
-        )
+        raise UserError(f"{key}: the model in {folder} does not tell its context; set it")
     if limit is not None and length > limit:
-        raise UserError(
-            f"params.yaml: {section}.max_model_len: {wanted}: the policy's context is {limit} tokens; lower it"
-        )
+        raise UserError(f"{key}: {wanted}: the policy's context is {limit} tokens; lower it")
     return length
 
 

@@ -24,9 +24,7 @@ def merge(policy: Path, out: Path, base: Path | None = None) -> str:
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; run this in the project's folder, or name the base policy by --base")
     if (found := policy_digest(base)) != trained_on:
-        raise UserError(
-            f"{base}: is policy {found[:12]}, but the adapter is on {trained_on[:12]}; name that one by --base"
-        )
+        raise UserError(f"{base}: is policy {found[:12]}, but the adapter is on {trained_on[:12]}; name it by --base")
     from peft import PeftModel
     from safetensors import safe_open
 

@@ -35,8 +35,8 @@ def find_gpus(devices: Path = Path("/dev")) -> Gpus:
     return Gpus(count, min(sizes, default=None))
 
 
-def lock_file(folder: Path = Path("requirements")) -> Path:
-    return folder / ("gpu.txt" if "vllm" in installed_packages() else "cpu.txt")
+def lock_file() -> Path:
+    return Path("requirements", "gpu.txt" if "vllm" in installed_packages() else "cpu.txt")
 
 
 def unlike(lock: Path) -> tuple[list[str], dict[str, str]]:
@@ -60,8 +60,9 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
-def asked_for(project: Path = Path("pyproject.toml")) -> set[str]:
+def asked_for() -> set[str]:
     """The packages that pyproject.toml asks for itself, vLLM in either flavour too."""
+    project = Path("pyproject.toml")
     if not project.is_file():
         return set()
     content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +65,24 @@ def refuse_existing(*outputs: Path) -> None:
     """A stage never overwrites: DVC removes the outputs of a stage that it runs again."""
     for path in outputs:
         if path.exists():
-            raise UserError(
-                f"{path}: exists already; nothing was changed. Use `dvc repro -f -s <stage>` to make it again"
-            )
+            raise UserError(f"{path}: exists already; nothing was changed; `dvc repro -f -s <stage>` makes it again")
 
 
-def write_text(path: Path, content: str) -> None:
-    """UTF-8 by tmp and rename, so that the file is whole or not there."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The temporary name to write a file under; it is renamed in the end, so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
+    yield temporary
     os.replace(temporary, path)
 
 
+def write_text(path: Path, content: str) -> None:
+    """UTF-8, whole or not there."""
+    with whole_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Sorted, indented JSON by tmp and rename; NaN is refused, for other readers do not know it."""
+    """Sorted, indented JSON, whole or not there; NaN is refused, for other readers do not know it."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")

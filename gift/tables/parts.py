@@ -4,7 +4,6 @@ A table is a folder of parts, each checked as it is written and read; a row's ke
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,21 @@ import pyarrow.parquet as pq
 
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
+from gift.project.work import whole_file
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"gift"
 
 
 def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
-    """Write one Parquet file under a temporary name and rename it, so that it is whole or absent.
+    """Write one Parquet file, whole or not at all.
 
     `metadata` (JSON: artifact, schema version, policy digest, settings, engine) goes into the schema.
     """
     text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
     table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_file(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
@@ -130,19 +128,21 @@ def write_part(
 ) -> None:
     """Check a part against its schema and law, then write it; nothing wrong ever reaches the disk."""
     path = folder / part_name(index)
-    check_schema(table, schema, path)
-    check_key(table, path)
-    law(table, path)
+    _check(table, schema, law, path)
     write_file(path, pa.table(table.columns, schema=schema), metadata)
 
 
 def read_part(path: Path, schema: pa.Schema, law: Law) -> tuple[pa.Table, dict[str, Any]]:
     """One part, checked."""
     table, metadata = read_file(path)
+    _check(table, schema, law, path)
+    return table, metadata
+
+
+def _check(table: pa.Table, schema: pa.Schema, law: Law, path: Path) -> None:
     check_schema(table, schema, path)
     check_key(table, path)
     law(table, path)
-    return table, metadata
 
 
 def read_parts(folder: Path, schema: pa.Schema, law: Law) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:

@@ -115,23 +115,19 @@ def safe_name(domain: str) -> str:
 
 def _check_domains(column: pa.ChunkedArray, path: Path) -> None:
     """`domain` groups prompts in the metrics of evaluate: texts, few of them, whose safe names differ."""
-    remedy = "map a column of another meaning to another name (prepare.columns)"
+    where, remedy = f"{path}: column 'domain'", "map a column of another meaning to another name (prepare.columns)"
     if not (pt.is_string(column.type) or pt.is_null(column.type)):
-        raise UserError(f"{path}: column 'domain' has type {column.type}, must be string; {remedy}")
+        raise UserError(f"{where} has type {column.type}, must be string; {remedy}")
     domains = sorted(set(column.to_pylist()) - {None})
     if len(domains) > MAX_DOMAINS:
-        raise UserError(
-            f"{path}: column 'domain' has {len(domains)} values, at most {MAX_DOMAINS} are domains; {remedy}"
-        )
+        raise UserError(f"{where} has {len(domains)} values, at most {MAX_DOMAINS} are domains; {remedy}")
     names: dict[str, str] = {}
     for domain in domains:
         name = safe_name(domain)
         if not name.strip("_."):
-            raise UserError(f"{path}: column 'domain': {domain!r} makes no name for a metric; {remedy}")
+            raise UserError(f"{where}: {domain!r} makes no name for a metric; {remedy}")
         if name in names:
-            raise UserError(
-                f"{path}: the domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}"
-            )
+            raise UserError(f"{path}: domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}")
         names[name] = domain
 
 

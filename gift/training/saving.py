@@ -1,7 +1,6 @@
 """What a round leaves: its policy, the proof that it opens as the one that was trained, and its training state."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from gift.policy.folder import MODEL_CONFIGS, PolicyFiles, copy_companions
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
+from gift.project.work import whole_file
 from gift.training.engine import Engine, FullState
 from gift.training.learned import refuse_other_head
 from gift.training.ranks import from_rank_0
@@ -79,15 +79,13 @@ def check_saved(files: PolicyFiles, weights: Mapping[str, Tensor], dtype: str, p
 
 
 def save_state(path: Path, state: FullState, facts: Mapping[str, Any]) -> None:
-    """One safetensors file with `<kind>/<parameter>` tensors and `facts` (JSON) in its header, by tmp and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    """One safetensors file with `<kind>/<parameter>` tensors and `facts` (JSON) in its header; whole or not there."""
     tensors = {
         f"{kind}/{name}": tensor.contiguous() for kind in state.tensors for name, tensor in state.tensors[kind].items()
     }
     header = json.dumps({"optimizer_step": state.step, **facts}, sort_keys=True)
-    save_file(tensors, temporary, metadata={"gift": header})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"gift": header})
 
 
 def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
@@ -102,9 +100,7 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         return FullState(facts["optimizer_step"], kinds), facts
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{path}: not a readable training state ({first}); remove its folder, then `dvc checkout`"
-        ) from None
+        raise UserError(f"{path}: not a readable training state ({first}); remove its folder; `dvc checkout`") from None
 
 
 def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:

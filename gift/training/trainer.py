@@ -129,10 +129,6 @@ class Trainer:
         if self.match.adapt is not None:
             self.settings = self.match.adapt(self.settings, metrics)
 
-    def logprobs(self, rows: list[int]) -> Tensor:
-        """Log-probs [N] of the completions of some rows."""
-        return self.outputs(rows).logprobs
-
     def outputs(self, rows: list[int]) -> Outputs:
         """What the forward gives of some rows; without rows, of the shortest one (to be weighted with 0)."""
         rows = rows or [self.rows.shortest]
