@@ -41,7 +41,7 @@ class Work:
     """
 
     def __init__(self, label: str, inputs: dict[str, Any]) -> None:
-        self.folder, self.stage = ROOT / label, label.partition("@")[0]
+        self.label, self.folder, self.stage = label, ROOT / label, label.partition("@")[0]
         self.code = check_code(self.stage)
         content = json.dumps({"inputs": inputs, "code": self.code}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()

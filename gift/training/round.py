@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -42,15 +41,6 @@ class Trained:
     probe: Probe
 
 
-@dataclass(frozen=True)
-class Checkpointing:
-    """Where a round keeps its unfinished training, and after how many steps it does so."""
-
-    folder: Path
-    every_steps: int
-    label: str
-
-
 def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, float | int] | None:
     """Train a round and publish its policy, optimizer state and metrics; returns these on rank 0, None elsewhere.
 
@@ -62,25 +52,24 @@ def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, flo
         share_cores()
         plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
         work = from_rank_0(lambda: Work(label, work_inputs(paths, settings, plan.lineage)))
-        keep = Checkpointing(work.folder, launch.checkpoint_every_steps, label)
-        trained = _train(paths, settings, engine, plan, keep)
+        trained = _train(work, paths, settings, engine, plan)
     return _save(work, paths, settings, plan, trained) if trained else None
 
 
-def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, keep: Checkpointing) -> Trained | None:
+def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, plan: Plan) -> Trained | None:
     """All that the ranks do together; the result is rank 0's."""
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
     policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
     model = policy_module(policy, temperature, launch.packing, update.match, settings.seed)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
-            click.echo(f"{keep.label}: {note}", err=True)
+            click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
         go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest, engine.names))
     rows, probed = plan.rows, [plan.rows.shortest]
     trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
-    step_rows = _train_steps(trainer, plan, keep)
+    step_rows = _train_steps(trainer, plan, work, launch.checkpoint_every_steps)
     with torch.no_grad():
         logprobs = trainer.outputs(probed).logprobs
     state = engine.full_state()
@@ -119,27 +108,28 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
     return numbers
 
 
-def _train_steps(trainer: Trainer, plan: Plan, keep: Checkpointing) -> list[dict[str, float | None]]:
+def _train_steps(trainer: Trainer, plan: Plan, work: Work, keep_every: int) -> list[dict[str, float | None]]:
     """Run the optimizer steps of a round and return one row of metrics a step.
 
-    A checkpoint of an interrupted run of the same round is continued. Only rank 0 reads and writes.
+    Every `keep_every` steps it leaves a checkpoint; that of an interrupted run of the same round is continued. Only
+    rank 0 reads and writes.
     """
     engine, settings, steps = trainer.engine, trainer.update, plan.steps
-    path = keep.folder / "checkpoint.safetensors"
+    path = work.folder / "checkpoint.safetensors"
     found = go_on(engine, lambda: load_state(path) if path.exists() else None)
     rows: list[dict[str, float | None]] = found["rows"] if found else []
     for row in rows:
         trainer.adapt(row)
-    with Progress(keep.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
+    with Progress(work.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = plan.lineage.optimizer_steps + index + 1  # over all rounds, as the schedule's
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
             trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
-            check_step(rows[-1], settings, keep.label)
+            check_step(rows[-1], settings, work.label)
             if engine.rank == 0:
                 progress.advance(1, int(metrics["num_tokens"] or 0))
-            if (index + 1) % keep.every_steps == 0 and index + 1 < len(steps):
+            if (index + 1) % keep_every == 0 and index + 1 < len(steps):
                 full = engine.full_state()
                 if full is not None:
                     save_state(path, full, {"rows": rows})
