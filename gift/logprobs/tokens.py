@@ -92,10 +92,7 @@ class TokenLogprobs(nn.Module):
 
 
 def completion_logprobs(model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: list[list[int]]) -> Ragged:
-    """Log-probs of every completion, float32, row by row as the completions; no gradient.
-
-    `batches` is a partition of the rows.
-    """
+    """Log-probs of every completion, float32, row by row, without gradient; `batches` is a partition of the rows."""
     logprobs = np.full(len(completions.values), np.nan, dtype=np.float32)
     with torch.no_grad():
         for rows in batches:

@@ -43,13 +43,6 @@ def adapter_off(model: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def inject(model: Any, config: Any) -> None:
-    """Put PEFT's layers in place of the linear ones that the adapter targets; all else is frozen."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(config, model).eval()
-
-
 def adapter_weights(model: Any) -> dict[str, Any]:
     """The adapter's parameters, A [r, in] and B [out, r] of every module, by their names in PEFT's file."""
     return {peft_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

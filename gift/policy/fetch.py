@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from gift.policy.folder import check_files
+from gift.policy.folder import LINEAGE_FILE, check_files
 from gift.policy.settings import Base
 from gift.project.errors import UserError
 
@@ -17,7 +17,11 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 def fetch_base(base: Base, folder: Path) -> None:
     """Fill `folder` with links to the model's files: a policy that can be fetched again is not kept twice."""
     local = Path(base.model)
-    _link(local if local.is_dir() else _fetch(base.model, base.revision), folder)
+    source = local if local.is_dir() else _fetch(base.model, base.revision)
+    folder.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(path.match(pattern) for pattern in HUB_FILES) and path.name != LINEAGE_FILE:
+            (folder / path.name).symlink_to(path.resolve())
     check_files(folder)
     weight_shapes(folder)
 
@@ -53,13 +57,6 @@ def in_cache(base: Base) -> Path | None:
         return Path(snapshot_download(base.model, revision=base.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-
-
-def _link(source: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(path.match(pattern) for pattern in HUB_FILES) and path.name != "gift.json":
-            (folder / path.name).symlink_to(path.resolve())
 
 
 _LFS = b"version https://git-lfs"

@@ -18,16 +18,13 @@ MODEL_CONFIGS = frozenset({"config.json", "generation_config.json"})
 
 
 class Lineage(BaseModel):
-    """Where a policy comes from. `base` and `parent` are digests; counts run over all rounds since the base.
-
-    Version 1 called `base` `initial`, and is still read.
-    """
+    """Where a policy comes from. `base` and `parent` are digests; counts run over all rounds since the base."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1, 2] = 2
     digest: str
-    base: str = Field(validation_alias=AliasChoices("base", "initial"))
+    base: str = Field(validation_alias=AliasChoices("base", "initial"))  # version 1, still read, called it `initial`
     parent: str | None = None
     round: int = 0
     prompts_consumed: int = 0

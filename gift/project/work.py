@@ -34,10 +34,9 @@ def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
 class Work:
     """The work folder of one run of a stage; parts finished before a crash are found again.
 
-    `label` is `generate@r1`, or `prepare` where there is one for all rounds.
-    `inputs` (JSON) is all that the result depends on: settings, seed, digests of the input tables and policies. The
-    fingerprint of the stage's code is added. When any of it differs from what the folder was begun with, the folder
-    starts empty.
+    `label` is `generate@r1`, or `prepare` where there is one for all rounds. `inputs` (JSON) is all that the result
+    depends on: settings, seed, digests of the input tables and policies. The fingerprint of the stage's code is added.
+    When any of it differs from what the folder was begun with, the folder starts empty.
     """
 
     def __init__(self, label: str, inputs: dict[str, Any]) -> None:

@@ -22,10 +22,7 @@ METADATA_KEY = b"gift"
 
 
 def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
-    """Write one Parquet file, whole or not at all.
-
-    `metadata` (JSON: artifact, schema version, policy digest, settings, engine) goes into the schema.
-    """
+    """Write one Parquet file, whole or not at all; `metadata` (JSON: artifact, policy, ...) goes into the schema."""
     text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
     table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
     with whole_file(path) as temporary:
@@ -161,10 +158,7 @@ def read_parts(folder: Path, schema: pa.Schema, law: Law) -> Iterator[tuple[Path
 def read_table(
     folder: Path, schema: pa.Schema, law: Law, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """All parts of a table, checked each and together (one metadata, one ascending key).
-
-    columns: those to keep beside the key; all are checked.
-    """
+    """All parts of a table, checked each and together; columns: those to keep beside the key, of all that are checked."""
     kept = schema.names if columns is None else ["prompt_id", "sample", *columns]
     parts, metadata = zip(
         *((part.select(kept), each) for _, part, each in read_parts(folder, schema, law)), strict=True

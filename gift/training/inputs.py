@@ -70,31 +70,20 @@ def read_round(
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
     check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
-    rows = join_rows(table, scored, referenced, scores_source["rewards"], source["settings"]["max_tokens"])
+    size = pc.max(table["sample"]).as_py() + 1
+    completion_ids = Ragged.from_arrow(table["completion_ids"])
+    groups = groups_of(
+        **rewards_of(scored, scores_source["rewards"], size),
+        lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
+        max_tokens=source["settings"]["max_tokens"],
+        truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
+        ref_logprobs=_tensor(referenced["ref_logprobs"]),
+        old_logprobs=_tensor(referenced["old_logprobs"]),
+    )
+    rows = Rows(Ragged.from_arrow(table["prompt_ids"]), completion_ids, groups)
     del table, scored, referenced
     pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
     return rows, source
-
-
-def join_rows(
-    rollouts: pa.Table, scores: pa.Table, reference: pa.Table, rewards: Mapping[str, Mapping[str, Any]], max_tokens: int
-) -> Rows:
-    """Rows of three tables with the same key in the same order.
-
-    rewards: score.rewards as the scores were made with it, from their table's metadata. max_tokens: the longest that a
-    completion may be.
-    """
-    size = pc.max(rollouts["sample"]).as_py() + 1
-    completion_ids = Ragged.from_arrow(rollouts["completion_ids"])
-    groups = groups_of(
-        **rewards_of(scores, rewards, size),
-        lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
-        max_tokens=max_tokens,
-        truncated=torch.tensor(pc.equal(rollouts["finish_reason"], "length").to_numpy()).view(-1, size),
-        ref_logprobs=_tensor(reference["ref_logprobs"]),
-        old_logprobs=_tensor(reference["old_logprobs"]),
-    )
-    return Rows(Ragged.from_arrow(rollouts["prompt_ids"]), completion_ids, groups)
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:
@@ -107,8 +96,8 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
 def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group_size: int) -> dict[str, Any]:
     """The scores table as fields of `Groups`; a null reward does not train (mask False).
 
-    A component whose gate is shut counts as 0, one without a value not at all. rewards: as for `join_rows`. Components
-    stand in the order of the table's columns.
+    A component whose gate is shut counts as 0, one without a value not at all. rewards: score.rewards as the scores
+    were made with it, from their table's metadata. Components stand in the order of the table's columns.
     """
     terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
     opened = gated({name: scores[name].to_numpy() for name in terms}, terms)

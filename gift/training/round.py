@@ -30,14 +30,11 @@ WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 @dataclass(frozen=True)
 class Trained:
-    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, and what the policy is checked by.
-
-    `adapter` is the config of the adapter, or None where the whole model was trained.
-    """
+    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, and what the policy is checked by."""
 
     rows: list[dict[str, float | None]]
     state: FullState
-    adapter: dict[str, Any] | None
+    adapter: dict[str, Any] | None  # its config; None where the whole model was trained
     probe: Probe
 
 
