@@ -158,7 +158,7 @@ def read_parts(folder: Path, schema: pa.Schema, law: Law) -> Iterator[tuple[Path
 def read_table(
     folder: Path, schema: pa.Schema, law: Law, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """All parts of a table, checked each and together; columns: those to keep beside the key, of all that are checked."""
+    """All parts of a table, checked each and together; columns: those to keep beside the key; all are checked."""
     kept = schema.names if columns is None else ["prompt_id", "sample", *columns]
     parts, metadata = zip(
         *((part.select(kept), each) for _, part, each in read_parts(folder, schema, law)), strict=True

@@ -72,7 +72,7 @@ def check_prompts(table: pa.Table, path: Path) -> None:
             )
         if name == "domain":
             _check_domains(table["domain"], path)
-        if name in TYPES and not _same_type(table.schema.field(name).type, TYPES[name]):
+        if name in TYPES and table.schema.field(name).type != TYPES[name]:
             raise UserError(f"{path}: column '{name}' has type {table.schema.field(name).type}, must be {TYPES[name]}")
     if not table.num_rows:
         raise UserError(f"{path}: there is no prompt in it")
@@ -129,10 +129,3 @@ def _check_domains(column: pa.ChunkedArray, path: Path) -> None:
         if name in names:
             raise UserError(f"{path}: domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}")
         names[name] = domain
-
-
-def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    # Parquet names a list's field 'element' where Arrow says 'item'; the two are one type.
-    if pt.is_list(found) and pt.is_list(wanted):
-        return bool(found.value_type == wanted.value_type)
-    return bool(found == wanted)

@@ -30,7 +30,7 @@ WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 @dataclass(frozen=True)
 class Trained:
-    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, and what the policy is checked by."""
+    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, what the policy is checked by."""
 
     rows: list[dict[str, float | None]]
     state: FullState
