@@ -44,12 +44,7 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        how: "tuple[float, int, TiedGradient | None]",
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: tuple[float, int, Any]
     ) -> Tensor:
         temperature, width, _ = how
         top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
