@@ -95,7 +95,7 @@ def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict
 
 def measure(side: str, folder: Path) -> dict[str, float]:
     """Seconds of reading and joining, and MiB of this process above what its libraries take: at its peak, and after."""
-    import gift.training.rows  # noqa: F401
+    import gift.training.inputs  # noqa: F401
 
     libraries = settle()
     start = time.perf_counter()
@@ -109,8 +109,8 @@ def measure(side: str, folder: Path) -> dict[str, float]:
 
 def ours(folder: Path) -> object:
     """The rows of the round as the update has them."""
-    from gift.policy.lineage import Lineage
-    from gift.training.rows import read_round
+    from gift.policy.folder import Lineage
+    from gift.training.inputs import read_round
 
     lineage = Lineage(digest=POLICY, base=POLICY)
     return read_round(*(folder / name for name in TABLES), lineage, folder)

@@ -50,13 +50,12 @@ def start_trainer(
 
     from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.groups import groups_of
-    from gift.policy.files import PolicyFiles
+    from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
-    from gift.training.rows import Rows
+    from gift.training.inputs import Rows, choose
     from gift.training.settings import Update
-    from gift.training.targets import choose
     from gift.training.trainer import Trainer
 
     model = open_policy(PolicyFiles(folder), "float32")
@@ -114,7 +113,7 @@ def _reference_seconds(
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
     """The model of the log-prob pass, as gift/training/reference.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.policy.files import PolicyFiles
+    from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
 
     return TokenLogprobs(open_policy(PolicyFiles(folder), dtype, str(device)), 1.0, packing)

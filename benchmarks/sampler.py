@@ -75,9 +75,9 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     import vllm
 
     from gift.doctor.whole import read_launch
-    from gift.policy.files import PolicyFiles
-    from gift.policy.folder import load_tokenizer
-    from gift.sampling.engine import Request, start_sampler, write_rollouts
+    from gift.policy.folder import PolicyFiles, load_tokenizer
+    from gift.sampling.engine import Request, start_sampler
+    from gift.sampling.rollouts import write_rollouts
 
     sampling = check(Sampling, settings, "benchmark")
     tokenizer = load_tokenizer(folder)

@@ -17,23 +17,20 @@ from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.groups import groups_of
 from gift.methods.sample.epochs import take_prompts
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import load_tokenizer
+from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.policy.open import open_policy
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.project.sections import check
+from gift.project.sections import check, read_yaml
 from gift.project.seeds import seed_of
-from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler
 from gift.training.engine import Engine, EngineSettings
+from gift.training.inputs import Rows, choose
 from gift.training.ranks import distributed
 from gift.training.round import check_step
-from gift.training.rows import Rows
 from gift.training.steps import steps_of_groups
-from gift.training.targets import choose
 from gift.training.trainer import Trainer
 from stages.base import train
 

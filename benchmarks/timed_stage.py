@@ -33,13 +33,13 @@ NAMED = {
         "gift.tables.parts:read_table",
         "gift.tables.parts:write_part",
         "gift.tables.prompts:read_prompts",
-        "gift.training.state:save_state",
-        "gift.training.state:load_state",
-        "gift.training.outcome:save_policy",
+        "gift.training.saving:save_state",
+        "gift.training.saving:load_state",
+        "gift.training.saving:save_policy",
         "gift.project.work:Work.publish",
         "gift.project.work:write_json",
     ),
-    "check of the saved policy": ("gift.training.outcome:check_saved",),
+    "check of the saved policy": ("gift.training.saving:check_saved",),
 }
 
 

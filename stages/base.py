@@ -7,8 +7,7 @@ import click
 
 from gift.embedded.task import Arithmetic
 from gift.policy.fetch import fetch_base
-from gift.policy.folder import check_files
-from gift.policy.lineage import write_lineage
+from gift.policy.folder import check_files, write_lineage
 from gift.policy.settings import Base
 from gift.project import console
 from gift.project.params import read_section, read_seed, settings_of

@@ -6,6 +6,7 @@ import click
 
 from gift.evaluation.estimates import answer_numbers
 from gift.project import console
+from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
 from gift.report.history import round_history
@@ -17,12 +18,8 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.option("--round", "name", required=True)
-@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
-@click.option("--answers", type=Path, required=True)
-@click.option("--prompts", type=Path, required=True)
-@click.option("--metrics", type=Path, required=True)
-@click.option("--history", type=Path, required=True)
+@of_round
+@paths("answers", "prompts", "metrics", "history")
 @click.option("--gather", "others", type=Path, multiple=True, help="Other metrics of the round, for its history.")
 def main(
     name: str,

@@ -1,72 +1,43 @@
 """Answer the held-out prompts with a policy: sample 0 is greedy, the others are sampled."""
 
-from functools import partial
 from pathlib import Path
 
 import click
 
-from gift.policy.files import find_policy
-from gift.policy.folder import load_tokenizer
 from gift.project import console
-from gift.project.params import read_launch, read_section, read_seed, settings_of
+from gift.project.options import of_round, paths
+from gift.project.params import read_launch, read_section, read_seed
 from gift.project.seeds import seed_of
-from gift.project.work import Work, file_digest, refuse_existing
-from gift.sampling.encoding import encode_split, refuse_long_prompts
-from gift.sampling.engine import Request, start_sampler, write_rollouts
+from gift.project.work import refuse_existing
+from gift.sampling.engine import Request
+from gift.sampling.rollouts import read_split, sample
 from gift.sampling.settings import Evaluate, GenerateLaunch
-from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.option("--round", "name", required=True)
-@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
-@click.option("--base", type=Path, required=True)
-@click.option("--policy", type=Path, required=True)
-@click.option("--prompts", type=Path, required=True)
-@click.option("--out", type=Path, required=True)
+@of_round
+@paths("base", "policy", "prompts", "out")
 def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
     settings, seed = read_section("evaluate", Evaluate, overrides), read_seed()
     launch = read_launch("generate", GenerateLaunch)
-    files, lineage = find_policy(policy, base)
-    table, source = read_prompts(prompts)
-    variables = source.get("chat_template_kwargs", {})
-    tokenizer = load_tokenizer(files.model)
-    every = encode_split(tokenizer, files.model, table, variables, settings, "evaluate", policy)
-    encoded, num_long = refuse_long_prompts(every, settings, "evaluate")
+    split = read_split(policy, base, prompts, settings, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
     groups = {
         # The same seeds in every round, so that rounds are compared on common random numbers.
         key: [
-            Request(encoded.prompt_ids[key], seed_of("evaluate", seed, key, sample), temperature)
-            for sample, temperature in enumerate(temperatures)
+            Request(ids, seed_of("evaluate", seed, key, index), temperature)
+            for index, temperature in enumerate(temperatures)
         ]
-        for key in sorted(encoded.prompt_ids)
-    }
-    metadata = {
-        "artifact": "rollouts",
-        "policy": lineage.digest,
-        "round": lineage.round,
-        "num_samples": settings.num_samples,
-        "settings": settings_of(settings),
-        "seed": seed,
-        "generation_prompt": encoded.opening,
-        "num_prompts_too_long": num_long,
+        for key, ids in sorted(split.encoded.prompt_ids.items())
     }
     label = f"generate_eval@{name}"
-    work = Work(label, {**metadata, "prompts": file_digest(prompts)})
-    write_rollouts(
-        work.folder / "rollouts",
-        groups,
-        settings.groups_per_part,
-        metadata,
-        partial(start_sampler, files, settings, encoded.ends, encoded.context, launch),
-        partial(tokenizer.decode, skip_special_tokens=True),
-        label,
-    )
+    facts = {"round": split.lineage.round, "num_samples": settings.num_samples, "seed": seed}
+    work = sample(label, split, prompts, groups, settings, launch, **facts, num_prompts_too_long=split.num_long)
     work.publish({work.folder / "rollouts": out})
-    console.say(label, num_prompts=len(groups), num_prompts_too_long=num_long, num_samples=settings.num_samples)
+    shown = {"num_prompts_too_long": split.num_long, "num_samples": settings.num_samples}
+    console.say(label, num_prompts=len(groups), **shown)
 
 
 if __name__ == "__main__":

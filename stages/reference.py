@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from gift.policy.files import find_policy, find_reference
+from gift.policy.folder import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
+from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
-from gift.tables.parquet import part_paths
 from gift.tables.parts import check_same_rows, read_table
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -18,20 +18,12 @@ from gift.training.reference_settings import Precision, Reference, ReferenceLaun
 
 
 @click.command()
-@click.option("--round", "name", required=True)
-@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
-@click.option("--base", type=Path, required=True)
-@click.option("--policy", type=Path, required=True)
-@click.option("--rollouts", type=Path, required=True)
-@click.option("--out", type=Path, required=True)
-@click.option("--metrics", type=Path, required=True)
+@of_round
+@paths("base", "policy", "rollouts", "out", "metrics")
 def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)
-    settings, dtype = (
-        read_section("reference", Reference, overrides),
-        read_section("update", Precision).dtype,
-    )
+    settings, dtype = read_section("reference", Reference, overrides), read_section("update", Precision).dtype
     launch = read_launch("reference", ReferenceLaunch)
     sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
     files, lineage = find_policy(policy, base)
@@ -52,8 +44,7 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: 
     label = f"reference@{name}"
     work = Work(label, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"
-    parts = part_paths(rollouts)
-    write_reference(folder, parts, files, reference, dtype, launch, metadata, label)
+    write_reference(folder, rollouts, files, reference, dtype, launch, metadata, label)
     table, _ = read_table(folder, REFERENCE, check_reference)
     check_same_rows(table, sampled, folder)
     numbers = audit(sampled, table, settings.max_mean_gap)

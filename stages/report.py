@@ -7,15 +7,13 @@ import click
 
 from gift.project import console
 from gift.project.code import check_code
+from gift.project.options import paths
 from gift.project.rounds import branches, read_rounds
 from gift.report.history import read_history
 
 
 @click.command()
-@click.option("--chain", type=Path, required=True)
-@click.option("--history", type=Path, required=True)
-@click.option("--rounds", type=Path, required=True)
-@click.option("--steps", type=Path, required=True)
+@paths("chain", "history", "rounds", "steps")
 def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
     """The chain is rounds.yaml: a round that was taken out of it is left out here too."""
     code = check_code("report")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gift.project import console
+from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
 from gift.scoring.metrics import score_metrics
@@ -15,12 +16,8 @@ from gift.tables.prompts import read_prompts
 
 
 @click.command()
-@click.option("--round", "name", required=True)
-@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
-@click.option("--rollouts", type=Path, required=True)
-@click.option("--prompts", type=Path, required=True)
-@click.option("--out", type=Path, required=True)
-@click.option("--metrics", type=Path, required=True)
+@of_round
+@paths("rollouts", "prompts", "out", "metrics")
 def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: Path, metrics: Path) -> None:
     console.quiet()
     refuse_existing(out, metrics)

@@ -1,10 +1,12 @@
 """Train one round on the scored rollouts: the next policy and its optimizer state."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import click
 
 from gift.project import console
+from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section, read_seed
 from gift.training.inputs import Paths, Settings
 from gift.training.round import update_policy
@@ -12,18 +14,8 @@ from gift.training.settings import Update, UpdateLaunch
 
 
 @click.command()
-@click.option("--round", "name", required=True)
-@click.option("--overrides", type=Path, help="What the round changes: the folder that stages.overrides made.")
-@click.option("--base", type=Path, required=True)
-@click.option("--policy", type=Path, required=True)
-@click.option("--optimizer", type=Path, required=True)
-@click.option("--rollouts", type=Path, required=True)
-@click.option("--scores", type=Path, required=True)
-@click.option("--reference", type=Path, required=True)
-@click.option("--out-policy", type=Path, required=True)
-@click.option("--out-optimizer", type=Path, required=True)
-@click.option("--metrics", type=Path, required=True)
-@click.option("--steps", type=Path, required=True)
+@of_round
+@paths(*(each.name for each in fields(Paths)))
 def main(name: str, overrides: Path | None, **paths: Path) -> None:
     console.quiet()
     update, launch = read_section("update", Update, overrides), read_launch("update", UpdateLaunch)

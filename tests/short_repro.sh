@@ -79,7 +79,7 @@ check "policies open and rounds follow each other" python - <<'PYTHON'
 import json
 from pathlib import Path
 
-from gift.policy.lineage import read_lineage
+from gift.policy.folder import read_lineage
 
 rounds = [read_lineage(Path(f"data/rounds/{name}/policy")) for name in ("base", "r1", "r2")]
 assert [each.round for each in rounds] == [0, 1, 2], rounds

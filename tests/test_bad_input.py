@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from gift.policy.lineage import write_lineage
+from gift.policy.folder import write_lineage
 from gift.tables.prompts import write_prompts
 from stages.doctor import main as doctor
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from gift.embedded.base_policy import make_tokenizer
 from gift.logprobs.tokens import TokenLogprobs
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import stored_in_bfloat16
+from gift.policy.folder import PolicyFiles, stored_in_bfloat16
 from gift.policy.open import Training, open_policy
 from gift.project.errors import UserError
 from gift.training.deepspeed_config import PASSES, deepspeed_config, key_problems

@@ -28,7 +28,7 @@ from gift.doctor.sizes import memory_findings
 from gift.doctor.whole import Project, read_project
 from gift.embedded.task import Arithmetic
 from gift.project.errors import UserError
-from gift.project.gpus import Gpus, find_gpus
+from gift.project.machine import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
 from gift.sampling.settings import CPU_HEAD_SIZES

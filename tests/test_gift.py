@@ -11,8 +11,8 @@ from gift.methods.match.gift import Gift, gift
 from gift.methods.names import SHAPE
 from gift.methods.shape.zscore import standardise
 from gift.methods.statistics import centre, spread
+from gift.training.inputs import choose
 from gift.training.settings import Update
-from gift.training.targets import choose
 from tests.groups import make_groups, two_components
 
 TINY = 1e-9

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gift.doctor.whole import read_params
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.files import PolicyFiles
-from gift.policy.lineage import policy_digest
+from gift.policy.folder import PolicyFiles, policy_digest
 from gift.policy.open import open_policy
 from gift.project.ragged import Ragged
 from gift.prompts.sources import prepare_prompts

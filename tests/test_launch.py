@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gift.doctor.whole import read_params
-from gift.training.schedule import learning_rate
+from gift.training.steps import learning_rate
 
 
 def launch(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gift.logprobs.gather import gather_rows
+from gift.logprobs.attention import gather_rows
 from gift.logprobs.head import LogprobHead
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs

@@ -19,18 +19,16 @@ from torch import Tensor, nn
 from gift import cli
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.adapter import adapter_config, adapter_off, adapter_weights, fill
-from gift.policy.files import PolicyFiles, find_policy
-from gift.policy.lineage import Lineage
-from gift.policy.lora import check_parent
+from gift.policy.adapter import adapter_config, adapter_off, adapter_weights, check_parent, fill
+from gift.policy.folder import Lineage, PolicyFiles, find_policy
 from gift.policy.open import Training, open_policy
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.training.engine import Engine, EngineSettings, FullState
-from gift.training.outcome import save_policy
 from gift.training.ranks import distributed
+from gift.training.saving import save_policy
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks
 
@@ -371,7 +369,7 @@ def test_a_round_is_an_adapter_folder_on_the_base(rounds: Path) -> None:
 
 
 def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
-    from gift.training.state import load_state
+    from gift.training.saving import load_state
 
     (first, _), (second, facts) = (load_state(rounds / name / "optimizer/state.safetensors") for name in ("r1", "r2"))
     steps = [json.loads((rounds / name / "metrics/update.json").read_text())["num_steps"] for name in ("r1", "r2")]
@@ -515,7 +513,7 @@ def test_only_linear_layers_below_the_head_are_targets(base: Path, target: str) 
 
 
 def test_an_adapter_on_another_base_is_refused(rounds: Path, tmp_path: Path) -> None:
-    from gift.policy.lineage import write_lineage
+    from gift.policy.folder import write_lineage
 
     other = Path(shutil.copytree(rounds / "base/policy", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")

@@ -9,8 +9,7 @@ import tiny
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from gift.policy.files import PolicyFiles
-from gift.policy.lineage import policy_digest, read_lineage, write_lineage
+from gift.policy.folder import PolicyFiles, policy_digest, read_lineage, write_lineage
 from gift.policy.open import open_policy
 from gift.policy.refusals import (
     adapter_dtype_refusal,

@@ -87,7 +87,7 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
     "launch.yaml": (write("launch.yaml", "reference: {tokens_per_batch: 4096}\n"), set(), set()),
     "a comment": (write("gift/project/work.py"), CODE, set()),
     "a docstring": (word("gift/training/round.py", '^"""'), CODE, set()),
-    "an error's words": (word("gift/project/yaml.py", r'UserError\(f?"'), CODE, set()),
+    "an error's words": (word("gift/project/sections.py", r'UserError\(f?"'), CODE, set()),
     "a file of the report": (write("gift/report/more.py", '"""What no stage reads."""\nMORE = 1\n'), CODE, set()),
     "the console": (write("gift/project/console.py", "MORE = 1\n"), CODE, set()),
     "a release that keeps its numbers": (release, CODE, set()),

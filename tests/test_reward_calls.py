@@ -21,8 +21,7 @@ from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
-from gift.tables.parquet import part_paths
-from gift.tables.parts import read_part, read_table, write_part
+from gift.tables.parts import part_paths, read_part, read_table, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
 

@@ -10,15 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gift.policy.lineage import Lineage
+from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parquet import part_name, read_file, write_file
-from gift.tables.parts import write_part
+from gift.tables.parts import part_name, read_file, write_file, write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
-from gift.training.rows import Rows, read_round, rewards_of
+from gift.training.inputs import Rows, read_round, rewards_of
 from tests.groups import make_groups
 
 NAMES = ("rollouts", "scores", "reference")

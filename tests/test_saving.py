@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.files import PolicyFiles
+from gift.policy.folder import PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.training.outcome import Probe, check_saved
+from gift.training.saving import Probe, check_saved
 
 PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 

@@ -8,8 +8,8 @@ import torch
 from transformers import get_scheduler
 
 from gift.project.errors import UserError
-from gift.training.schedule import check_schedule, learning_rate
 from gift.training.settings import Update
+from gift.training.steps import check_schedule, learning_rate
 
 
 def settings(**more: object) -> Update:

@@ -23,12 +23,11 @@ from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
 from gift.training.engine import Engine, EngineSettings
+from gift.training.inputs import Chosen, Rows, choose
 from gift.training.learned import policy_module
 from gift.training.ranks import distributed
-from gift.training.rows import Rows
 from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
-from gift.training.targets import Chosen, choose
 from gift.training.trainer import Trainer
 from tests import sketches
 from tests.ranks import run_as_rank, run_ranks

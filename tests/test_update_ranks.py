@@ -27,17 +27,17 @@ def never(*_: object, **__: object) -> Any:
 
 def blind() -> None:
     """What this rank hashes or looks for is an error: on a shared file system it may see another file than rank 0."""
-    from gift.policy import lineage
+    from gift.policy import folder
     from gift.project import work
-    from gift.training import inputs, state
+    from gift.training import inputs, saving
 
     exists = Path.exists
     Path.exists = lambda path, **more: never() if str(path).startswith("data") else exists(path, **more)  # type: ignore
     for module, name in (
-        (lineage, "tree_digest"),
+        (folder, "tree_digest"),
         (inputs, "tree_digest"),
         (work, "file_digest"),
-        (state, "safe_open"),
+        (saving, "safe_open"),
     ):
         setattr(module, name, never)
 

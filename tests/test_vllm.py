@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from forks import VLLM, forks
 
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import load_tokenizer
+from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
@@ -186,7 +185,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     from gift.policy.adapter import adapter_config, adapter_weights, fill
     from gift.policy.open import Training, open_policy
     from gift.policy.settings import Lora
-    from gift.training.outcome import save_policy
+    from gift.training.saving import save_policy
 
     base = PolicyFiles(policy)
     model = open_policy(base, "float32", training=Training(Lora(r=4, lora_alpha=6), 0))

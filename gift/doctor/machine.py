@@ -13,9 +13,8 @@ from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.code import missing_modules
 from gift.project.errors import UserError
-from gift.project.gpus import Gpus
-from gift.project.packages import asked_for, lock_file, unlike
-from gift.project.yaml import read_yaml
+from gift.project.machine import Gpus, asked_for, lock_file, unlike
+from gift.project.sections import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
 
 say, storage = Theme("machine"), Theme("storage")

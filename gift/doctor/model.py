@@ -11,10 +11,9 @@ from typing import Any
 from gift.doctor.findings import Finding, Theme, amount
 from gift.doctor.whole import Launch, Params
 from gift.policy import refusals
-from gift.policy.fetch import in_cache, name_problem
+from gift.policy.fetch import in_cache, name_problem, weight_shapes
 from gift.policy.folder import max_model_len, read_config
 from gift.policy.settings import Base
-from gift.policy.weights import weight_shapes
 from gift.project.errors import UserError
 from gift.sampling.settings import room_problem, vllm_problems
 

@@ -13,7 +13,7 @@ from gift.doctor.prompts import QUICK_BYTES, Prompts, find_prompts, prompt_findi
 from gift.doctor.rewards import reward_findings, trial_findings
 from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
 from gift.doctor.whole import Project, read_project
-from gift.project.gpus import Gpus, find_gpus
+from gift.project.machine import Gpus, find_gpus
 
 
 def check_project(quick: bool) -> list[Finding]:

@@ -8,10 +8,9 @@ from gift.doctor.findings import Finding, Level, Theme, amount
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.methods.sample.epochs import supply_problem
-from gift.project.gpus import Gpus
+from gift.project.machine import Gpus
 from gift.training.deepspeed_config import engine_settings
-from gift.training.schedule import check_schedule, schedule_problem, warmup_problem
-from gift.training.steps import steps_of_groups
+from gift.training.steps import check_schedule, schedule_problem, steps_of_groups, warmup_problem
 
 say, memory = Theme("batches"), Theme("memory")
 LARGE_LR = 5e-5

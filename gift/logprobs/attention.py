@@ -5,9 +5,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gift.logprobs.gather import gather_rows
 from gift.logprobs.layouts import Block
 from gift.project.errors import UserError
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index]: x [N, ...], index int64 [M]; the gradient of a row is summed in float32 and rounded once.
+
+    The coefficients of a group sum to nearly 0, and with them what its completions send to their prompt. GPUs add the
+    rows of `index_select` in the type of the tensor, and in bfloat16 that would keep the rounding of each addition.
+    """
+    out: Tensor = _GatherRows.apply(x, index)
+    return out
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        gradient = gradients[0]
+        total = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:], dtype=torch.float32)
+        return total.index_add_(0, index, gradient.float()).to(gradient.dtype), None
+
 
 PACKED_ATTENTION = "gift_packed"  # its name in transformers' table
 LAYERS = {"full_attention", "sliding_attention"}  # the kinds of layers whose tokens see each other by attention alone
@@ -43,7 +68,7 @@ def packed_attention(
             before = [x[0].narrow(1, block.prompt_start, block.prompt_width) for x in (key, value)]
         if share > 1:
             k, v, *before = (x.repeat_interleave(share, 0) for x in (k, v, *before))
-        attended = _block_attention(block, q, k, v, before, scaling, dropout, sliding_window)
+        attended = _block_attention(block, q, k, v, before, sliding_window, {"scale": scaling, "dropout_p": dropout})
         out.append(attended.index_select(0, block.slot_of_token))
     return torch.cat(out).unsqueeze(0), None
 
@@ -54,13 +79,13 @@ def _block_attention(
     key: Tensor,
     value: Tensor,
     before: list[Tensor],
-    scaling: float | None,
-    dropout: float,
     window: int | None,
+    how: dict[str, Any],
 ) -> Tensor:
     """query, key, value: [heads, slots, D]; returns [slots, heads, D].
 
-    before: key and value [heads, P, D] of the one prompt, where it is in a block before.
+    before: key and value [heads, P, D] of the one prompt, where it is in a block before. how: what torch's attention is
+    told beside.
     """
     heads, _, size = query.shape
     cut = block.num_prompts * block.prompt_width
@@ -68,7 +93,7 @@ def _block_attention(
     if cut:
         prompt_query, prompt_key, prompt_value = (_apart(x[:, :cut], block.num_prompts) for x in (query, key, value))
         mask = _bias(block, query, window, own=False)
-        out.append(_attend(prompt_query, prompt_key, prompt_value, mask, scaling, dropout))
+        out.append(_attend(prompt_query, prompt_key, prompt_value, mask, how))
     elif before:
         prompt_key, prompt_value = (x.unsqueeze(0) for x in before)
     if block.row_width:
@@ -77,7 +102,7 @@ def _block_attention(
             own_key = torch.cat([gather_rows(prompt_key, block.prompt_of_row), own_key], 2)
             own_value = torch.cat([gather_rows(prompt_value, block.prompt_of_row), own_value], 2)
         mask = _bias(block, query, window, own=True)
-        out.append(_attend(own_query, own_key, own_value, mask, scaling, dropout))
+        out.append(_attend(own_query, own_key, own_value, mask, how))
     return torch.cat([x.transpose(1, 2).reshape(-1, heads, size) for x in out])
 
 
@@ -86,12 +111,9 @@ def _apart(slots: Tensor, count: int) -> Tensor:
     return slots.unflatten(1, (count, -1)).transpose(0, 1)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
-) -> Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
-    )
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Tensor:
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(query, key, value, attn_mask=mask, is_causal=mask is None, **how)
 
 
 def _bias(block: Block, query: Tensor, window: int | None, own: bool) -> Tensor | None:

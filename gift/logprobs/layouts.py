@@ -59,21 +59,13 @@ class TokenBatch:
     blocks: tuple[Block, ...] = ()
 
     def to(self, device: torch.device) -> "TokenBatch":
-        blocks = tuple(
-            replace(
-                block,
-                token_of_slot=block.token_of_slot.to(device),
-                slot_of_token=block.slot_of_token.to(device),
-                prompt_of_row=block.prompt_of_row.to(device),
-                prompt_lengths=block.prompt_lengths.to(device),
-                biases={},
-            )
-            for block in self.blocks
-        )
-        position_ids = None if self.position_ids is None else self.position_ids.to(device)
-        return TokenBatch(
-            self.input_ids.to(device), self.positions.to(device), self.targets.to(device), position_ids, blocks
-        )
+        blocks = tuple(replace(block, **_moved(block, device), biases={}) for block in self.blocks)
+        return replace(self, **_moved(self, device), blocks=blocks)
+
+
+def _moved(record: Block | TokenBatch, device: torch.device) -> dict[str, Any]:
+    """The fields of a record that are tensors, on a device."""
+    return {name: value.to(device) for name, value in vars(record).items() if isinstance(value, Tensor)}
 
 
 def token_batch(prompts: Ragged, completions: Ragged, layout: Layout = "padded") -> TokenBatch:

@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, packed_attention
-from gift.logprobs.gather import gather_rows
-from gift.logprobs.head import LogprobHead
+from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, gather_rows, packed_attention
+from gift.logprobs.head import LogprobHead, tie
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout, Packing
-from gift.logprobs.tied import tie
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged, ranges
 
@@ -94,10 +92,7 @@ class TokenLogprobs(nn.Module):
 
 
 def completion_logprobs(model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: list[list[int]]) -> Ragged:
-    """Log-probs of every completion, float32, row by row as the completions; no gradient.
-
-    `batches` is a partition of the rows.
-    """
+    """Log-probs of every completion, float32, row by row, without gradient; `batches` is a partition of the rows."""
     logprobs = np.full(len(completions.values), np.nan, dtype=np.float32)
     with torch.no_grad():
         for rows in batches:

@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 
 from gift.policy.adapter import WEIGHTS_FILE, read_adapter_config
-from gift.policy.files import PolicyFiles, is_adapter
-from gift.policy.folder import copy_companions
-from gift.policy.lineage import policy_digest, read_lineage
+from gift.policy.folder import PolicyFiles, copy_companions, is_adapter, policy_digest, read_lineage
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 
@@ -26,9 +24,7 @@ def merge(policy: Path, out: Path, base: Path | None = None) -> str:
     if not base.is_dir():
         raise UserError(f"{base}: no such folder; run this in the project's folder, or name the base policy by --base")
     if (found := policy_digest(base)) != trained_on:
-        raise UserError(
-            f"{base}: is policy {found[:12]}, but the adapter is on {trained_on[:12]}; name that one by --base"
-        )
+        raise UserError(f"{base}: is policy {found[:12]}, but the adapter is on {trained_on[:12]}; name it by --base")
     from peft import PeftModel
     from safetensors import safe_open
 

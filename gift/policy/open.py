@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.policy.adapter import adapter_weights, fill, inject, read_weights
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import check_files, stored_in_bfloat16
-from gift.policy.lora import new_weights
+from gift.policy.adapter import adapter_weights, fill, new_weights, read_weights
+from gift.policy.folder import PolicyFiles, check_files, stored_in_bfloat16
 from gift.policy.refusals import config_refusals, target_refusals, text_config
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
@@ -34,7 +32,7 @@ def open_policy(files: PolicyFiles, dtype: str, device: str = "cpu", training: T
     model = _open_model(files.model, dtype, device)
     if lora is None and files.adapter is None:
         return model
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     if lora is None:
         config = LoraConfig.from_pretrained(str(files.adapter))
@@ -44,7 +42,7 @@ def open_policy(files: PolicyFiles, dtype: str, device: str = "cpu", training: T
             _check_targets(model, lora.target_modules)
         base = files.model.as_posix()  # as dvc.yaml has it: PEFT opens the folder from the project's root
         config = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base, **lora.model_dump())
-    inject(model, config)
+    inject_adapter_in_model(config, model).eval()  # PEFT's layers in place of the linear ones; all else is frozen
     if training:
         for parameter in adapter_weights(model).values():
             parameter.data = parameter.data.float()

@@ -24,9 +24,7 @@ def file_refusals(folder: Path) -> list[str]:
     if not any(folder.glob("*.safetensors")):
         pickled = any(any(folder.glob(pattern)) for pattern in PICKLES)
         why = ", but pickles only, which are never read (they can run code)" if pickled else ""
-        reasons.append(
-            f"no *.safetensors weights{why}; open the model where you trust it, and save it with save_pretrained"
-        )
+        reasons.append(f"no *.safetensors weights{why}; open it where you trust it, and save it with save_pretrained")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         reasons.append("no tokenizer beside the model; save one there with tokenizer.save_pretrained")
     return reasons

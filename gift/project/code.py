@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from gift.project.errors import UserError
-from gift.project.yaml import read_yaml
+from gift.project.sections import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "stages" / "results.yaml"
@@ -103,9 +103,7 @@ def check_code(stage: str, before: str | None = None) -> str:
     if said is None and "DVC_STAGE" in os.environ:
         raise UserError(f"{file}: missing; run `dvc repro code`")
     if said is not None and said != _number_of(stage, made):
-        raise UserError(
-            f"{stage}: its code is not what {file} says ({said}); run `dvc repro code`, or all of `dvc repro`"
-        )
+        raise UserError(f"{stage}: its code is not what {file} says ({said}); run `dvc repro code`, or `dvc repro`")
     return made
 
 
@@ -134,9 +132,11 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
 
 def imported_names(path: Path, roots: list[Path]) -> set[str]:
     """What a file's import statements name; `from a import b` names a and a.b."""
+    root = next((root for root in roots if path.is_relative_to(root)), path)
     names: set[str] = set()
     for level, module, taken in imports_of(path):
-        base = ".".join(filter(None, [_package(path, level, roots), module]))
+        package = path.relative_to(root).parts[:-level] if level else ()
+        base = ".".join(filter(None, [*package, module]))
         names |= {base, *(f"{base}.{name}" for name in taken)}
     return names
 
@@ -147,12 +147,6 @@ def project_files(name: str, roots: list[Path]) -> list[Path]:
     paths = [Path(*parts[:end]) for end in range(1, len(parts) + 1)]
     options = [each for path in paths for each in (path.with_suffix(".py"), path / "__init__.py")]
     return [root / path for root in roots for path in options if (root / path).is_file()]
-
-
-def _package(path: Path, level: int, roots: list[Path]) -> str:
-    """The package that a relative import of so many dots starts from."""
-    root = next((root for root in roots if path.is_relative_to(root)), None)
-    return ".".join(path.relative_to(root).parts[:-level]) if level and root else ""
 
 
 def imports_of(path: Path) -> list[Import]:

@@ -4,21 +4,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
 from gift.project.errors import UserError
 from gift.project.rounds import ROUNDS, Round, lay_over
-from gift.project.sections import Model, Section, check
+from gift.project.sections import Model, Section, check, read_yaml
 from gift.project.work import write_json
-from gift.project.yaml import read_yaml
 
 PARAMS, LAUNCH = Path("params.yaml"), Path("launch.yaml")
-
-
-class _File(Section):
-    """Of a whole file only the sections that are asked for are looked at; `gift doctor` looks at all."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 def read_section(name: str, model: type[Model], overrides: Path | None = None, file: Path = PARAMS) -> Model:
@@ -28,17 +21,11 @@ def read_section(name: str, model: type[Model], overrides: Path | None = None, f
     """
     content = read_yaml(file)
     section: Model = _read(name, (model, ...), file, content)
-    return (
-        section
-        if overrides is None
-        else overridden(name, model, content[name], *read_overrides(overrides / f"{name}.json"))
-    )
-
-
-def overridden(name: str, model: type[Model], content: dict[str, Any], round_: str, changes: dict[str, Any]) -> Model:
-    """The section `content` of params.yaml with the keys of a round in place of its own, checked as a whole."""
-    changed: Model = _read(name, (model, ...), f"{ROUNDS}: rounds.{round_}", {name: lay_over(content, changes)}, ".")
-    return changed
+    if overrides is not None:
+        round_, changes = read_overrides(overrides / f"{name}.json")
+        changed = {name: lay_over(content[name], changes)}
+        section = _read(name, (model, ...), f"{ROUNDS}: rounds.{round_}", changed, ".")
+    return section
 
 
 def write_overrides(path: Path, round_: Round, section: str) -> None:
@@ -65,7 +52,9 @@ def read_seed(file: Path = PARAMS) -> int:
 
 
 def _read(name: str, field: Any, file: Path | str, content: dict[str, Any], joint: str = ": ") -> Any:
-    return getattr(check(create_model("File", __base__=_File, **{name: field}), content, str(file), joint), name)
+    """One key of a file: only what is asked for is looked at; `gift doctor` looks at all."""
+    one = {name: content[name]} if name in content else {}
+    return getattr(check(create_model("File", __base__=Section, **{name: field}), one, str(file), joint), name)
 
 
 def settings_of(section: Section) -> dict[str, Any]:

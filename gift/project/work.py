@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,13 @@ def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
 class Work:
     """The work folder of one run of a stage; parts finished before a crash are found again.
 
-    `label` is `generate@r1`, or `prepare` where there is one for all rounds.
-    `inputs` (JSON) is all that the result depends on: settings, seed, digests of the input tables and policies. The
-    fingerprint of the stage's code is added. When any of it differs from what the folder was begun with, the folder
-    starts empty.
+    `label` is `generate@r1`, or `prepare` where there is one for all rounds. `inputs` (JSON) is all that the result
+    depends on: settings, seed, digests of the input tables and policies. The fingerprint of the stage's code is added.
+    When any of it differs from what the folder was begun with, the folder starts empty.
     """
 
     def __init__(self, label: str, inputs: dict[str, Any]) -> None:
-        self.folder, self.stage = ROOT / label, label.partition("@")[0]
+        self.label, self.folder, self.stage = label, ROOT / label, label.partition("@")[0]
         self.code = check_code(self.stage)
         content = json.dumps({"inputs": inputs, "code": self.code}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -63,19 +64,24 @@ def refuse_existing(*outputs: Path) -> None:
     """A stage never overwrites: DVC removes the outputs of a stage that it runs again."""
     for path in outputs:
         if path.exists():
-            raise UserError(
-                f"{path}: exists already; nothing was changed. Use `dvc repro -f -s <stage>` to make it again"
-            )
+            raise UserError(f"{path}: exists already; nothing was changed; `dvc repro -f -s <stage>` makes it again")
 
 
-def write_text(path: Path, content: str) -> None:
-    """UTF-8 by tmp and rename, so that the file is whole or not there."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The temporary name to write a file under; it is renamed in the end, so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
+    yield temporary
     os.replace(temporary, path)
 
 
+def write_text(path: Path, content: str) -> None:
+    """UTF-8, whole or not there."""
+    with whole_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Sorted, indented JSON by tmp and rename; NaN is refused, for other readers do not know it."""
+    """Sorted, indented JSON, whole or not there; NaN is refused, for other readers do not know it."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")

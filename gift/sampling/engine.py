@@ -1,28 +1,20 @@
-"""From requests to the rollouts table, in parts that survive a crash; the only place that knows vLLM."""
+"""From requests to completions with log-probs: vLLM, or transformers; the only place that knows vLLM."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from gift.policy.adapter import read_adapter_config
-from gift.policy.files import PolicyFiles
-from gift.policy.folder import check_files, read_config
+from gift.policy.folder import PolicyFiles, check_files, read_config
 from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
-from gift.project.console import Progress
 from gift.project.errors import UserError
-from gift.project.ragged import Ragged
 from gift.sampling.encoding import Tokens
 from gift.sampling.settings import GenerateLaunch, Sampling, vllm_problems
-from gift.tables.parquet import part_name
-from gift.tables.parts import read_part, write_part
-from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,55 +38,6 @@ class Completion:
 Sampler = Callable[[Sequence[Request]], list[Completion]]
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room for an adapter that vLLM knows
-
-
-def write_rollouts(
-    folder: Path,
-    groups: Mapping[str, Sequence[Request]],
-    groups_per_part: int,
-    metadata: dict[str, Any],
-    start: Callable[[], tuple[Sampler, str]],
-    decode: Callable[[list[int]], str],
-    label: str,
-) -> None:
-    """Sample the groups part by part into `folder`; parts that are there already are kept.
-
-    groups: for each prompt_id the requests of its completions (sample 0, 1, ...). The engine starts only when a part is
-    missing. Its name and version go into each part's metadata.
-    """
-    prompt_ids = list(groups)
-    parts = [prompt_ids[cut : cut + groups_per_part] for cut in range(0, len(groups), groups_per_part)]
-    missing = {index: part for index, part in enumerate(parts) if not (folder / part_name(index)).exists()}
-    for index in set(range(len(parts))) - missing.keys():
-        read_part(folder / part_name(index), ROLLOUTS, check_rollouts)
-    if not missing:
-        return
-    sampler, engine = start()
-    done = len(groups) - sum(map(len, missing.values()))
-    with Progress(label, len(groups), "prompts", done) as progress:
-        for index, part in missing.items():
-            rows = [(prompt_id, *each) for prompt_id in part for each in enumerate(groups[prompt_id])]
-            completions = sampler([request for _, _, request in rows])
-            table = _table(rows, completions, decode)
-            write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
-            progress.advance(len(part), sum(len(completion.completion_ids) for completion in completions))
-
-
-def _table(
-    rows: list[tuple[str, int, Request]], completions: list[Completion], decode: Callable[[list[int]], str]
-) -> pa.Table:
-    prompt_ids, samples, requests = zip(*rows, strict=True)
-    columns = [
-        prompt_ids,
-        samples,
-        Ragged.of([each.prompt_ids for each in requests], np.int32).to_arrow(),
-        Ragged.of([each.completion_ids for each in completions], np.int32).to_arrow(),
-        [decode(each.completion_ids.tolist()) for each in completions],
-        Ragged.of([each.logprobs for each in completions], np.float32).to_arrow(),
-        [each.finish_reason for each in completions],
-        [each.seed for each in requests],
-    ]
-    return pa.table(columns, schema=ROLLOUTS)
 
 
 def start_sampler(

@@ -20,7 +20,7 @@ from gift.project.work import file_digest, tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import Outcome
-from gift.tables.parquet import read_file, write_file
+from gift.tables.parts import read_file, write_file
 
 ROOT = Path("data/.cache/scores")
 FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from gift.project.errors import UserError
-from gift.tables.parquet import read_file, write_file
+from gift.tables.parts import read_file, write_file
 
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
@@ -72,7 +72,7 @@ def check_prompts(table: pa.Table, path: Path) -> None:
             )
         if name == "domain":
             _check_domains(table["domain"], path)
-        if name in TYPES and not _same_type(table.schema.field(name).type, TYPES[name]):
+        if name in TYPES and table.schema.field(name).type != TYPES[name]:
             raise UserError(f"{path}: column '{name}' has type {table.schema.field(name).type}, must be {TYPES[name]}")
     if not table.num_rows:
         raise UserError(f"{path}: there is no prompt in it")
@@ -115,28 +115,17 @@ def safe_name(domain: str) -> str:
 
 def _check_domains(column: pa.ChunkedArray, path: Path) -> None:
     """`domain` groups prompts in the metrics of evaluate: texts, few of them, whose safe names differ."""
-    remedy = "map a column of another meaning to another name (prepare.columns)"
+    where, remedy = f"{path}: column 'domain'", "map a column of another meaning to another name (prepare.columns)"
     if not (pt.is_string(column.type) or pt.is_null(column.type)):
-        raise UserError(f"{path}: column 'domain' has type {column.type}, must be string; {remedy}")
+        raise UserError(f"{where} has type {column.type}, must be string; {remedy}")
     domains = sorted(set(column.to_pylist()) - {None})
     if len(domains) > MAX_DOMAINS:
-        raise UserError(
-            f"{path}: column 'domain' has {len(domains)} values, at most {MAX_DOMAINS} are domains; {remedy}"
-        )
+        raise UserError(f"{where} has {len(domains)} values, at most {MAX_DOMAINS} are domains; {remedy}")
     names: dict[str, str] = {}
     for domain in domains:
         name = safe_name(domain)
         if not name.strip("_."):
-            raise UserError(f"{path}: column 'domain': {domain!r} makes no name for a metric; {remedy}")
+            raise UserError(f"{where}: {domain!r} makes no name for a metric; {remedy}")
         if name in names:
-            raise UserError(
-                f"{path}: the domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}"
-            )
+            raise UserError(f"{path}: domains {names[name]!r} and {domain!r} would share the metric {name!r}; {remedy}")
         names[name] = domain
-
-
-def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    # Parquet names a list's field 'element' where Arrow says 'item'; the two are one type.
-    if pt.is_list(found) and pt.is_list(wanted):
-        return bool(found.value_type == wanted.value_type)
-    return bool(found == wanted)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gift.logprobs.gather import gather_rows
+from gift.logprobs.attention import gather_rows
 from gift.logprobs.layouts import TokenBatch
 from gift.logprobs.settings import Packing
 from gift.logprobs.tokens import TokenLogprobs

@@ -1,6 +1,5 @@
 """Log-probs of the rollouts under the reference and the starting policy, and the audit of sampler against trainer."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -14,13 +13,12 @@ import torch
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import adapter_off
-from gift.policy.files import PolicyFiles
+from gift.policy.folder import PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parquet import part_name
-from gift.tables.parts import read_part, write_part
+from gift.tables.parts import part_name, part_paths, read_footer, read_part, write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference_settings import ReferenceLaunch
@@ -28,7 +26,7 @@ from gift.training.reference_settings import ReferenceLaunch
 
 def write_reference(
     folder: Path,
-    rollout_parts: Sequence[Path],
+    rollouts: Path,
     policy: PolicyFiles,
     reference: PolicyFiles,
     dtype: str,
@@ -41,44 +39,40 @@ def write_reference(
     Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns. Where
     the policy is an adapter on the reference, one model gives both: with the adapter on, and off.
     """
-    missing = [index for index in range(len(rollout_parts)) if not (folder / part_name(index)).exists()]
+    parts = part_paths(rollouts)
+    missing = [index for index in range(len(parts)) if not (folder / part_name(index)).exists()]
     if not missing:
         return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models: dict[PolicyFiles, TokenLogprobs] = {}
-    with Progress(label, len(rollout_parts), "parts", len(rollout_parts) - len(missing)) as progress:
+    temperature = read_footer(parts[0])[1]["temperature"]
+
+    def opened(files: PolicyFiles) -> TokenLogprobs:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return TokenLogprobs(open_policy(files, dtype, device), temperature, launch.packing)
+
+    own = opened(policy)
+    if own.note:
+        click.echo(f"{label}: {own.note}", err=True)
+    is_base = policy.adapter is not None and reference == PolicyFiles(policy.model)
+    other = own if is_base or reference == policy else opened(reference)
+    with Progress(label, len(parts), "parts", len(parts) - len(missing)) as progress:
         for index in missing:
-            rollouts, source = read_part(rollout_parts[index], ROLLOUTS, check_rollouts)
-            prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
-            lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
-            rows_of = rollouts["prompt_id"].to_pylist()
-            groups = [list(rows) for _, rows in groupby(range(len(rows_of)), rows_of.__getitem__)]
-            columns: dict[str, pa.Array] = {}
-            for name, wanted in {"old_logprobs": policy, "ref_logprobs": reference}.items():
-                if name == "ref_logprobs" and reference == policy:
-                    columns[name] = columns["old_logprobs"]
-                    continue
-                is_base = policy.adapter is not None and wanted == PolicyFiles(policy.model)
-                opened = policy if is_base else wanted
-                if opened not in models:
-                    temperature = source["temperature"]
-                    models[opened] = TokenLogprobs(open_policy(opened, dtype, device), temperature, launch.packing)
-                    if len(models) == 1 and models[opened].note:
-                        click.echo(f"{label}: {models[opened].note}", err=True)
-                model = models[opened]
-                batches = row_batches(groups, lengths, launch.tokens_per_batch, model.layout)
-                with adapter_off(model) if is_base else nullcontext():
-                    columns[name] = completion_logprobs(model, prompts, completions, batches).to_arrow()
-            table = pa.table(
-                {
-                    "prompt_id": rollouts["prompt_id"],
-                    "sample": rollouts["sample"],
-                    "ref_logprobs": columns["ref_logprobs"],
-                    "old_logprobs": columns["old_logprobs"],
-                }
-            )
-            write_part(folder, index, table, REFERENCE, check_reference, metadata)
-            progress.advance(1, len(completions.values) * len(columns))
+            table, _ = read_part(parts[index], ROLLOUTS, check_rollouts)
+            old = ref = _logprobs(own, table, launch.tokens_per_batch)
+            if reference != policy:
+                with adapter_off(other) if is_base else nullcontext():
+                    ref = _logprobs(other, table, launch.tokens_per_batch)
+            made = pa.table([table["prompt_id"], table["sample"], ref, old], names=REFERENCE.names)
+            write_part(folder, index, made, REFERENCE, check_reference, metadata)
+            progress.advance(1, len(old.values) * (1 if ref is old else 2))
+
+
+def _logprobs(model: TokenLogprobs, rollouts: pa.Table, tokens_per_batch: int) -> pa.ListArray:
+    prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
+    lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
+    prompt_of = rollouts["prompt_id"].to_pylist()
+    groups = [list(rows) for _, rows in groupby(range(len(prompt_of)), prompt_of.__getitem__)]
+    batches = row_batches(groups, lengths, tokens_per_batch, model.layout)
+    return completion_logprobs(model, prompts, completions, batches).to_arrow()
 
 
 def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[str, float]:

@@ -4,53 +4,38 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from gift.policy.adapter import adapter_config
-from gift.policy.lineage import write_lineage
+from gift.policy.folder import write_lineage
 from gift.policy.open import Training, open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.work import Work, write_json
 from gift.training.deepspeed_config import EngineSettings, engine_settings
-from gift.training.engine import Engine, FullState, start_engine
+from gift.training.engine import FullState, start_engine
 from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
 from gift.training.learned import PREFIX, policy_module
-from gift.training.outcome import Probe, check_saved, save_policy
 from gift.training.ranks import distributed, from_rank_0, share_cores
-from gift.training.schedule import learning_rate
+from gift.training.saving import Probe, check_saved, go_on, load_state, parents_state, save_policy, save_state
 from gift.training.settings import Update
-from gift.training.state import go_on, load_state, parents_state, save_state
-from gift.training.tally import COMMON
-from gift.training.trainer import Trainer
+from gift.training.steps import learning_rate
+from gift.training.trainer import COMMON, Trainer
 
 WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, and what the policy is checked by.
-
-    `adapter` is the config of the adapter, or None where the whole model was trained.
-    """
+    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, what the policy is checked by."""
 
     rows: list[dict[str, float | None]]
     state: FullState
-    adapter: dict[str, Any] | None
+    adapter: dict[str, Any] | None  # its config; None where the whole model was trained
     probe: Probe
-
-
-@dataclass(frozen=True)
-class Checkpointing:
-    """Where a round keeps its unfinished training, and after how many steps it does so."""
-
-    folder: Path
-    every_steps: int
-    label: str
 
 
 def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, float | int] | None:
@@ -64,33 +49,31 @@ def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, flo
         share_cores()
         plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
         work = from_rank_0(lambda: Work(label, work_inputs(paths, settings, plan.lineage)))
-        keep = Checkpointing(work.folder, launch.checkpoint_every_steps, label)
-        trained = _train(paths, settings, engine, plan, keep)
+        trained = _train(work, paths, settings, engine, plan)
     return _save(work, paths, settings, plan, trained) if trained else None
 
 
-def _train(paths: Paths, settings: Settings, how: EngineSettings, plan: Plan, keep: Checkpointing) -> Trained | None:
+def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, plan: Plan) -> Trained | None:
     """All that the ranks do together; the result is rank 0's."""
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
     policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
     model = policy_module(policy, temperature, launch.packing, update.match, settings.seed)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
-            click.echo(f"{keep.label}: {note}", err=True)
+            click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
         go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest, engine.names))
-    rows = plan.rows
+    rows, probed = plan.rows, [plan.rows.shortest]
     trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
-    step_rows = train_round(engine, trainer, plan.steps, update, plan.lineage.optimizer_steps, keep)
+    step_rows = _train_steps(trainer, plan, work, launch.checkpoint_every_steps)
     with torch.no_grad():
-        logprobs = trainer.logprobs([rows.shortest])
+        logprobs = trainer.outputs(probed).logprobs
     state = engine.full_state()
     engine.close()
     if state is None:
         return None
-    one = [rows.shortest]
-    probe = Probe(temperature, rows.prompt_ids.take(one), rows.completion_ids.take(one), logprobs)
+    probe = Probe(temperature, rows.prompt_ids.take(probed), rows.completion_ids.take(probed), logprobs)
     return Trained(step_rows, state, adapter_config(policy) if update.lora else None, probe)
 
 
@@ -112,41 +95,38 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
         completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
     )
     save_state(folder / "optimizer" / "state.safetensors", trained.state, {"policy": new.digest})
-    write_steps(folder / "steps.csv", trained.rows, metrics)
+    with (folder / "steps.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(trained.rows)  # what is not known of a method's own metrics is left empty
     write_json(folder / "update.json", numbers)
     sources = (folder / "policy", folder / "optimizer", folder / "update.json", folder / "steps.csv")
     work.publish(dict(zip(sources, paths.outputs, strict=True)))
     return numbers
 
 
-def train_round(
-    engine: Engine,
-    trainer: Trainer,
-    steps: Sequence[Sequence[int]],
-    settings: Update,
-    first_step: int,
-    keep: Checkpointing,
-) -> list[dict[str, float | None]]:
-    """Run the optimizer steps of a round (each a list of groups) and return one row of metrics a step.
+def _train_steps(trainer: Trainer, plan: Plan, work: Work, keep_every: int) -> list[dict[str, float | None]]:
+    """Run the optimizer steps of a round and return one row of metrics a step.
 
-    `first_step` is the number of optimizer steps of all earlier rounds: the learning rate's schedule goes on across
-    rounds. A checkpoint of an interrupted run of the same round is continued. Only rank 0 reads and writes.
+    Every `keep_every` steps it leaves a checkpoint; that of an interrupted run of the same round is continued. Only
+    rank 0 reads and writes.
     """
-    path = keep.folder / "checkpoint.safetensors"
+    engine, settings, steps = trainer.engine, trainer.update, plan.steps
+    path = work.folder / "checkpoint.safetensors"
     found = go_on(engine, lambda: load_state(path) if path.exists() else None)
     rows: list[dict[str, float | None]] = found["rows"] if found else []
     for row in rows:
         trainer.adapt(row)
-    with Progress(keep.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
+    with Progress(work.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
-            step = first_step + index + 1
+            step = plan.lineage.optimizer_steps + index + 1  # over all rounds, as the schedule's
             metrics = trainer.train_step(steps[index], learning_rate(step, settings))
             trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
-            check_step(rows[-1], settings, keep.label)
+            check_step(rows[-1], settings, work.label)
             if engine.rank == 0:
                 progress.advance(1, int(metrics["num_tokens"] or 0))
-            if (index + 1) % keep.every_steps == 0 and index + 1 < len(steps):
+            if (index + 1) % keep_every == 0 and index + 1 < len(steps):
                 full = engine.full_state()
                 if full is not None:
                     save_state(path, full, {"rows": rows})
@@ -155,26 +135,17 @@ def train_round(
 
 def check_step(row: dict[str, float | None], settings: Update, label: str) -> None:
     """Stop on numbers that are not finite, and on drift: a policy leaving its anchor with no loss term noticing."""
+    where = f"{label}: step {row['step']}"
     for name in ("loss", "grad_norm", "log_ratio"):
         if not math.isfinite(row[name] or 0.0):
-            raise UserError(
-                f"{label}: step {row['step']}: {name} is {row[name]}; nothing was published. Lower update.lr"
-            )
+            raise UserError(f"{where}: {name} is {row[name]}; nothing was published. Lower update.lr")
     if abs(row["log_ratio"] or 0.0) > settings.max_drift:
         raise UserError(
-            f"{label}: step {row['step']}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
+            f"{where}: the mean log-ratio to the anchor is {row['log_ratio']:+.2f} nats, beyond "
             f"update.max_drift = {settings.max_drift:g}: the policy drifts away without the loss noticing. Nothing was "
             "published. Lower update.lr, choose a loss that pulls towards its anchor (docs/objectives.md), or raise "
             "update.max_drift"
         )
-
-
-def write_steps(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
-    """steps.csv: one row an optimizer step; `metrics` are the method's own, and what is not known of them is empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def round_metrics(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, float | int]:

@@ -1,13 +1,42 @@
-"""The installed packages, against the lock of this environment's flavour and what the project itself asks for."""
+"""What this machine has: its GPUs, found without torch, and its packages, against the lock of their flavour."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def lock_file(folder: Path = Path("requirements")) -> Path:
-    return folder / ("gpu.txt" if "vllm" in installed_packages() else "cpu.txt")
+@dataclass(frozen=True)
+class Gpus:
+    """NVIDIA's on this machine that this process may use; the memory of the smallest in bytes, None if not known."""
+
+    count: int
+    memory: int | None = None
+
+
+def find_gpus(devices: Path = Path("/dev")) -> Gpus:
+    """By their device files, without torch; CUDA_VISIBLE_DEVICES narrows them."""
+    count = len(list(devices.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = min(count, len([word for word in visible.split(",") if word.strip() not in ("", "-1")]))
+    if not count or not shutil.which("nvidia-smi"):
+        return Gpus(count)
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return Gpus(count)
+    sizes = [int(line) * 2**20 for line in said.split() if line.isdigit()]
+    return Gpus(count, min(sizes, default=None))
+
+
+def lock_file() -> Path:
+    return Path("requirements", "gpu.txt" if "vllm" in installed_packages() else "cpu.txt")
 
 
 def unlike(lock: Path) -> tuple[list[str], dict[str, str]]:
@@ -31,8 +60,9 @@ def installed_packages() -> dict[str, str]:
     return found
 
 
-def asked_for(project: Path = Path("pyproject.toml")) -> set[str]:
+def asked_for() -> set[str]:
     """The packages that pyproject.toml asks for itself, vLLM in either flavour too."""
+    project = Path("pyproject.toml")
     if not project.is_file():
         return set()
     content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
