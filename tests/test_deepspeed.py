@@ -118,6 +118,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_four_ranks_one_without_work_are_plain_torch(four: Path, truth: dict, name: str) -> None:
     states, norms = truth[CASES[name][0]]
     for rank in range(4):

@@ -44,11 +44,12 @@ class Logprobs(nn.Module):
             tie_word_embeddings=True,
         )
         self.model = Qwen3ForCausalLM(config).train()
+        self.scale = nn.Parameter(torch.ones(1))  # no number of ranks but one divides it
         if checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, ids: Tensor) -> Tensor:
-        logits = self.model(ids, use_cache=False).logits[:, :-1].float()
+        logits = self.model(ids, use_cache=False).logits[:, :-1].float() * self.scale
         return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten()
 
 

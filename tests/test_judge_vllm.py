@@ -64,6 +64,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_a_real_server_gives_verdicts(vllm_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model cannot judge, so vLLM's structured outputs hold it to the form of a verdict."""
     monkeypatch.chdir(tmp_path)

@@ -53,6 +53,7 @@ def gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
 ROUND = ("generate@{}", "score@{}", "reference@{}", "update@{}")
 
 
+@pytest.mark.slow
 def test_rounds_go_on_when_processes_stage_and_offload_change(copied: Path, tmp_path: Path) -> None:
     """Three rounds on one process; and r1 so, r2 on two ranks of ZeRO 3, r3 on one process of ZeRO 1 with offload.
 

@@ -302,6 +302,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("dtype", "stage"), CASES)
+@pytest.mark.slow
 def test_two_ranks_are_plain_autograd(two: Path, truth: dict[str, dict[str, Tensor]], dtype: str, stage: int) -> None:
     found = load_file(two / f"{dtype}-{stage}.safetensors")
     start = adapter_weights(load_trainable(PolicyFiles(two / "base"), LORA, dtype, seed=0))
@@ -402,6 +403,7 @@ def test_one_model_gives_both_log_probs_of_a_round(rounds: Path) -> None:
     assert (ref - old).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_killed_update_ends_with_the_same_bytes(world: Path, rounds: Path, tmp_path: Path) -> None:
     """Killed after its first checkpoint and while publishing; in another process, where sets have another order."""
     folder = lora_project(world, tmp_path / "project")
@@ -411,6 +413,7 @@ def test_a_killed_update_ends_with_the_same_bytes(world: Path, rounds: Path, tmp
     assert str(tmp_path).encode() not in b"".join(mini.content(folder / "data/rounds/r1/policy").values())
 
 
+@pytest.mark.slow
 def test_a_bfloat16_round_under_zero_3_with_checkpointing(world: Path, tmp_path: Path) -> None:
     folder = lora_project(world, tmp_path / "project", dtype="bfloat16")
     mini.write_params(folder, {"reference": {"max_mean_gap": 0.1}})

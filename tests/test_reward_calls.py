@@ -126,6 +126,7 @@ def test_a_call_takes_rows_of_a_part_in_order(batch: Any, sizes: list[int]) -> N
         assert all(len(set(ids)) == 1 for ids in seen)
 
 
+@pytest.mark.slow
 def test_several_rows_a_call_give_the_same_bytes_with_any_number_of_workers() -> None:
     rollouts, prompts = write_rollouts(["fine", "raise", "abstain", "fine", "die", "fine", "bad", "fine"])
     score = score_of(

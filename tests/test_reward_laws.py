@@ -168,7 +168,9 @@ def pooled(name: str, settings: dict[str, Any], texts: list[str], gold: str) -> 
     return [outcomes[number] for number in range(len(texts))]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [each if each == "regex_match" else pytest.param(each, marks=pytest.mark.slow) for each in NAMES]
+)
 def test_a_bomb_is_answered_or_costs_its_own_row(name: str) -> None:
     given, gold, good, bad, (low, high) = EXAMPLES[name]
     settings = SLOW_PATTERN if "pattern" in given else given

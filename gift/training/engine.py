@@ -76,7 +76,7 @@ class Engine:
             self._adamw.register_step_pre_hook(self._clip)
         self._make_moments()
         for name, master in masters.items():
-            self._tensors.safe_set_full_fp32_param(self._params[name], master.to(self.device, torch.float32))
+            self._set_master(self._params[name], "weight", master.to(self.device, torch.float32))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output; with gradient for a `backward`, or under `torch.no_grad()`."""
@@ -185,13 +185,30 @@ class Engine:
     def _set(self, param: Tensor, key: str, value: Tensor) -> None:
         if self._stage == 0:
             (param if key == "weight" else self._adamw.state[param][key]).copy_(value)
-        elif key != "weight":
-            self._tensors.safe_set_full_optimizer_state(param, value, key)
+            return
+        self._set_master(param, key, value)
+        if self._stage == 3 and key == "weight":  # the weights that the forward gathers are a copy of the masters
+            with self._zero.GatheredParameters([param], modifier_rank=0):
+                param.copy_(value)
+
+    def _set_master(self, param: Any, key: str, value: Tensor) -> None:
+        """Set a float32 weight or moment under ZeRO 1 to 3.
+
+        Of a whole tensor DeepSpeed 0.19.8 cuts this rank's share without the padding that fills up the last ones at
+        ZeRO 3, and fails where the ranks do not divide the tensor: so it is cut here.
+        """
+        set_weight = self._tensors.safe_set_full_fp32_param
+        set_moment = self._tensors.safe_set_full_optimizer_state
+        if self._stage == 3:
+            size = param.ds_tensor.numel()
+            share = value.flatten()[size * self.rank : size * (self.rank + 1)]
+            value = nn.functional.pad(share, (0, size - len(share)))
+            set_weight = self._tensors.safe_set_local_fp32_param
+            set_moment = self._tensors.safe_set_local_optimizer_state
+        if key == "weight":
+            set_weight(param, value)
         else:
-            self._tensors.safe_set_full_fp32_param(param, value)
-            if self._stage == 3:  # the weights that the forward gathers are a copy of the masters
-                with self._zero.GatheredParameters([param], modifier_rank=0):
-                    param.copy_(value)
+            set_moment(param, value, key)
 
 
 def start_engine(logprobs: TokenLogprobs, settings: EngineSettings, checkpointing: bool) -> Engine:
