@@ -10,7 +10,7 @@ import pytest
 from bubblewrap import WHY_NOT
 
 from gift.project.errors import UserError
-from gift.rewards.code_tests import FILES, BrokenTest, Verdict, code_tests, program_of, verdict_of
+from gift.rewards.programs.code_tests import FILES, BrokenTest, Verdict, code_tests, program_of, verdict_of
 from gift.sandbox.run import Limits, SandboxError
 from gift.scoring.score import load_plan
 from gift.scoring.settings import Reward, Score
@@ -331,7 +331,7 @@ TRICKS = {
         def add(a, b): return object()
     """,
     "the runner's objects": """
-        from gift.rewards.wire import Remote
+        from gift.rewards.programs.wire import Remote
         import gc
         line = [each for each in gc.get_objects() if type(each).__name__ == 'Line'][0]
         def add(a, b): return Remote(line, 0)
@@ -381,7 +381,7 @@ TRICKS = {
     """,
     "the runner's files": """
         import os
-        for path in ('/code/main.py', '/code/gift/rewards/wire.py', '/prelude.py', '/tmp/json.py'):
+        for path in ('/code/main.py', '/code/gift/rewards/programs/wire.py', '/prelude.py', '/tmp/json.py'):
             try: open(path, 'w').write('raise SystemExit(0)')
             except OSError: pass
         def add(a, b): return 0

@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from gift.doctor.whole import read_launch, read_params
+from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.project import code
 from gift.project.code import imported_files, imported_names, imports_of
 
@@ -135,6 +136,29 @@ def test_no_circle() -> None:
     graphlib.TopologicalSorter({module: imported(module) for module in MODULES}).prepare()
 
 
+def test_packages_are_small() -> None:
+    """Fifteen packages, two loose files, and no folder above thirteen modules."""
+    loose = {path.name for path in (ROOT / "gift").glob("*.py")} - {"__init__.py"}
+    assert loose == {"cli.py", "launch.py"}
+    assert FLOOR.keys() - {"cli", "launch"} == {path.parent.name for path in (ROOT / "gift").glob("*/__init__.py")}
+    for folder in {path.parent for path in MODULES.values()}:
+        names = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(names) <= 13, f"{folder}: {len(names)} modules"
+
+
+def test_training_names_no_method() -> None:
+    """The methods come from update's settings; only the default of a setting is a name."""
+    names = MATCH.keys() | SHAPE.keys() | SELECT.keys()
+    for module, path in MODULES.items():
+        if not module.startswith("gift.training."):
+            continue
+        kinds = [other for other in imported(module) if re.match(r"gift\.methods\.(match|shape|select)\b", other)]
+        assert not kinds, f"{module} imports {kinds}"
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        allowed = {"gift", "zscore"} if module == "gift.training.settings" else {"gift"}  # the project's own name, too
+        assert not texts & names - allowed, f"{module} names {texts & names - allowed}"
+
+
 def test_nothing_imports_a_stage() -> None:
     wrong = [f"{module} imports {other}" for module in MODULES for other in imported(module) if other[:6] == "stages"]
     assert not wrong, "\n".join(wrong)
@@ -165,8 +189,6 @@ def test_two_files_know_deepspeed_and_one_knows_vllm() -> None:
     ],
 )
 def test_heavy_libraries_are_imported_only_where_they_work(module: str) -> None:
-    if module not in MODULES:
-        pytest.skip(f"{module} is not here")
     script = (
         f"import sys, {module}; print(*sys.modules.keys() & {{'torch', 'vllm', 'deepspeed', 'transformers', 'dvc'}})"
     )

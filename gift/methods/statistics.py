@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+EPS = 1e-6  # of rewards and targets: what lies closer together is equal
+
 
 def centre(values: Tensor, mask: Tensor) -> Tensor:
     """Deviations from the group's mean over the rows of `mask`; 0 where masked.

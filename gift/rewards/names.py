@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from gift.rewards.answers import exact_match, gsm8k_answer, multiple_choice, normalized_match, regex_match
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
-from gift.rewards.code_tests import code_tests
 from gift.rewards.form import cosine_length, length, ngram_diversity, overlong, repetition, tag_format, text_format
 from gift.rewards.judge import judge
 from gift.rewards.math_answer import math_answer
+from gift.rewards.programs.code_tests import code_tests
 from gift.rewards.reward_model import reward_model
 from gift.sandbox.run import check_sandbox
 

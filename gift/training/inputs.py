@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gift.methods.groups import Groups, Targets, groups_of
-from gift.methods.shape.zscore import EPS
+from gift.methods.statistics import EPS
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
 from gift.policy.refusals import dropout_refusal

@@ -1,7 +1,7 @@
 """pairs: the best completion of a group against its worst (online DPO, arXiv 2402.04792)."""
 
 from gift.methods.groups import Groups, Shape, Targets
-from gift.methods.shape.zscore import EPS
+from gift.methods.statistics import EPS
 from gift.project.sections import Section
 
 

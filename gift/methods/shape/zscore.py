@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gift.methods.groups import Groups, Shape, Targets
-from gift.methods.statistics import centre, spread
+from gift.methods.statistics import EPS, centre, spread
 from gift.project.sections import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-EPS = 1e-6
 
 
 class Zscore(Section):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from gift.rewards.wire import FUNCTIONS, CannotPass, Line, error_text
+from gift.rewards.programs.wire import FUNCTIONS, CannotPass, Line, error_text
 
 
 def serve(line: Line) -> None:

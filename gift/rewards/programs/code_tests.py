@@ -14,7 +14,7 @@ from typing import Any
 
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive
-from gift.rewards import runner, wire
+from gift.rewards.programs import runner, wire
 from gift.rewards.signature import checked
 from gift.rewards.text import Completions, completion_text
 from gift.sandbox.run import Limits, SandboxError, run
@@ -28,7 +28,7 @@ _COLUMNS = set.union(*_KINDS, {"challenge_test_list", "test_imports", "test_setu
 _NEEDS = "it needs test_list, or test and entry_point, or inputs and outputs"
 NO_PROGRAM = "no program in the completion"
 RUNNER = Path(runner.__file__).read_text(encoding="utf-8")
-FILES = {"gift/rewards/wire.py": Path(wire.__file__).read_text(encoding="utf-8")}
+FILES = {"gift/rewards/programs/wire.py": Path(wire.__file__).read_text(encoding="utf-8")}
 
 
 class BrokenTest(ValueError):
