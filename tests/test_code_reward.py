@@ -325,7 +325,7 @@ TRICKS = {
         def add(a, b): return 0
     """,
     "the wire's own functions": """
-        from gift.rewards import wire
+        from gift.rewards.programs import wire
         wire.FUNCTIONS['equal'] = lambda *a: True
         wire.Line.encode = lambda self, value: {'runner': 0}
         def add(a, b): return object()
