@@ -17,7 +17,7 @@ from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown
 from benchmarks.shapes import ROOT, make_model, shape_of
-from gift.project.sections import read_yaml
+from gift.project.yaml import read_yaml
 
 CASES = ("embedded", "hundred")
 COMPUTE = ("sampling", "log-probs", "optimizer steps")

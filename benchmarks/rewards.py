@@ -19,7 +19,7 @@ from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import ROOT
-from gift.project.sections import read_yaml
+from gift.project.yaml import read_yaml
 
 GOAL_MS = 0.2
 GROUP, GROUPS_PER_PART = 8, 256

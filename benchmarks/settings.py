@@ -22,8 +22,9 @@ from gift.policy.open import open_policy
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.project.sections import check, read_yaml
+from gift.project.sections import check
 from gift.project.seeds import seed_of
+from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler
 from gift.training.engine import Engine, EngineSettings

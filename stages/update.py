@@ -16,11 +16,11 @@ from gift.training.settings import Update, UpdateLaunch
 @click.command()
 @of_round
 @paths(*(each.name for each in fields(Paths)))
-def main(name: str, overrides: Path | None, **paths: Path) -> None:
+def main(name: str, overrides: Path | None, **files: Path) -> None:
     console.quiet()
     update, launch = read_section("update", Update, overrides), read_launch("update", UpdateLaunch)
     label = f"update@{name}"
-    numbers = update_policy(label, Paths(**paths), Settings(update, launch, read_seed()))
+    numbers = update_policy(label, Paths(**files), Settings(update, launch, read_seed()))
     if numbers is not None:
         shown = ("num_steps", "num_groups_trained", "num_tokens_trained", "kl", "log_ratio_std")
         console.say(label, **{key: numbers[key] for key in shown})

@@ -31,7 +31,7 @@ from gift.project.errors import UserError
 from gift.project.machine import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
-from gift.sampling.settings import CPU_HEAD_SIZES
+from gift.sampling.vllm_limits import CPU_HEAD_SIZES
 from gift.scoring import plan as rewards_check
 from gift.scoring.loading import Loaded
 from gift.scoring.settings import Score

@@ -12,7 +12,8 @@ import pytest
 from gift.doctor.whole import Params, read_params
 from gift.methods.names import MATCH
 from gift.project.rounds import lay_over
-from gift.project.sections import check, read_yaml
+from gift.project.sections import check
+from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
 from gift.prompts.sources import Prompts, prepare_prompts
 from gift.tables.prompts import prompts_table, write_prompts

@@ -18,7 +18,7 @@ from gift.scoring.cache import ROOT, function_digest, project_roots, row_keys, v
 from gift.scoring.loading import Loaded
 from gift.scoring.score import score_parts
 from gift.scoring.settings import Score
-from gift.tables.parts import part_paths
+from gift.tables.parquet import part_paths
 from gift.tables.prompts import write_prompts
 
 FUNCTION = """

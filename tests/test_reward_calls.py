@@ -21,7 +21,8 @@ from gift.scoring.rows import PartRows
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
-from gift.tables.parts import part_paths, read_part, read_table, write_part
+from gift.tables.parquet import part_paths
+from gift.tables.parts import read_part, read_table, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
 
@@ -202,6 +203,7 @@ def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
     arguments = {
         "prompts": ["p", "q"], "completions": ["c", "d"], "completion_ids": [[1], [2]], "prompt_id": ["a", "b"],
         "mode": ["xy", "z"], "data_source": ["s", "s"], "ground_truth": ["3", "4"], "generation_prompt": ["", ""],
+        "function": ["f", "g"],
     }  # fmt: skip
     rewards = [
         Loaded("later", "rewards/syntax.py", "later", {}, list(arguments), batch=2),

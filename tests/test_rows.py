@@ -13,7 +13,8 @@ import torch
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parts import part_name, read_file, write_file, write_part
+from gift.tables.parquet import part_name, read_file, write_file
+from gift.tables.parts import write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema

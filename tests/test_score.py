@@ -19,7 +19,8 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
-from gift.tables.parts import part_paths, read_table, write_part
+from gift.tables.parquet import part_paths
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import write_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def test_compressed_files_are_the_plain_ones() -> None:
         assert [row.values for row in read(name)] == ROWS, name
     assert read("a.jsonl.gz")[41].where == "a.jsonl.gz:42"
     assert [row.values for row in read("a.csv.gz")] == [{"question": "x", "answer": "1"}]
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read() -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    Path(name).write_bytes(text(ROWS[:1]))
+    assert [row.values for row in read(name)] == ROWS[:1]
 
 
 def test_a_key_or_column_that_stands_twice_is_refused_and_not_the_last_one_taken() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gift.project.errors import UserError
-from gift.tables.parts import check_key, part_name, part_paths, read_file, read_part, read_table, write_file, write_part
+from gift.tables.parquet import part_name, part_paths, read_file, write_file
+from gift.tables.parts import check_key, read_part, read_table, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 METADATA = {"artifact": "rollouts", "policy": "abc"}

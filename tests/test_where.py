@@ -24,7 +24,8 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import NOT_ASKED, Asked
 from gift.scoring.score import Scored, score_parts
 from gift.scoring.settings import Score
-from gift.tables.parts import part_paths, read_table, write_part
+from gift.tables.parquet import part_paths
+from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema

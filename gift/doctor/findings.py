@@ -12,7 +12,7 @@ from gift.project.errors import UserError
 
 Level = Literal["ok", "note", "warning", "error"]
 COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
-LEVELS = list(COLOURS)
+LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 # "params.yaml: update.lr: -1.0: must be greater than 0": file, then key, then what is wrong.
 _PLACE = re.compile(r"(?P<file>\S+\.(?:yaml|toml)(?::\d+)?): (?:(?P<key>[a-z_][\w./-]*): )?(?P<text>.+)")
 

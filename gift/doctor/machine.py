@@ -14,7 +14,7 @@ from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.code import missing_modules
 from gift.project.errors import UserError
 from gift.project.machine import Gpus, asked_for, lock_file, unlike
-from gift.project.sections import read_yaml
+from gift.project.yaml import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
 
 say, storage = Theme("machine"), Theme("storage")
@@ -29,10 +29,10 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
     params, launch = project.params, project.launch.update
     shown = f"{gpus.count} GPUs" if gpus.count else "no GPU"
     yield say.ok(f"Python {'.'.join(map(str, sys.version_info[:3]))}, {os.cpu_count()} cores, {shown}")
-    number = project.launch.generate.tensor_parallel_size
-    line = f"launch.yaml: generate.tensor_parallel_size: {number}"
-    if number > 1 and "vllm" in (params.generate.engine, params.evaluate.engine):
-        if number > gpus.count > 0:
+    shares = project.launch.generate.tensor_parallel_size
+    line = f"launch.yaml: generate.tensor_parallel_size: {shares}"
+    if shares > 1 and "vllm" in (params.generate.engine, params.evaluate.engine):
+        if shares > gpus.count > 0:
             yield say.error(f"{line}: this machine has {gpus.count} GPUs, and sampling is one engine on it; lower it")
         if not gpus.count:
             yield say.warning(f"{line}: there is no GPU here; right only where the stages will run on another machine")
@@ -40,7 +40,7 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
         # Said here, for without a check the first round would train before the next one fails.
         if reason := adapter_dtype_refusal(sampling.engine, sampling.dtype, gpus.count > 0):
             yield say.error(f"params.yaml: {section}.dtype: {reason}")
-    number, line = launch.num_processes, f"launch.yaml: update.num_processes: {launch.num_processes}"
+    processes, line = launch.num_processes, f"launch.yaml: update.num_processes: {launch.num_processes}"
     if problem := program_problem(launch) or hosts_problem(launch):
         yield say.error(problem)
     elif problem := allocation_problem(launch):  # on another machine, perhaps
@@ -49,9 +49,9 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
         text = f"in_process: trains on one of this machine's {gpus.count} GPUs; `deepspeed` uses more"
         yield say.note(f"launch.yaml: update.launcher: {text}")
     elif launch.launcher == "deepspeed" and not hostfile(launch):
-        if number > gpus.count > 0:
+        if processes > gpus.count > 0:
             yield say.error(f"{line}: this machine has {gpus.count} GPUs, one for each process; lower it")
-        if not gpus.count and number > (os.cpu_count() or 1):
+        if not gpus.count and processes > (os.cpu_count() or 1):
             yield say.warning(f"{line}: more processes than this machine's {os.cpu_count()} cores, and no GPU")
 
 

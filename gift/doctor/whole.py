@@ -15,7 +15,8 @@ from gift.project.errors import UserError
 from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import ROUNDS, Round, lay_over, read_rounds
 from gift.project.secrets import secret_lines
-from gift.project.sections import Section, check, read_yaml
+from gift.project.sections import Section, check
+from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
 from gift.sampling.settings import Evaluate, Generate, GenerateLaunch, Sampling
 from gift.scoring.settings import Score, ScoreLaunch, unknown_judge

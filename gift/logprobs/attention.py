@@ -8,6 +8,10 @@ from torch import Tensor
 from gift.logprobs.layouts import Block
 from gift.project.errors import UserError
 
+PACKED_ATTENTION = "gift_packed"  # its name in transformers' table
+LAYERS = {"full_attention", "sliding_attention"}  # the kinds of layers whose tokens see each other by attention alone
+ARGUMENTS = ("softcap", "s_aux", "position_bias")  # of other attention functions: what is not done here
+
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index]: x [N, ...], index int64 [M]; the gradient of a row is summed in float32 and rounded once.
@@ -32,11 +36,6 @@ class _GatherRows(torch.autograd.Function):
         gradient = gradients[0]
         total = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:], dtype=torch.float32)
         return total.index_add_(0, index, gradient.float()).to(gradient.dtype), None
-
-
-PACKED_ATTENTION = "gift_packed"  # its name in transformers' table
-LAYERS = {"full_attention", "sliding_attention"}  # the kinds of layers whose tokens see each other by attention alone
-ARGUMENTS = ("softcap", "s_aux", "position_bias")  # of other attention functions: what is not done here
 
 
 def packed_attention(

@@ -12,6 +12,7 @@ from gift.policy.settings import Base
 from gift.project.errors import UserError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_LFS = b"version https://git-lfs"
 
 
 def fetch_base(base: Base, folder: Path) -> None:
@@ -57,9 +58,6 @@ def in_cache(base: Base) -> Path | None:
         return Path(snapshot_download(base.model, revision=base.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-
-
-_LFS = b"version https://git-lfs"
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

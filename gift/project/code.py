@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from gift.project.errors import UserError
-from gift.project.sections import read_yaml
+from gift.project.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "stages" / "results.yaml"

@@ -8,8 +8,9 @@ from pydantic import Field, create_model
 
 from gift.project.errors import UserError
 from gift.project.rounds import ROUNDS, Round, lay_over
-from gift.project.sections import Model, Section, check, read_yaml
+from gift.project.sections import Model, Section, check
 from gift.project.work import write_json
+from gift.project.yaml import read_yaml
 
 PARAMS, LAUNCH = Path("params.yaml"), Path("launch.yaml")
 

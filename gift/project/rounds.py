@@ -8,7 +8,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from gift.project.errors import UserError
-from gift.project.sections import did_you_mean, read_yaml
+from gift.project.sections import did_you_mean
+from gift.project.yaml import read_yaml
 
 ROUNDS = Path("rounds.yaml")
 SECTIONS = ("generate", "score", "reference", "update", "evaluate")

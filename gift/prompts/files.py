@@ -84,6 +84,8 @@ def _kind(path: Path) -> str:
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:
+    if path.suffix not in COMPRESSIONS:
+        return path.open(encoding="utf-8-sig", newline=newline)
     return io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8-sig", newline=newline)
 
 

@@ -94,7 +94,7 @@ def _summed(ledger: Ledger) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
             counts = {fate: num for (*place, fate), num in ledger.items() if place == [split, source]}
             went = {fate: num for fate, num in counts.items() if fate != "read"}
             if sum(went.values()) != counts["read"] or min(went.values()) < 0:
-                raise RuntimeError(f"{split} of {source}: {counts['read']} rows were read, but {went} is not their sum")
+                raise RuntimeError(f"{split} of {source}: {counts['read']} rows were read, but {went} do not add up")
             total.update(counts)
             by_source.setdefault(source, {}).update({f"num_{split}_{fate}": num for fate, num in counts.items()})
         order = [*always[:2], *(fate for fate in total if fate not in always), *always[2:]]

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from gift.project.errors import UserError
-from gift.tables.parts import part_paths, read_file
+from gift.tables.parquet import part_paths, read_file
 from gift.tables.prompts import read_prompts
 
 

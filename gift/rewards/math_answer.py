@@ -68,10 +68,7 @@ def _verdict(text: str, gold: Any, require_boxed: bool) -> Value:
     for each, right in golds:
         if not right:
             raise ValueError(f"the gold answer {each[-60:]!r} cannot be read as mathematics")
-    answer = boxed_answer(text) if require_boxed else final_answer(text)
-    said = _parse_latex(answer) if answer is not None else []
-    if answer is None and not require_boxed:
-        said = _parse_text(text)
+    said = said_expressions(text, require_boxed)
     for _, right in golds:
         try:
             equal = verify(right, said, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
@@ -108,6 +105,14 @@ def gold_expressions(gold: str) -> list[Any]:
         answer = gold
     found = _parse_text(gold) if answer is None else _parse_latex(answer)
     return [] if all(isinstance(each, str) or each in (nan, zoo) for each in found) else found
+
+
+def said_expressions(text: str, require_boxed: bool) -> list[Any]:
+    """What Math-Verify reads in a completion, in the same form."""
+    answer = boxed_answer(text) if require_boxed else final_answer(text)
+    if answer is not None:
+        return _parse_latex(answer)
+    return [] if require_boxed else _parse_text(text)
 
 
 def final_answer(text: str) -> str | None:

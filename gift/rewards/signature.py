@@ -1,19 +1,17 @@
-"""The signatures of reward functions: settings are keyword-only arguments, or a section; verl's as TRL's."""
+"""The settings of a reward function: its keyword-only arguments, or one section that stands for them."""
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import create_model
 
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
-from gift.rewards.text import Completions, completion_text
 
 Taken = ParamSpec("Taken")
 Returned = TypeVar("Returned")
-VERL_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 
 def takes(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -22,7 +20,7 @@ def takes(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     Wrong settings, and any other `UserError` of the function, are the error of every row; a call with no rows raises.
     """
     rules = get_type_hints(function)["settings"]
-    fields = inspect.signature(rules).parameters
+    fields = inspect.signature(rules).parameters  # a default made by a factory would be shown as such
 
     @functools.wraps(function)
     def reward(prompts: Any, *rows: Any, **columns: Any) -> list[Any]:
@@ -76,39 +74,3 @@ def _rules(function: Callable[..., Any]) -> type[Section]:
         if each.kind is each.KEYWORD_ONLY
     }
     return create_model(function.__name__, __base__=Section, **fields)
-
-
-def from_verl(compute_score: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """A reward with TRL's signature around verl's, which returns a number or a dict with "score" (NaiveRewardManager).
-
-    Columns: `data_source`; the ground truth in `reward_model` (a struct with `ground_truth`) or in `ground_truth`;
-    `extra_info`, or {}. An exception is the row's own.
-    """
-
-    def reward(
-        prompts: Any, completions: Completions, completion_ids: Any, data_source: Sequence[str], **columns: Any
-    ) -> list[Any]:
-        none = [None] * len(completions)
-        extra = [each or {} for each in columns.get("extra_info", none)]
-        models, others = columns.get("reward_model", none), columns.get("ground_truth", none)
-        truths = [
-            model["ground_truth"] if isinstance(model, dict) and "ground_truth" in model else other
-            for model, other in zip(models, others, strict=True)
-        ]
-        rows = zip(data_source, map(completion_text, completions), truths, extra, strict=True)
-        return [_score(compute_score, **dict(zip(VERL_ARGUMENTS, row, strict=True))) for row in rows]
-
-    return reward
-
-
-def _score(compute_score: Callable[..., Any], ground_truth: Any, **arguments: Any) -> Any:
-    if ground_truth is None:
-        return ValueError("the ground truth is null")
-    try:
-        score = compute_score(ground_truth=ground_truth, **arguments)
-    except (MemoryError, TimeoutError):
-        raise
-    except Exception as error:
-        text = str(error)
-        return RuntimeError(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-    return score["score"] if isinstance(score, dict) and "score" in score else score

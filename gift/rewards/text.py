@@ -91,7 +91,10 @@ def each_row(
 
 
 def gold_texts(gold: Any) -> list[str]:
-    """The texts that count as right in a cell of the gold column, one or several; a `ValueError` where one is blank."""
+    """The texts that count as right in a cell of the gold column, one or several.
+
+    Raises a `ValueError` where there is none, or a blank one: such a row can be neither right nor wrong.
+    """
     texts = list(gold) if isinstance(gold, (list, tuple)) else [gold]
     if not texts or any(isinstance(text, (dict, list)) or not shown(text) for text in texts):
         raise ValueError(f"the gold answer {str(gold)[:60]!r} is no text and no list of texts")

@@ -14,7 +14,8 @@ from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError
 from gift.sampling.encoding import Tokens
-from gift.sampling.settings import GenerateLaunch, Sampling, vllm_problems
+from gift.sampling.settings import GenerateLaunch, Sampling
+from gift.sampling.vllm_limits import vllm_problems
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from gift.project.work import Work, file_digest
 from gift.sampling.encoding import EncodedPrompts, encode_split, refuse_long_prompts
 from gift.sampling.engine import Completion, Request, Sampler, start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
-from gift.tables.parts import part_name, read_part, write_part
+from gift.tables.parquet import part_name
+from gift.tables.parts import read_part, write_part
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 

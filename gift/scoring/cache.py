@@ -20,7 +20,7 @@ from gift.project.work import file_digest, tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import Outcome
-from gift.tables.parts import read_file, write_file
+from gift.tables.parquet import read_file, write_file
 
 ROOT = Path("data/.cache/scores")
 FORMAT = 1  # another number makes every kept value worthless: for changes of how values are kept or made of results
@@ -97,7 +97,7 @@ def function_digest(reward: Loaded, user_folder: Path) -> str:
     """
     roots = project_roots()
     names = [] if reward.file else [REWARDS[reward.function].__module__]
-    names += ["gift.rewards.signature"] if reward.signature == "verl" else []
+    names += ["gift.rewards.verl"] if reward.signature == "verl" else []
     first = [path for name in names for path in project_files(name, roots)]
     files, packages = imported_files([*([Path(reward.file)] if reward.file else []), *first], roots)
     data = [path for path in user_folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]

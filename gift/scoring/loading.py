@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from gift.project.errors import UserError
 from gift.rewards.names import REWARDS
-from gift.rewards.signature import VERL_ARGUMENTS, from_verl, wrong_settings
+from gift.rewards.signature import wrong_settings
+from gift.rewards.verl import VERL_ARGUMENTS, from_verl
 
 MAX_MESSAGE = 300
 
@@ -88,7 +89,7 @@ def misfit(reward: Loaded, function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _run(function: Callable[..., Any], **arguments: Any) -> Any:
+def _run(function: Callable[..., Any], /, **arguments: Any) -> Any:
     import asyncio
 
     return asyncio.run(function(**arguments))

@@ -53,6 +53,8 @@ class Asked:
 
     def rows(self, name: str, prompt_ids: Sequence[str]) -> list[int]:
         """Of rows with these prompts the numbers of those that the reward is asked for."""
+        if not self.score.rewards[name].where:
+            return list(range(len(prompt_ids)))
         return [row for row, prompt_id in enumerate(prompt_ids) if self.masks[name][self.row_of[prompt_id]]]
 
     def refuse_useless(self) -> None:

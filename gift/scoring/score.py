@@ -24,17 +24,8 @@ from gift.scoring.process import Call
 from gift.scoring.rows import NOT_ASKED, Asked, PartRows
 from gift.scoring.settings import Reward, Score, ScoreLaunch
 from gift.scoring.worker import Outcome
-from gift.tables.parts import (
-    check_key,
-    check_same_rows,
-    part_name,
-    part_paths,
-    read_file,
-    read_footer,
-    read_part,
-    read_parts,
-    write_part,
-)
+from gift.tables.parquet import part_name, part_paths, read_file, read_footer
+from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
 

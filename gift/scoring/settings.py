@@ -41,10 +41,15 @@ class Score(Section):
     max_failed_share: Share = 0.01
 
     @model_validator(mode="after")
-    def names_are_free_and_gates_are_other_ungated_rewards(self) -> "Score":
-        for name, reward in self.rewards.items():
+    def names_are_free(self) -> "Score":
+        for name in self.rewards:
             if name in ("prompt_id", "sample", "reward") or name.endswith(("_status", "_message")):
                 raise ValueError(f"rewards.{name}: the scores table has a column of that name; choose another key")
+        return self
+
+    @model_validator(mode="after")
+    def gates_are_other_ungated_rewards(self) -> "Score":
+        for name, reward in self.rewards.items():
             gate = reward.only_if
             if gate is None:
                 continue

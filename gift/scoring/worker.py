@@ -113,7 +113,10 @@ def _serve(
 
 
 def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bool]:
-    """The entries of a call's rows, or the one of a call that failed; and whether memory ran out."""
+    """The entries of a call's rows, or the one of a call that failed; and whether memory ran out.
+
+    Nothing that a function does passes for a number.
+    """
     arguments: dict[str, list[Any]] = pickle.loads(pickled)
     num_rows = len(arguments["completions"])
     try:

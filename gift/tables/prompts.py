@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from gift.project.errors import UserError
-from gift.tables.parts import read_file, write_file
+from gift.tables.parquet import read_file, write_file
 
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gift.tables.parts import KEY, part_paths, read_footer, read_table, refuse_rows
+from gift.tables.parquet import part_paths, read_footer
+from gift.tables.parts import KEY, read_table, refuse_rows
 
 STATUSES = ("ok", "abstain", "timeout", "error", "invalid")
 

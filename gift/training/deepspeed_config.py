@@ -6,7 +6,7 @@ step. So this is a list of what passes; tests/test_deepspeed.py holds it against
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gift.project.errors import UserError
@@ -112,10 +112,18 @@ class EngineSettings:
 
 def engine_settings(settings: Update, launch: UpdateLaunch) -> EngineSettings:
     """What the two files say about the engine; impossible combinations and DeepSpeed keys are refused here."""
-    both = {**dict(settings), **dict(launch)}
-    if launch.zero_stage is None:
-        both["zero_stage"] = 1 if settings.dtype == "bfloat16" else 0
-    return EngineSettings(**{each.name: both[each.name] for each in fields(EngineSettings)})
+    by_dtype: Literal[0, 1] = 1 if settings.dtype == "bfloat16" else 0
+    return EngineSettings(
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        dtype=settings.dtype,
+        zero_stage=by_dtype if launch.zero_stage is None else launch.zero_stage,
+        offload_optimizer=launch.offload_optimizer,
+        offload_parameters=launch.offload_parameters,
+        deepspeed=launch.deepspeed,
+    )
 
 
 def key_problems(keys: Mapping[str, Any], passing: dict[str, Any] = PASSES, section: str = "") -> Iterator[str]:

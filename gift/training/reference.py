@@ -18,7 +18,8 @@ from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parts import part_name, part_paths, read_footer, read_part, write_part
+from gift.tables.parquet import part_name, part_paths, read_footer
+from gift.tables.parts import read_part, write_part
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference_settings import ReferenceLaunch

@@ -100,7 +100,8 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         return FullState(facts["optimizer_step"], kinds), facts
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not a readable training state ({first}); remove its folder; `dvc checkout`") from None
+        remedy = "remove its folder, then `dvc checkout`"
+        raise UserError(f"{path}: not a readable training state ({first}); {remedy}") from None
 
 
 def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:
