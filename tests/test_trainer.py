@@ -199,8 +199,8 @@ def farthest(weights: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
 
 Case = tuple[str, str, int, int, str, bool]
 HOW = ((WHOLE, "shared", False), (MIDDLE, "shared", True), (ONE_ROW, "packed", False), (MIDDLE, "padded", True))
-# Layouts, budgets and gradient checkpointing meet every ZeRO stage of each dtype. Every other method meets all stages of
-# float32 in `test-all`, one of them in `test`. bfloat16 rounds weights and log-probs whatever the method: GIFT and a
+# Layouts, budgets and gradient checkpointing meet every ZeRO stage of each dtype. Every other method meets all of
+# float32's in `test-all`, one of them in `test`. bfloat16 rounds weights and log-probs whatever the method: GIFT and a
 # head stand for all.
 STAGES = [("float32", stage) for stage in (0, 1, 2, 3)] + [("bfloat16", stage) for stage in (1, 2, 3)]
 CASES: list[Case] = [(dtype, "gift", stage, *HOW[index % 4]) for index, (dtype, stage) in enumerate(STAGES)]
