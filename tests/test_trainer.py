@@ -108,19 +108,19 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {}),
     "pairs, and a weight that follows the steps": ({"amir": {"weight": 0.2}}, {"shape": {"all_pairs": {}}}),
-    "flowrl, coupled": ({"flowrl": {"beta": 2.0}}, {}),  # as if it needed whole groups: a head in two passes
+    "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {}),
 }
+# As if FlowRL needed whole groups: a head in two passes.
+NOT_OFFERED = {**sketches.MATCHES, "flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}
 
 
 def settings(name: str = "gift") -> Update:
     match, more = METHODS[name]
     fields = {"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", **more}
-    if name not in ("flowrl, coupled", "pairs, and a weight that follows the steps"):
+    if match.keys() <= MATCH.keys():
         return Update.model_validate({**fields, "match": match})
-    matches, shapes = MATCH | sketches.MATCHES, SHAPE | sketches.SHAPES
-    matches["flowrl"] = replace(MATCH["flowrl"], coupled=True)
-    shape = choice(shapes).model_validate(fields.pop("shape", {"zscore": {}}))
-    others = {"match": choice(matches).model_validate(match), "shape": shape}
+    shape = choice(SHAPE | sketches.SHAPES).model_validate(fields.pop("shape", {"zscore": {}}))
+    others = {"match": choice(NOT_OFFERED).model_validate(match), "shape": shape}
     return Update.model_validate(fields).model_copy(update=others)
 
 

@@ -44,7 +44,12 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: tuple[float, int, Any]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        how: "tuple[float, int, TiedGradient | None]",
     ) -> Tensor:
         temperature, width, _ = how
         top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)

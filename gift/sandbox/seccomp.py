@@ -9,34 +9,68 @@ import errno
 import platform
 import struct
 
-# Name, number on x86_64, number on aarch64, from asm/unistd_64.h and asm-generic/unistd.h; -: not there.
-_TABLE = {
-    "memory beyond the limits of processes": (
-        "memfd_create 319 279, memfd_secret 447 447, shmget 29 194, msgget 68 186, semget 64 190, "
-        "mq_open 240 180, vmsplice 278 75"
-    ),
-    "other processes": (
-        "ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, process_madvise 440 440, "
-        "process_mrelease 448 448, pidfd_open 434 434, pidfd_getfd 438 438, kcmp 312 272, migrate_pages 256 238, "
-        "move_pages 279 239"
-    ),
-    "namespaces and mounts": (
-        "unshare 272 97, setns 308 268, chroot 161 51, pivot_root 155 41, mount 165 40, umount2 166 39, "
-        "open_tree 428 428, move_mount 429 429, fsopen 430 430, fsconfig 431 431, fsmount 432 432, "
-        "fspick 433 433, mount_setattr 442 442, name_to_handle_at 303 264, open_by_handle_at 304 265"
-    ),
-    "the kernel itself": (
-        "bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425, "
-        "io_uring_enter 426 426, io_uring_register 427 427, fanotify_init 300 262, add_key 248 217, "
-        "request_key 249 218, keyctl 250 219, personality 135 92, syslog 103 116, acct 163 89, quotactl 179 60, "
-        "swapon 167 224, swapoff 168 225, reboot 169 142, iopl 172 -, ioperm 173 -, init_module 175 105, "
-        "finit_module 313 273, delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294"
-    ),
-}
-_DENIED: dict[str, list[int | None]] = {
-    name: [None if number == "-" else int(number) for number in numbers]
-    for calls in _TABLE.values()
-    for name, *numbers in map(str.split, calls.split(", "))
+# name: (number on x86_64, number on aarch64), from asm/unistd_64.h and asm-generic/unistd.h; None: not there.
+_DENIED: dict[str, tuple[int, int | None]] = {
+    # memory beyond the limits of processes
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "vmsplice": (278, 75),
+    # other processes
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    # namespaces and mounts
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "chroot": (161, 51),
+    "pivot_root": (155, 41),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    # the kernel itself
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "fanotify_init": (300, 262),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "personality": (135, 92),
+    "syslog": (103, 116),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "reboot": (169, 142),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
 }
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET

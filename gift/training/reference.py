@@ -58,22 +58,31 @@ def write_reference(
     with Progress(label, len(parts), "parts", len(parts) - len(missing)) as progress:
         for index in missing:
             table, _ = read_part(parts[index], ROLLOUTS, check_rollouts)
-            old = ref = _logprobs(own, table, launch.tokens_per_batch)
+            part = _Part(table, launch.tokens_per_batch)
+            old = ref = part.logprobs(own)
             if reference != policy:
                 with adapter_off(other) if is_base else nullcontext():
-                    ref = _logprobs(other, table, launch.tokens_per_batch)
+                    ref = part.logprobs(other)
             made = pa.table([table["prompt_id"], table["sample"], ref, old], names=REFERENCE.names)
             write_part(folder, index, made, REFERENCE, check_reference, metadata)
             progress.advance(1, len(old.values) * (1 if ref is old else 2))
 
 
-def _logprobs(model: TokenLogprobs, rollouts: pa.Table, tokens_per_batch: int) -> pa.ListArray:
-    prompts, completions = (Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids"))
-    lengths = np.stack([prompts.lengths, completions.lengths], axis=1)
-    prompt_of = rollouts["prompt_id"].to_pylist()
-    groups = [list(rows) for _, rows in groupby(range(len(prompt_of)), prompt_of.__getitem__)]
-    batches = row_batches(groups, lengths, tokens_per_batch, model.layout)
-    return completion_logprobs(model, prompts, completions, batches).to_arrow()
+class _Part:
+    """The tokens of a part of the rollouts, and the rows of each of its groups."""
+
+    def __init__(self, rollouts: pa.Table, tokens_per_batch: int) -> None:
+        self.prompts, self.completions = (
+            Ragged.from_arrow(rollouts[name]) for name in ("prompt_ids", "completion_ids")
+        )
+        self.lengths = np.stack([self.prompts.lengths, self.completions.lengths], axis=1)
+        prompt_of = rollouts["prompt_id"].to_pylist()
+        self.groups = [list(rows) for _, rows in groupby(range(len(prompt_of)), prompt_of.__getitem__)]
+        self.tokens_per_batch = tokens_per_batch
+
+    def logprobs(self, model: TokenLogprobs) -> pa.ListArray:
+        batches = row_batches(self.groups, self.lengths, self.tokens_per_batch, model.layout)
+        return completion_logprobs(model, self.prompts, self.completions, batches).to_arrow()
 
 
 def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[str, float]:
