@@ -12,7 +12,8 @@ from bubblewrap import WHY_NOT
 from gift.project.errors import UserError
 from gift.rewards.programs.code_tests import FILES, BrokenTest, Verdict, code_tests, program_of, verdict_of
 from gift.sandbox.run import Limits, SandboxError
-from gift.scoring.score import load_plan
+from gift.scoring.plan import load_plan
+from gift.scoring.rows import Asked
 from gift.scoring.settings import Reward, Score
 
 needs_bwrap = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -501,7 +502,7 @@ def test_without_a_sandbox_no_row_is_scored(tmp_path: Path, monkeypatch: pytest.
     prompts = pa.table({"prompt_id": ["a"], "prompt": ["p"], "test_list": [["assert f() == 1"]]})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"params.yaml: score.rewards.tests: .* install it"):
-        load_plan(score, prompts)
+        load_plan(score, Asked(score, prompts))
 
 
 @needs_bwrap

@@ -17,7 +17,7 @@ from gift.scoring.loading import Loaded
 from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
-from gift.scoring.rows import PartRows
+from gift.scoring.rows import Asked, PartRows
 from gift.scoring.score import score_parts, total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
@@ -252,11 +252,15 @@ def test_a_judge_of_pairs_is_asked_for_whole_groups() -> None:
     """In calls of some rows a group would be cut, and its completions compared with too few others."""
     prompts = pa.table({"prompt_id": ["a"], "prompt": ["p"], "answer": ["1"]})
     pairs = {"model": "m", "mode": "pairwise"}
+
+    def plan(**rewards: Any) -> None:
+        load_plan(score_of(**rewards), Asked(score_of(**rewards), prompts))
+
     for batch in (None, 8):
         with pytest.raises(UserError, match=r"score\.rewards\.mine\.batch: .* must be group"):
-            load_plan(score_of(mine={"function": "judge", "settings": pairs, "batch": batch}), prompts)
-    load_plan(score_of(mine={"function": "judge", "settings": pairs, "batch": "group"}), prompts)
-    load_plan(score_of(mine={"function": "judge", "settings": {**pairs, "against_column": "answer"}}), prompts)
+            plan(mine={"function": "judge", "settings": pairs, "batch": batch})
+    plan(mine={"function": "judge", "settings": pairs, "batch": "group"})
+    plan(mine={"function": "judge", "settings": {**pairs, "against_column": "answer"}})
 
 
 def test_a_reward_has_its_own_time_limit() -> None:

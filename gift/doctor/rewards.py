@@ -103,7 +103,7 @@ def trial_findings(project: Project, prompts: pa.Table) -> Iterator[Finding]:
     What each function made of a few rows, whether groups can have spread, and how long a round would take.
     """
     score = project.params.score
-    alone = [one for one in load_plan(score, prompts) if one.alone]
+    alone = [one for one in load_plan(score, Asked(score, prompts)) if one.alone]
     for one in alone:
         yield say.note(f"{REWARDS_KEY}.{one.name}: {one.function} was not tried: it needs its model")
     try:

@@ -19,13 +19,12 @@ USER_FOLDER = Path("rewards")
 CALLED_WITH = ["prompts", "completions", "completion_ids"]
 
 
-def load_plan(score: Score, prompts: pa.Table | None) -> list[Loaded]:
+def load_plan(score: Score, asked: Asked | None) -> list[Loaded]:
     """What each worker has to load; a name that is neither one of ours nor a file in rewards/ is refused.
 
     A reward that is asked for none of these prompts is left out, and so needs none of its columns, and no sandbox.
-    Where `prompts` is None the columns are not known yet: nothing is said of them.
+    Where `asked` is None the columns are not known yet: nothing is said of them.
     """
-    asked = None if prompts is None else Asked(score, prompts)
     arguments = [*CALLED_WITH, *asked.columns, GENERATION_PROMPT] if asked else []
     plan = []
     for name, reward in score.rewards.items():
@@ -98,14 +97,15 @@ def check_rewards(score: Score, judges: Sequence[str], train: pa.Table, held_out
     Functions are loaded in a worker, as there. One that is `alone` is not, for it holds a model or asks a server: its
     settings and columns are checked without either. Returns the different loads, one that both tables ask for once.
     """
-    Asked(score, train).refuse_useless()
-    first = load_plan(score, train)
+    asked = Asked(score, train)
+    asked.refuse_useless()
+    first = load_plan(score, asked)
     _load(first, score)
     try:
         asked = Asked(score, held_out)
         if judges:
             asked.correct(judges)
-        second = [reward for reward in load_plan(score, held_out) if reward not in first]
+        second = [reward for reward in load_plan(score, asked) if reward not in first]
         _load(second, score)
     except UserError as error:
         raise UserError(f"{error.message} (eval prompts)") from None

@@ -72,7 +72,8 @@ def score_parts(
     of all rows are checked before a function is called; then a part is read once, and one is in memory at a time.
     Raises where one function fails for more than `max_failed_share` of all completions.
     """
-    plan, asked = load_plan(score, prompts), Asked(score, prompts)
+    asked = Asked(score, prompts)
+    plan = load_plan(score, asked)
     prompt_ids = _prompt_ids(rollouts, asked)
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
     failures, schema = Failures(score, num_asked, folder), scores_schema(score.rewards)

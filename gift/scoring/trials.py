@@ -66,8 +66,9 @@ class Trial:
 
 def try_rewards(score: Score, prompts: pa.Table) -> list[Trial]:
     """Each function on a few of the prompts that it is asked for; not those that hold a model or ask a server."""
-    plan = [one for one in load_plan(score, prompts) if not one.alone]
-    masks, trials, chosen = Asked(score, prompts).masks, list[Trial](), set[int]()
+    everyone = Asked(score, prompts)
+    plan = [one for one in load_plan(score, everyone) if not one.alone]
+    masks, trials, chosen = everyone.masks, list[Trial](), set[int]()
     for mask in masks.values():  # a few rows of each, evenly over all of them
         rows = mask.nonzero()[0].tolist()
         chosen |= {rows[index * len(rows) // NUM_ROWS] for index in range(NUM_ROWS) if rows}
