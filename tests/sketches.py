@@ -114,12 +114,12 @@ def grao(groups: Groups, targets: Targets, outputs: Outputs, settings: Grao) -> 
 
 
 SHAPES = {
-    "all_pairs": Shape(AllPairs, all_pairs),
-    "weighted": Shape(Weighted, weighted),
+    "all_pairs": Shape(AllPairs, all_pairs, makes="pairs"),
+    "weighted": Shape(Weighted, weighted, makes="tokens"),
     "with_given": Shape(Given, with_given),
 }
 MATCHES = {
-    "amir": Match(Amir, amir, ("surrogate", "preference"), adapt=follow, shapes=("all_pairs",)),
-    "oar": Match(Clipped, clipped, ("clip_ratio",), coupled=False, shapes=("weighted",)),
-    "grao": Match(Grao, grao, shapes=("with_given",)),
+    "amir": Match(Amir, amir, ("surrogate", "preference"), adapt=follow, takes=("pairs",)),
+    "oar": Match(Clipped, clipped, ("clip_ratio",), coupled=False, takes=("tokens",)),
+    "grao": Match(Grao, grao),
 }

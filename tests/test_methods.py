@@ -14,11 +14,13 @@ from gift.methods.match.clipped import Clipped, clipped
 from gift.methods.match.f_grpo import Divergence
 from gift.methods.match.flowrl import Flowrl, flowrl
 from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.objective import Correction, Kl, Objective
 from gift.methods.select.pods import Pods, pods
 from gift.methods.shape.zscore import standardise
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.sections import Section, check, choice
+from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests import sketches
 from tests.groups import make_groups, two_components
@@ -30,9 +32,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gvpo", {"anchor": "reference", "beta": 0.5}),
     ("clipped", {}),
     ("clipped", {"aggregate": "dapo", "clip_high": 0.28, "clip_dual": 1.4}),
-    ("clipped", {"aggregate": "dr_grpo", "kl_coef": 0.1, "kl": "k1"}),
-    ("clipped", {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1, "kl_coef": 0.1, "kl_correction": True}),
-    ("clipped", {"level": "sequence", "aggregate": "dapo", "kl_coef": 0.1, "kl": "k2"}),
+    ("clipped", {"aggregate": "dr_grpo", "kl": {"coef": 0.1, "estimator": "k1"}}),
+    ("clipped", {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1, "kl": {"coef": 0.1, "ratio": "sequence"}}),
+    ("clipped", {"level": "sequence", "aggregate": "dapo", "kl": {"coef": 0.1, "estimator": "k2"}}),
+    ("clipped", {"correction": {"level": "token", "outside": "truncate", "most": 1.2}}),
+    ("gift", {"kl": {"coef": 0.1, "ratio": "token"}, "correction": {"most": 1.5}}),
     ("cispo", {}),
     ("cispo", {"least": 0.8, "most": 1.2}),
     ("sapo", {}),
@@ -46,6 +50,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in sketches.MATCHES),
 ]
 MATCHES, SHAPES = MATCH | sketches.MATCHES, SHAPE | sketches.SHAPES
+SHAPE_OF = {"dpo": "pairs", "amir": "all_pairs", "oar": "weighted", "grao": "with_given"}  # of others: zscore
 every_match = pytest.mark.parametrize(("name", "fields"), CASES, ids=lambda value: str(value))
 P, G = 3, 5
 ORDER = [3, 1, 4, 0, 2]
@@ -85,6 +90,7 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
         truncated=(draw(2, P, G) < 0.3)[:, order],
         ref_logprobs=-draw(3, len(completion))[tokens],
         old_logprobs=-draw(4, len(completion))[tokens],
+        rollout_logprobs=(-draw(4, len(completion)) + 0.3 * draw(8, len(completion)) - 0.15)[tokens],
         sampled=sampled[:, order],
         token_weights=0.5 + draw(7, len(completion))[tokens],
     )
@@ -101,12 +107,20 @@ def some_outputs(groups: Groups, name: str) -> Outputs:
 
 
 def targets_for(groups: Groups, name: str) -> Targets:
-    shape = SHAPES[(*MATCHES[name].shapes, "zscore")[0]]
+    shape = SHAPES[SHAPE_OF.get(name, "zscore")]
     return shape.within(groups, shape.settings())
 
 
+def objective_of(name: str, fields: dict[str, Any]) -> Objective:
+    kl = Kl(**fields["kl"]) if "kl" in fields else None
+    return Objective(MATCHES[name], kl, Correction(**fields["correction"]) if "correction" in fields else None)
+
+
 def run(name: str, fields: dict[str, Any], groups: Groups, targets: Targets, outputs: Outputs) -> Loss:
-    return MATCHES[name].loss(groups, targets, outputs, MATCHES[name].settings.model_validate(fields))
+    """The loss under `fields`: settings of the method, and `kl` and `correction` as beside it in params.yaml."""
+    own = {key: value for key, value in fields.items() if key not in ("kl", "correction")}
+    settings = MATCHES[name].settings.model_validate(own)
+    return objective_of(name, fields).loss(groups, targets, outputs, settings)
 
 
 def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -179,7 +193,7 @@ def test_parts_add_up_to_the_whole_step(name: str, fields: dict[str, Any]) -> No
     expected = gradients(whole.value, leaves)
     for one, other in zip(gradients(total, leaves), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
-    for metric in MATCHES[name].metrics:  # the mean of what is known is the same, too
+    for metric in objective_of(name, fields).metrics:  # the mean of what is known is the same, too
         known = torch.cat([part.metrics[metric].flatten() for part in parts])
         if metric != "log_z":  # that of a group stands once in every part of it
             torch.testing.assert_close(known.nanmean(), whole.metrics[metric].nanmean())
@@ -215,11 +229,11 @@ def test_what_is_masked_does_not_exist(name: str, fields: dict[str, Any]) -> Non
     one = run(name, fields, worse, targets, Outputs(logprobs, outputs.learned))
     other = run(name, fields, *without)
     torch.testing.assert_close(one.value, other.value)
-    for metric in MATCHES[name].metrics:
+    for metric in objective_of(name, fields).metrics:
         torch.testing.assert_close(one.metrics[metric].nanmean(), other.metrics[metric].nanmean())
     (gradient,) = gradients(one.value, [logprobs])
     assert (gradient[hidden] == 0).all()
-    assert set(one.metrics) == set(MATCHES[name].metrics)
+    assert set(one.metrics) == set(objective_of(name, fields).metrics)
 
 
 @every_match
@@ -282,7 +296,20 @@ def test_every_select_has_a_case() -> None:
         ({"match": {}}, "update.match: must name exactly one of gift, .*, not nothing"),
         ({"match": "gift"}, "update.match: 'gift': must be a map"),
         ({"match": {"gift": None}}, "update.match.gift: None: must be a map"),
-        ({"match": {"dpo": {}}}, "update: shape: zscore: match: dpo needs pairs"),
+        (
+            {"match": {"dpo": {}}},
+            "update: shape: zscore: makes a target for each completion, but match: dpo takes pairs; set shape",
+        ),
+        ({"shape": {"pairs": {}}}, "update: shape: pairs: makes pairs, but match: gift takes a target for each comp"),
+        (
+            {"match": {"flowrl": {}}},
+            "update: zero_targets: drop: match: flowrl learns from targets of 0, too; set zero",
+        ),
+        ({"kl_in_reward": 0.1, "shape": {"gdpo": {}}}, "update: kl_in_reward: 0.1: shape: gdpo reads the components"),
+        (
+            {"correction": {"most": 0.5}},
+            "update.correction: least 0, most 0.5: 1, the weight of equal numbers, must be",
+        ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
         ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
@@ -443,15 +470,55 @@ def test_sequence_ratio_and_aggregation_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "value", "gradient"),
-    [({}, 0.0408, 0.2592), ({"kl_correction": True}, 0.0408, 0.3), ({"kl": "k2"}, 0.045, 0.3), ({"kl": "k1"}, 0.3, 1)],
+    [
+        ({}, 0.0408, 0.2592),
+        ({"ratio": "token"}, 0.0408, 0.3),
+        ({"estimator": "k2"}, 0.045, 0.3),
+        ({"estimator": "k1"}, 0.3, 1),
+    ],
 )
 def test_kl_by_hand(fields: dict[str, Any], value: float, gradient: float) -> None:
     """Log-prob -1, reference -1.3, ratio 1; target 0. The corrected k3 has the gradient of the KL itself."""
     groups = make_groups(one(0.0), ref_logprobs=torch.tensor([-1.3], dtype=torch.float64))
     logprobs = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
-    loss = run("clipped", {"kl_coef": 1.0, **fields}, groups, Targets(one(0.0)), Outputs(logprobs))
+    loss = run("clipped", {"kl": {"coef": 1.0, **fields}}, groups, Targets(one(0.0)), Outputs(logprobs))
     assert loss.value.item() == pytest.approx(value, abs=5e-5)
     assert gradients(loss.value, [logprobs])[0].item() == pytest.approx(gradient, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "weights", "cut"),
+    [
+        ({}, [2.4596, 2.4596, 0.0], [0, 1]),
+        ({"outside": "truncate"}, [2.4596, 2.4596, 3.0], [0, 1]),
+        ({"level": "token", "most": 1.5}, [1.3499, 0.0, 0.0], [0, 1, 1]),
+        ({"level": "token", "most": 1.5, "outside": "truncate"}, [1.3499, 1.5, 1.5], [0, 1, 1]),
+    ],
+)
+def test_correction_by_hand(fields: dict[str, Any], weights: list[float], cut: list[float]) -> None:
+    """old - rollout of .3 and .6, together .9, and of 1.2: exp of it weighs the gradient and leaves the value alone."""
+    lengths, old = torch.tensor([[2, 1]]), torch.full((3,), -1.0, dtype=torch.float64)
+    rollout = old - torch.tensor([0.3, 0.6, 1.2], dtype=torch.float64)
+    target = torch.ones(1, 2, dtype=torch.float64)
+    groups = make_groups(target, lengths=lengths, old_logprobs=old, rollout_logprobs=rollout)
+    outputs = Outputs(torch.full((3,), -0.9, dtype=torch.float64, requires_grad=True))
+    plain = run("cispo", {}, groups, Targets(target), outputs)
+    loss = run("cispo", {"correction": fields}, groups, Targets(target), outputs)
+    assert loss.value.item() == plain.value.item()
+    ratio = gradients(loss.value, [outputs.logprobs])[0] / gradients(plain.value, [outputs.logprobs])[0]
+    assert ratio.tolist() == pytest.approx(weights, abs=5e-5)
+    assert loss.metrics["correction_cut"].flatten().tolist() == cut
+
+
+def test_kl_in_reward_is_taken_off_before_the_shape() -> None:
+    """RLOO's r - beta (old - ref) of whole completions, here .5 x (1, 0) and .5 x (-.5, 0)."""
+    rewards = torch.tensor([[1.0, 0.0], [0.5, 1.0]], dtype=torch.float64)
+    old = torch.tensor([-1.0, -1.0, -1.5, -1.0], dtype=torch.float64)
+    groups = make_groups(rewards, ref_logprobs=torch.tensor([-2.0, -1.0, -1.0, -1.0]).double(), old_logprobs=old)
+    content = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", "shape": {"leave_one_out": {}}}
+    chosen = choose(groups, Update.model_validate({**content, "kl_in_reward": 0.5}))
+    assert chosen.targets.completions.tolist() == [[0.5, -0.5], [-0.25, 0.25]]
+    assert choose(groups, Update.model_validate(content)).targets.completions.tolist() == [[1, -1], [-0.5, 0.5]]
 
 
 def test_dpo_by_hand() -> None:

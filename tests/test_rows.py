@@ -1,6 +1,7 @@
 """A round's tables joined: the rows of a plain join, nulls are no zeros, gates are kept, and no list of tokens."""
 
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gift.methods.groups import Need
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -56,10 +58,19 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
         write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)
 
 
-def joined(folder: Path, policy: str = "d") -> Rows:
+def joined(folder: Path, policy: str = "d", needs: Sequence[Need] = ()) -> Rows:
     lineage = Lineage(digest=policy, base=policy)
-    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy")
+    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy", needs)
     return rows
+
+
+def test_what_a_method_needs_is_read_for_it_alone(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    assert joined(tmp_path).groups.rollout_logprobs is None
+    rollouts = pq.read_table(tmp_path / "rollouts")["rollout_logprobs"]
+    read = joined(tmp_path, needs=["rollout_logprobs"]).groups.rollout_logprobs
+    assert read is not None
+    assert read.tolist() == [value for row in rollouts.to_pylist() for value in row]
 
 
 def test_the_join_is_a_plain_one(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def round_rows() -> Rows:
         weights=torch.ones(2),
         ref_logprobs=torch.from_numpy(logprobs(1).values),
         old_logprobs=torch.from_numpy(logprobs(2).values),
+        rollout_logprobs=torch.from_numpy(logprobs(3).values),
     )
     return Rows(*columns, groups)
 
@@ -99,16 +100,17 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gift, token means": ({"gift": {**GIFT, "token_reduce": "mean", "beta": 0.5}}, {}),
     "gift, gdpo": ({"gift": GIFT}, {"shape": {"gdpo": {}}}),
     "gvpo": ({"gvpo": {"beta": 0.5}}, {"shape": {"centred": {}}}),
-    "grpo": ({"clipped": {"kl_coef": 0.1}}, {}),
+    "grpo": ({"clipped": {}}, {"kl": {"coef": 0.1}}),
     "dapo": ({"clipped": {"aggregate": "dapo", "clip_high": 0.28}}, {"select": [{"pods": {"keep": 3}}]}),
     "gspo": ({"clipped": {"level": "sequence", "clip_low": 0.03}}, {}),
     "sapo": ({"sapo": {}}, {}),
     "cispo": ({"cispo": {}}, {"shape": {"leave_one_out": {}}}),
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
     "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
-    "flowrl": ({"flowrl": {"beta": 2.0}}, {}),
+    "flowrl": ({"flowrl": {"beta": 2.0}}, {"zero_targets": "keep"}),
     "pairs, and a weight that follows the steps": ({"amir": {"weight": 0.2}}, {"shape": {"all_pairs": {}}}),
-    "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {}),
+    "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {"zero_targets": "keep"}),
+    "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
 }
 # As if FlowRL needed whole groups: a head in two passes.
 NOT_OFFERED = {**sketches.MATCHES, "flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}
@@ -135,7 +137,7 @@ def plain_autograd(
     whole = module(update)
     policy = whole.model
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2, eps=EPS, weight_decay=0.0)
-    match = update.match.record
+    match, objective = update.match.record, update.objective
     now = update.match.settings
     seen, norms = [], []
     for groups in STEPS:
@@ -155,7 +157,7 @@ def plain_autograd(
         targets = chosen.targets.part(chosen.groups, own)
         if update.shape.record.across:
             targets = update.shape.record.across(part, targets, update.shape.settings)
-        loss = match.loss(part, targets, Outputs(torch.cat(parts), learned), now)
+        loss = objective.loss(part, targets, Outputs(torch.cat(parts), learned), now)
         optimizer.zero_grad()
         loss.value.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(whole.parameters(), 1.0)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gift.methods.groups import Groups, Outputs, Targets
 from gift.methods.names import MATCH
+from gift.methods.objective import Kl, Objective
 from tests.groups import make_groups
 
 pytestmark = [
@@ -106,7 +107,9 @@ def equal(groups: Groups, targets: Tensor, name: str, fields: dict[str, Any], th
     """Ours and theirs have the same value, and the same gradient of every log-prob."""
     logprobs = (groups.old_logprobs + 0.8 * draw(4, len(groups.old_logprobs)) - 0.4).requires_grad_()
     match = MATCH[name]
-    ours = match.loss(groups, Targets(targets), Outputs(logprobs), match.settings.model_validate(fields)).value
+    own = {key: value for key, value in fields.items() if key != "kl"}
+    objective = Objective(match, Kl(**fields["kl"]) if "kl" in fields else None)
+    ours = objective.loss(groups, Targets(targets), Outputs(logprobs), match.settings.model_validate(own)).value
     trls = theirs(logprobs)
     # TRL holds SAPO's temperatures in float32, in which 1.05 is another number.
     near = {"atol": 1e-13, "rtol": 1e-6 if name == "sapo" and not fields else 1e-12}
@@ -117,7 +120,7 @@ def equal(groups: Groups, targets: Tensor, name: str, fields: dict[str, Any], th
 
 
 KL = {"beta": 0.1}
-WITH_KL = {"kl_coef": 0.1, "kl_correction": True}
+WITH_KL = {"kl": {"coef": 0.1, "ratio": "token"}}
 
 
 @pytest.mark.parametrize(
@@ -125,14 +128,14 @@ WITH_KL = {"kl_coef": 0.1, "kl_correction": True}
     [
         ("clipped", {}, {"loss_type": "grpo"}),
         ("clipped", WITH_KL, {"loss_type": "grpo", **KL}),
-        ("clipped", {"kl_coef": 0.1}, {"loss_type": "grpo", **KL, "use_bias_correction_kl": False}),
+        ("clipped", {"kl": {"coef": 0.1}}, {"loss_type": "grpo", **KL, "use_bias_correction_kl": False}),
         ("clipped", {"clip_high": 0.28, "clip_dual": 1.4}, {"loss_type": "grpo", "epsilon_high": 0.28, "delta": 1.4}),
         ("clipped", {"aggregate": "dapo", "clip_high": 0.28}, {"epsilon_high": 0.28}),  # its default
         ("clipped", {"aggregate": "dapo", **WITH_KL}, {"loss_type": "dapo", **KL}),
         ("clipped", {"aggregate": "dr_grpo"}, {"loss_type": "dr_grpo"}),
         ("clipped", {"aggregate": "dr_grpo", **WITH_KL}, {"loss_type": "dr_grpo", **KL}),
         ("clipped", {"level": "sequence", "clip_low": 0.03, "clip_high": 0.04}, {"loss_type": "grpo"}),
-        ("clipped", {"level": "sequence", **WITH_KL}, {"loss_type": "grpo", **KL}),
+        ("clipped", {"level": "sequence", "kl": {"coef": 0.1, "ratio": "sequence"}}, {"loss_type": "grpo", **KL}),
         ("cispo", {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
         ("cispo", {"most": 0.2}, {"loss_type": "cispo"}),  # its default: every weight is at most 0.2
         ("sapo", {}, {"loss_type": "sapo"}),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # settings are read without torch
 
 S = TypeVar("S", bound=Section)
 Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
+Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
+Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
+Need = Literal["rollout_logprobs"]  # what of `Groups` is read only where a method needs it
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,24 @@ class Groups:
     def to_tokens(self, values: Tensor) -> Tensor:
         """The value of a token's completion: [P, G] to [N]."""
         return values.flatten()[self.completion]
+
+    def aggregate(self, values: Tensor, how: Aggregate) -> Tensor:
+        """This part's share of a loss of tokens [N], of those that train.
+
+        grpo (arXiv 2402.03300): the mean over completions of their means over tokens. dr_grpo (2503.20783): the sum
+        over (completions x the longest that one may be). dapo (2503.14476): the mean over the tokens of the step.
+        luspo (2602.05261): the mean over completions of their sums.
+        """
+        values, step = values.where(self.to_tokens(self.mask), 0.0), self.step
+        match how:
+            case "grpo":
+                return self.mean_tokens(values).sum() / step.num_completions
+            case "dr_grpo":
+                return values.sum() / (step.num_completions * step.max_tokens)
+            case "dapo":
+                return values.sum() / step.num_tokens
+            case "luspo":
+                return values.sum() / step.num_completions
 
     def anchor(self, name: Anchor) -> Tensor:
         """Log-probs [N] of the policy that log-ratios are taken to."""
@@ -166,11 +187,19 @@ def _old(_: Any) -> Anchor:
     return "old"
 
 
+def _of_sequences(_: Any) -> Aggregate:
+    return "luspo"
+
+
 @dataclass(frozen=True)
 class Match(Generic[S]):
-    """A loss. metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole
-    group at once; if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics.
-    anchor: the policy that the drift of a step is measured from. shapes: those that it can take; none is any."""
+    """A loss.
+
+    metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once;
+    if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics. anchor: the
+    policy that the drift of a step is measured from. takes: which targets it reads. aggregate: how a term of tokens
+    that is added to it (KL) is summed. learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
+    """
 
     settings: type[S]
     loss: Callable[[Groups, Targets, Outputs, S], Loss]
@@ -179,16 +208,25 @@ class Match(Generic[S]):
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
     anchor: Callable[[S], Anchor] = _old
-    shapes: tuple[str, ...] = ()
+    takes: tuple[Kind, ...] = ("completions",)
+    aggregate: Callable[[S], Aggregate] = _of_sequences
+    learns_from_zero: bool = False
+    needs: tuple[Need, ...] = ()
 
 
 @dataclass(frozen=True)
 class Shape(Generic[S]):
-    """Rewards to targets: `within` each group; then `across` the groups of an optimizer step."""
+    """Rewards to targets: `within` each group; then `across` the groups of an optimizer step.
+
+    makes: of which kind. of_total: it reads the total reward; if not, the components.
+    """
 
     settings: type[S]
     within: Callable[[Groups, S], Targets]
     across: Callable[[Groups, Targets, S], Targets] | None = None
+    makes: Kind = "completions"
+    of_total: bool = True
+    needs: tuple[Need, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +235,7 @@ class Select(Generic[S]):
 
     settings: type[S]
     keep: Callable[[Groups, S], Tensor]
+    needs: tuple[Need, ...] = ()
 
 
 def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, **fields: Any) -> Groups:

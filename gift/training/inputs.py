@@ -1,7 +1,7 @@
 """What an update starts from: its files, as rank 0 finds them, its rows, which of them train, and in which steps."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, Targets, groups_of
+from gift.methods.groups import Groups, Need, Targets, groups_of
 from gift.methods.statistics import EPS
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
@@ -55,10 +55,12 @@ class Rows:
 
 
 def read_round(
-    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path
+    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path, needs: Collection[Need] = ()
 ) -> tuple[Rows, dict[str, Any]]:
     """The rows of a round and the rollouts' metadata; tables made with another policy are refused."""
-    table, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["prompt_ids", "completion_ids", "finish_reason"])
+    columns = ["prompt_ids", "completion_ids", "finish_reason"]
+    columns += ["rollout_logprobs"] if "rollout_logprobs" in needs else []
+    table, source = read_table(rollouts, ROLLOUTS, check_rollouts, columns)
     scored, scores_source = read_scores(scores)
     referenced, reference_source = read_table(reference, REFERENCE, check_reference)
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
@@ -79,6 +81,7 @@ def read_round(
         truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
         ref_logprobs=_tensor(referenced["ref_logprobs"]),
         old_logprobs=_tensor(referenced["old_logprobs"]),
+        rollout_logprobs=_tensor(table["rollout_logprobs"]) if "rollout_logprobs" in needs else None,
     )
     rows = Rows(Ragged.from_arrow(table["prompt_ids"]), completion_ids, groups)
     del table, scored, referenced
@@ -130,6 +133,9 @@ def choose(groups: Groups, update: Update) -> Chosen:
     Of `groups` the scored completions are in the mask. A group with fewer than two has nothing to compare.
     """
     scored = kept = groups.mask
+    if update.kl_in_reward:
+        drift = groups.sum_tokens(groups.old_logprobs - groups.ref_logprobs)
+        groups = replace(groups, rewards=(groups.rewards - update.kl_in_reward * drift).where(scored, 0.0))
     for select in update.select:
         kept = select.record.keep(replace(groups, mask=kept), select.settings)
     enough = kept.sum(-1) >= 2
@@ -209,7 +215,7 @@ def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage]
 def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Lineage) -> Plan:
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
     update = settings.update
-    rows, source = read_round(paths.rollouts, paths.scores, paths.reference, lineage, paths.policy)
+    rows, source = read_round(paths.rollouts, paths.scores, paths.reference, lineage, paths.policy, update.needs)
     chosen = choose(rows.groups, update)
     if not chosen.indices:
         ledger = chosen.ledger

@@ -81,7 +81,7 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
     """Write what was trained, open the policy as the next stage will, and publish all of it."""
     folder, dtype, lineage = work.folder, settings.update.dtype, plan.lineage
     weights = {name: each for name, each in trained.state.tensors["weight"].items() if not name.startswith(PREFIX)}
-    metrics = settings.update.match.record.metrics
+    metrics = settings.update.objective.metrics
     saved = save_policy(folder / "policy", plan.files, weights, dtype, trained.adapter)
     check_saved(saved, weights, dtype, trained.probe)
     numbers = {**round_metrics(trained.rows, metrics), **plan.chosen.ledger}

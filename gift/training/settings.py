@@ -5,9 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
+from gift.methods.groups import Need
 from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
+
+MADE = {
+    "completions": "a target for each completion",
+    "tokens": "a target for each token",
+    "pairs": "pairs",
+}
 
 
 class Update(Section):
@@ -16,6 +24,12 @@ class Update(Section):
     select: list[choice(SELECT)] = Field([], description="methods that leave completions out, in order")  # type: ignore[valid-type]
     shape: choice(SHAPE) = Field({"zscore": {}}, validate_default=True)  # type: ignore[valid-type]
     match: choice(MATCH) = Field({"gift": {}}, validate_default=True)  # type: ignore[valid-type]
+    kl: Kl | None = Field(None, description="a KL term beside the loss")
+    kl_in_reward: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="this x (old - reference log-prob) of a completion is taken off its reward, as in RLOO",
+    )
+    correction: Correction | None = Field(None, description="weights for what the sampler's numbers differ from ours")
     zero_targets: Literal["drop", "keep"] = Field("drop", description="groups all of whose targets are 0")
     lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count
@@ -35,12 +49,35 @@ class Update(Section):
         5.0, description="the stage stops when |mean log-ratio to the anchor| passes this, in nats a completion"
     )
 
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.match.record, self.kl, self.correction)
+
+    @property
+    def needs(self) -> set[Need]:
+        """What of the groups is read for these methods alone."""
+        records = (self.shape.record, self.match.record, *(each.record for each in self.select))
+        needs = {need for record in records for need in record.needs}
+        return needs | {"rollout_logprobs"} if self.correction else needs
+
     @model_validator(mode="after")
-    def shape_fits(self) -> "Update":
-        fitting = self.match.record.shapes
-        if fitting and self.shape.name not in fitting:
-            only = fitting[0]
-            raise ValueError(f"shape: {self.shape.name}: match: {self.match.name} needs {only}; set {{{only}: {{}}}}")
+    def methods_fit(self) -> "Update":
+        shape, match = self.shape.record, self.match.record
+        if shape.makes not in match.takes:
+            fitting = [name for name, each in SHAPE.items() if each.makes in match.takes]
+            raise ValueError(
+                f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
+                f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
+            )
+        if match.learns_from_zero and self.zero_targets == "drop":
+            raise ValueError(
+                f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
+            )
+        if self.kl_in_reward and not shape.of_total:
+            raise ValueError(
+                f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the components of the "
+                "reward, not their total; use update.kl"
+            )
         return self
 
     @model_validator(mode="after")

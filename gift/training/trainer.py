@@ -90,6 +90,7 @@ class Trainer:
         self.engine, self.rows, self.chosen, self.update = engine, rows, chosen, update
         self.tokens_per_batch, self.layout = tokens_per_batch, layout
         self.match: Match[Any] = update.match.record
+        self.objective = update.objective
         self.settings: Any = update.match.settings
         self._size = chosen.groups.mask.shape[1]
         self._trains = chosen.groups.mask.flatten().tolist()
@@ -111,7 +112,7 @@ class Trainer:
         # Collectives need all ranks: one with fewer batches than another runs empty ones, whose weight is 0.
         num_first = max(len(plan.parts) for plan in plans)
         num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
-        targets, tally = self._across(groups, step), Tally(self.chosen.groups, self.match.metrics)
+        targets, tally = self._across(groups, step), Tally(self.chosen.groups, self.objective.metrics)
         coefficients = self._first_pass(own.parts, num_first, targets, step, tally)
         for batch in own.whole:
             part = [row for group in batch for row in group]
@@ -210,7 +211,7 @@ class Trainer:
         """The loss of some rows, and its numbers to the tally."""
         device = outputs.logprobs.device
         part: Groups = self.chosen.groups.part(rows, step).to(device)
-        loss = self.match.loss(part, targets.part(self.chosen.groups, rows).to(device), outputs, self.settings)
+        loss = self.objective.loss(part, targets.part(self.chosen.groups, rows).to(device), outputs, self.settings)
         tally.add(rows, part, outputs.logprobs.detach(), part.anchor(self.match.anchor(self.settings)), loss)
         return loss
 

@@ -19,10 +19,16 @@ def cispo(groups: Groups, targets: Targets, outputs: Outputs, settings: Cispo) -
     """-sum of sg[clamp(rho, least, most)] A logprob over the tokens of the step, rho = exp(logprob - old)."""
     ratio = (outputs.logprobs - groups.old_logprobs).detach().exp()
     weight = ratio.clamp(settings.least, settings.most)
-    trains = groups.to_tokens(groups.mask)
-    loss = -(weight * targets.of_tokens(groups) * outputs.logprobs).where(trains, 0.0)
-    clipped = (weight != ratio).to(ratio.dtype).where(trains, float("nan"))
-    return Loss(loss.sum() / groups.step.num_tokens, {"clip_ratio": clipped})
+    loss = -(weight * targets.of_tokens(groups) * outputs.logprobs)
+    clipped = (weight != ratio).to(ratio.dtype).where(groups.to_tokens(groups.mask), float("nan"))
+    return Loss(groups.aggregate(loss, "dapo"), {"clip_ratio": clipped})
 
 
-METHOD = Match(Cispo, cispo, metrics=("clip_ratio",), coupled=False)
+METHOD = Match(
+    Cispo,
+    cispo,
+    metrics=("clip_ratio",),
+    coupled=False,
+    takes=("completions", "tokens"),
+    aggregate=lambda _: "dapo",
+)

@@ -28,4 +28,4 @@ def dpo(groups: Groups, targets: Targets, outputs: Outputs, settings: Dpo) -> Lo
     return Loss(value, {"margin": margin.detach().where(paired, unknown), "accuracy": accuracy})
 
 
-METHOD = Match(Dpo, dpo, metrics=("margin", "accuracy"), anchor=lambda settings: settings.anchor, shapes=("pairs",))
+METHOD = Match(Dpo, dpo, metrics=("margin", "accuracy"), anchor=lambda settings: settings.anchor, takes=("pairs",))

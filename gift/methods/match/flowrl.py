@@ -51,4 +51,12 @@ def head(hidden_size: int, settings: Flowrl) -> nn.Module:
     return nn.Sequential(*body, nn.Linear(hidden_size, 1), nn.Flatten(0))
 
 
-METHOD = Match(Flowrl, flowrl, ("log_z", "importance"), coupled=False, head=Head("prompt_mean", head))
+METHOD = Match(
+    Flowrl,
+    flowrl,
+    ("log_z", "importance"),
+    coupled=False,
+    head=Head("prompt_mean", head),
+    aggregate=lambda _: "grpo",
+    learns_from_zero=True,
+)

@@ -20,10 +20,15 @@ def sapo(groups: Groups, targets: Targets, outputs: Outputs, settings: Sapo) -> 
     target = targets.of_tokens(groups)
     tau = target.new_full((), settings.tau_positive).where(target > 0, settings.tau_negative)
     gate = (tau * ((outputs.logprobs - groups.old_logprobs).exp() - 1)).sigmoid()
-    trains = groups.to_tokens(groups.mask)
-    loss = (-target * gate * 4 / tau).where(trains, 0.0)
-    slope = (4 * gate * (1 - gate)).detach().where(trains, float("nan"))
-    return Loss(groups.mean_tokens(loss).sum() / groups.step.num_completions, {"gate_slope": slope})
+    slope = (4 * gate * (1 - gate)).detach().where(groups.to_tokens(groups.mask), float("nan"))
+    return Loss(groups.aggregate(-target * gate * 4 / tau, "grpo"), {"gate_slope": slope})
 
 
-METHOD = Match(Sapo, sapo, metrics=("gate_slope",), coupled=False)
+METHOD = Match(
+    Sapo,
+    sapo,
+    metrics=("gate_slope",),
+    coupled=False,
+    takes=("completions", "tokens"),
+    aggregate=lambda _: "grpo",
+)

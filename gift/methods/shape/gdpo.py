@@ -43,4 +43,4 @@ def across(groups: Groups, targets: Targets, _: Gdpo) -> Targets:
     return Targets((centred / scale).view(groups.mask.shape))
 
 
-METHOD = Shape(Gdpo, within, across)
+METHOD = Shape(Gdpo, within, across, of_total=False)

@@ -18,4 +18,4 @@ def pairs(groups: Groups, _: Pairs) -> Targets:
     return Targets(signs.where(highest.values - lowest.values > EPS, 0.0))
 
 
-METHOD = Shape(Pairs, pairs)
+METHOD = Shape(Pairs, pairs, makes="pairs")
