@@ -1,4 +1,4 @@
-"""The `gift` command: check a project, extend its rounds, look at one, merge an adapter, draw plots off line."""
+"""The `gift` command: check a project, extend its rounds, look at one, choose and compare methods, merge an adapter."""
 
 import json
 from dataclasses import asdict
@@ -97,6 +97,35 @@ def merge(policy: Path, out: Path, base: Path | None) -> None:
 
     dtype = merge_policy(policy, out, base)
     click.echo(f"{out}: written, in {dtype}; `base.model: {out}` begins a project from it")
+
+
+@main.command()
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--table", is_flag=True, help="Only show the table that was made last.")
+def compare(jobs: int, table: bool) -> None:
+    """Run the methods of compare/compare.yaml that have not run yet, and show their table."""
+    from gift.compare.runner import REPORT, run_all
+    from gift.project.errors import UserError
+
+    if not table:
+        run_all(jobs, click.echo)
+    shown = REPORT / "table.md"
+    if not shown.exists():
+        raise UserError(f"{shown}: no such file; `gift compare` makes it")
+    click.echo(shown.read_text(encoding="utf-8"))
+    click.echo(f"figures: {', '.join(str(path) for path in sorted(REPORT.glob('*.svg')))}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--file", type=Path, default=Path("params.yaml"), show_default=True)
+def method(name: str, file: Path) -> None:
+    """Lay the method NAME, a file of presets/methods, over params.yaml: the keys that make a method, and no other."""
+    from gift.training.presets import METHODS, lay_over_file
+
+    for line in lay_over_file(file, METHODS / f"{name}.yaml"):
+        click.echo(line)
+    click.echo(f"{file}: now {name}; `gift doctor --quick` looks at it")
 
 
 @main.command()

@@ -11,15 +11,17 @@ from gift.project.work import write_text
 
 @click.command()
 @click.argument("folder", type=Path)
-def main(folder: Path) -> None:
+@click.option("--compare", is_flag=True, help="Of the stages of compare/dvc.yaml; without it, of those of dvc.yaml.")
+def main(folder: Path, compare: bool) -> None:
     """A file of FOLDER whose stage has the same code as before is not touched."""
+    names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
-    for stage in stages():
+    for stage in names:
         path, said = folder / f"{stage}.txt", code_of(stage) + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != said:
             write_text(path, said)
         edited += [stage] if said.startswith("edited") else []
-    console.say("code", stages=len(stages()), edited=", ".join(edited) or "none")
+    console.say("code", stages=len(names), edited=", ".join(edited) or "none")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""Rounds of one method in one process: the project's own stages in a folder of their own, and what they leave."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+
+from gift.project.errors import UserError
+from gift.project.ragged import Ragged
+from gift.project.work import tree_digest, write_json
+from gift.tables.parts import read_table
+from gift.tables.reference import REFERENCE, check_reference
+
+Stages = Mapping[str, click.Command]
+POLICY, OPTIMIZER = "data/rounds/{}/policy", "data/rounds/{}/optimizer"
+
+
+def run_chain(
+    folder: Path, content: dict[str, Any], rounds: int, split: Path, stages: Stages, done: Callable[[str], None]
+) -> dict[str, Any]:
+    """`rounds` rounds from the base in `folder`, whose params.yaml is to hold `content`; returns their numbers.
+
+    `folder` holds data/prompts/train.parquet and data/rounds/base. `split` are the held-out prompts. A row is a policy:
+    what it answers to these, and what its rollouts on training prompts show, so one more round is sampled than trained.
+    What stands in `folder` already is not made again. A round whose update publishes nothing is the last.
+    """
+    write_json(folder / "params.yaml", content)
+    with _inside(folder):
+        digests: dict[str, str] = {}
+        rows: list[dict[str, float]] = []
+        stopped = None
+        for number in range(rounds + 1):
+            policy, name = f"r{number}" if number else "base", f"r{number + 1}"
+            evaluated = _evaluate(policy, split, stages)
+            sampled = _sample(name, policy, stages)
+            rows.append({"round": number, **evaluated, **sampled})
+            digests[name] = tree_digest(Path(f"data/rounds/{name}/rollouts"))
+            if number < rounds:
+                try:
+                    rows[-1] |= _update(name, policy, stages)
+                except UserError as error:  # it drifted away, or no group can train: that is a result, too
+                    stopped = str(error)
+                    break
+            done(name)
+    return {"rows": rows, "rounds": rounds, "rollouts": digests, "stopped": stopped}
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """In `folder` as the working directory, outside DVC, and with all that stages say in its file log.txt."""
+    before, under_dvc = Path.cwd(), os.environ.pop("DVC_STAGE", None)
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            if under_dvc is not None:
+                os.environ["DVC_STAGE"] = under_dvc
+
+
+def _call(stages: Stages, stage: str, name: str, *outputs: str, **paths: str | Path) -> None:
+    """Run a stage for the round `name`, unless all of its outputs are there; an error of it is ours."""
+    if all(Path(paths[output]).exists() for output in outputs):
+        return
+    words = [f"--{key.replace('_', '-')}={path}" for key, path in paths.items()]
+    stages[stage].main(["--round", name, *words], standalone_mode=False)
+
+
+def _evaluate(policy: str, split: Path, stages: Stages) -> dict[str, float]:
+    here = f"data/rounds/{policy}"
+    base, answers, metrics = POLICY.format("base"), f"{here}/answers", f"{here}/metrics/evaluate.json"
+    _call(stages, "generate_eval", policy, "out", base=base, policy=POLICY.format(policy), prompts=split, out=answers)
+    history = f"data/history/{policy}.json"
+    _call(stages, "evaluate", policy, "metrics", answers=answers, prompts=split, metrics=metrics, history=history)
+    return {name: value for name, value in _read(metrics).items() if not name.endswith("_se")}
+
+
+def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
+    here, train = f"data/rounds/{name}", "data/prompts/train.parquet"
+    own = {"base": POLICY.format("base"), "policy": POLICY.format(policy)}
+    rollouts, metrics = f"{here}/rollouts", f"{here}/metrics"
+    _call(stages, "generate", name, "out", **own, prompts=train, out=rollouts, metrics=f"{metrics}/generate.json")
+    scores = {"out": f"{here}/scores", "metrics": f"{metrics}/score.json"}
+    _call(stages, "score", name, "out", rollouts=rollouts, prompts=train, **scores)
+    made = {"out": f"{here}/reference", "metrics": f"{metrics}/reference.json"}
+    _call(stages, "reference", name, "out", **own, rollouts=rollouts, **made)
+    score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")
+    numbers = {key: score[key] for key in ("reward", "reward_std", "completions/mean_length")}
+    return {**numbers, "completions": generate["num_completions"], **moved(Path(here) / "reference")}
+
+
+def moved(reference: Path) -> dict[str, float]:
+    """How far a policy is from its reference, by its own samples: from a table of log-probs of whole groups.
+
+    kl: mean of the log-ratio of completions, nats, an estimate of KL(policy | reference) without bias. spread: mean
+    over groups of its standard deviation (n - 1). entropy: minus the mean log-prob of the tokens, nats.
+    """
+    table, _ = read_table(reference, REFERENCE, check_reference)
+    old, ref = (Ragged.from_arrow(table[name]) for name in ("old_logprobs", "ref_logprobs"))
+    gap = old.values.astype(np.float64) - ref.values
+    ratio = np.add.reduceat(gap, old.offsets[:-1])
+    groups = np.flatnonzero(table["sample"].to_numpy() == 0)
+    spreads = [float(group.std(ddof=1)) for group in np.split(ratio, groups[1:])]
+    entropy = -float(old.values.mean(dtype=np.float64))
+    return {"kl": float(ratio.mean()), "spread": float(np.mean(spreads)), "entropy": entropy}
+
+
+def _update(name: str, policy: str, stages: Stages) -> dict[str, float]:
+    here = f"data/rounds/{name}"
+    read = {key: f"{here}/{key}" for key in ("rollouts", "scores", "reference")}
+    own = {"base": POLICY.format("base"), "policy": POLICY.format(policy), "optimizer": OPTIMIZER.format(policy)}
+    made = {"out_policy": POLICY.format(name), "out_optimizer": OPTIMIZER.format(name)}
+    metrics, steps = f"{here}/metrics/update.json", f"{here}/metrics/steps.csv"
+    _call(stages, "update", name, "out_policy", **own, **read, **made, metrics=metrics, steps=steps)
+    numbers = _read(metrics)
+    kept = ("grad_norm", "num_steps", "num_groups_trained", "num_tokens_trained")
+    return {f"update/{key}": numbers[key] for key in kept}
+
+
+def _read(path: str) -> dict[str, Any]:
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def held_out(table: Path, folder: Path) -> None:
+    """Cut a table of held-out prompts in two: dev.parquet, which chooses learning rates, and test.parquet."""
+    whole = pq.read_table(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first, name in enumerate(("dev", "test")):
+        pq.write_table(whole.take(list(range(first, whole.num_rows, 2))), folder / f"{name}.parquet")

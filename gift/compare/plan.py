@@ -1,0 +1,115 @@
+"""compare/compare.yaml: which methods are compared, over which seeds and learning rates, and what each one changes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+
+from gift.project.errors import UserError
+from gift.project.sections import Count, Positive, Section, check, did_you_mean
+from gift.project.yaml import read_yaml
+from gift.sampling.settings import Evaluate, Generate
+from gift.scoring.settings import Score
+from gift.training.presets import METHOD_KEYS, read_preset
+from gift.training.reference_settings import Reference
+from gift.training.settings import Update
+
+SECTIONS: dict[str, Any] = {
+    "generate": Generate,
+    "score": Score,
+    "reference": Reference,
+    "update": Update,
+    "evaluate": Evaluate,
+}
+"""What of params.yaml a method may change."""
+
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class Sweep(Section):
+    """The learning rates that every method may choose from, by the dev split, and the seeds of those runs."""
+
+    lrs: Annotated[list[Positive], Field(min_length=1)]
+    seeds: Seeds
+
+
+class Plan(Section):
+    """A comparison. A method is a file of presets/methods/, the keys of params.yaml in which it differs, or both."""
+
+    rounds: Count
+    run: Annotated[list[str], Field(min_length=1, description="the methods that run, by name")]
+    seeds: Seeds
+    sweep: Sweep
+    metric: str = Field("eval/reward", description="which number of stage evaluate chooses a rate, and is compared")
+    baseline: str = Field(description="the method with which every other one is compared")
+    methods: dict[str, dict[str, Any]] = Field({}, description="names that are no preset's, and what they stand for")
+
+    @model_validator(mode="after")
+    def baseline_runs(self) -> "Plan":
+        if self.baseline not in self.run:
+            raise ValueError(f"baseline: {self.baseline}: must be one of the methods that run; add it to run")
+        return self
+
+    @field_validator("run", "seeds")
+    @classmethod
+    def each_once(cls, value: list[Any], info: ValidationInfo) -> list[Any]:
+        repeated = [each for index, each in enumerate(value) if each in value[:index]]
+        if repeated:
+            raise ValueError(f"{repeated[0]} stands there twice; take one away")
+        return value
+
+    @model_validator(mode="after")
+    def sweep_is_apart(self) -> "Plan":
+        if both := sorted({*self.seeds} & {*self.sweep.seeds}):
+            raise ValueError(f"sweep.seeds: {both[0]} is one of seeds, too; what chooses a rate must not report on it")
+        return self
+
+
+def read_plan(path: Path) -> Plan:
+    return check(Plan, read_yaml(path), str(path))
+
+
+def changes_of(name: str, plan: Plan, presets: Path, file: Path) -> dict[str, dict[str, Any]]:
+    """The sections of params.yaml that a method changes, and in them the keys, each with its whole value.
+
+    Of the keys that make a method (`METHOD_KEYS`) those that neither it nor its preset names are at their defaults.
+    """
+    own = dict(plan.methods.get(name, {}))
+    preset = own.pop("preset", None if name in plan.methods else name)
+    if preset is not None and not (presets / f"{preset}.yaml").exists():
+        known = sorted([*plan.methods, *(path.stem for path in presets.glob("*.yaml"))])
+        where = f"methods.{name}.preset" if name in plan.methods else "run"
+        raise UserError(f"{file}: {where}: {preset}: no such method; {did_you_mean(str(preset), known)}")
+    for key, section in own.items():
+        if key not in SECTIONS or not isinstance(section, dict):
+            hint = did_you_mean(str(key), ["preset", *SECTIONS])
+            raise UserError(f"{file}: methods.{name}.{key}: must be a section of params.yaml, a map; {hint}")
+    changes = {key: dict(section) for key, section in own.items()}
+    chosen = read_preset(presets / f"{preset}.yaml") if preset else {}
+    changes["update"] = {**chosen, **changes.get("update", {})}
+    return changes
+
+
+def laid_over(
+    content: dict[str, Any], changes: dict[str, dict[str, Any]], lr: float | None, seed: int
+) -> dict[str, Any]:
+    """The content of params.yaml for one run: a method's changes, its learning rate (None: the file's) and the seed."""
+    made = {**content, "seed": seed}
+    for key, section in changes.items():
+        before = dict(content.get(key, {}))
+        if key == "update":
+            before = {name: value for name, value in before.items() if name not in METHOD_KEYS}
+        made[key] = {**before, **section}
+    if lr is not None:
+        made["update"] = {**made["update"], "lr": lr}
+    return made
+
+
+def check_content(content: dict[str, Any], where: str) -> None:
+    """Refuse settings that a stage of the run would refuse."""
+    fields: dict[str, Any] = {name: (each, ...) for name, each in SECTIONS.items()}
+    check(
+        create_model("File", __base__=Section, **fields),
+        {name: content[name] for name in SECTIONS if name in content},
+        where,
+    )
