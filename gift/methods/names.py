@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gift.methods.groups import Match, Select, Shape
+from gift.methods.groups import Kind, Match, Select, Shape
 from gift.methods.match import cispo, clipped, dpo, f_grpo, flowrl, gift, gvpo, sapo
 from gift.methods.select import overlong, pods
 from gift.methods.shape import centred, gdpo, leave_one_out, pairs, zscore
@@ -24,4 +24,9 @@ MATCH: dict[str, Match[Any]] = {
     "f_grpo": f_grpo.METHOD,
     "flowrl": flowrl.METHOD,
     "sapo": sapo.METHOD,
+}
+MADE: dict[Kind, str] = {  # in words
+    "completions": "a target for each completion",
+    "tokens": "a target for each token",
+    "pairs": "pairs",
 }
