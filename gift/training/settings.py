@@ -116,6 +116,16 @@ class Update(Section):
         return None if chosen is None else lambda text: chosen.record.find(text, chosen.settings)
 
     @property
+    def rewards_read(self) -> dict[str, str]:
+        """The reward functions that methods read by name, each behind its key."""
+        found = {}
+        for axis, method in self._methods:
+            for key in ("component", "correct"):
+                if (name := getattr(method.settings, key, None)) is not None:
+                    found[f"update.{axis}.{method.name}.{key}"] = name
+        return found
+
+    @property
     def _methods(self) -> list[tuple[str, Any]]:
         """The chosen methods, each with its axis."""
         return [*(("select", each) for each in self.select), ("shape", self.shape), ("match", self.match)]
