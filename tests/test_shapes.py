@@ -1,10 +1,14 @@
 """Hand numbers of the shapes and selects beyond GIFT's own, what equal rewards leave, and what settings refuse."""
 
+import json
 import math
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import mini
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import create_model
@@ -16,6 +20,7 @@ from gift.methods.names import SELECT, SHAPE
 from gift.methods.shape.copo import entropy
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
+from gift.tables.prompts import read_prompts, write_prompts
 from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
@@ -416,6 +421,26 @@ def test_final_answers(chosen: dict[str, Any], text: str, answer: Any) -> None:
     assert update.needs == {"answers"}
     assert update.find_answer is not None
     assert update.find_answer(text) == answer
+
+
+@pytest.mark.parametrize("name", ["copo", "disco"])
+def test_a_round_trains_with_what_its_shape_needs(name: str, copied: Path) -> None:
+    """The stage reads answers out of completions, and domains out of the prompts, which have none before."""
+    params = mini.read_yaml(copied / "params.yaml")
+    params["update"] |= {"match": {"clipped": {}}, "shape": {name: {}}, "zero_targets": "keep"}
+    params["update"] |= {"final_answer": {"pattern": {"regex": r"#(-?\d+)"}}} if name == "copo" else {}
+    (copied / "params.yaml").write_text(json.dumps(params))
+    if name == "disco":
+        path = copied / "data/prompts/train.parquet"
+        table, metadata = read_prompts(path)
+        domains = [("odd", "even")[index % 2] for index in range(table.num_rows)]
+        path.unlink()
+        write_prompts(path, table.append_column("domain", pa.array(domains)), metadata)
+    mini.remove_outputs(copied, "update@r1")
+    mini.run_stages(copied, ["update@r1"])
+    numbers = json.loads((copied / "data/rounds/r1/metrics/update.json").read_text())
+    assert numbers["num_groups_trained"] > 0
+    assert numbers["grad_norm"] > 0
 
 
 def test_targets_of_tokens_go_back_to_their_places() -> None:
