@@ -1,7 +1,8 @@
 """Methods that are not offered, written against the interface of the others to show that it holds them.
 
-Between them they use what no offered method does: pairs, settings that follow a step's metrics, targets of tokens, and
-an answer that was given instead of sampled. tests/test_methods.py puts them through the laws of every method.
+Between them they use what no offered method does: pairs, settings that follow a step's metrics, a loss of targets of
+tokens alone, and an answer that was given instead of sampled. tests/test_methods.py puts them through the laws of every
+method.
 """
 
 from __future__ import annotations
@@ -65,17 +66,6 @@ def follow(settings: Amir, metrics: Mapping[str, float | None]) -> Amir:
     return settings.model_copy(update={"weight": min(0.05, max(0.005, settings.weight * factor))})
 
 
-class Weighted(Section):
-    """No choices."""
-
-
-def weighted(groups: Groups, _: Weighted) -> Targets:
-    """OAR (arXiv 2601.07408): the standardised reward times the weight of each token."""
-    targets = standardise(groups.rewards, groups.mask)
-    assert groups.token_weights is not None
-    return Targets(targets, tokens=groups.to_tokens(targets) * groups.token_weights)
-
-
 class Given(Section):
     """No choices."""
 
@@ -115,7 +105,6 @@ def grao(groups: Groups, targets: Targets, outputs: Outputs, settings: Grao) -> 
 
 SHAPES = {
     "all_pairs": Shape(AllPairs, all_pairs, makes="pairs"),
-    "weighted": Shape(Weighted, weighted, makes="tokens"),
     "with_given": Shape(Given, with_given),
 }
 MATCHES = {

@@ -112,6 +112,16 @@ def params(**changes: Any) -> Damage:
     return lambda: mini.write_params(Path(), changes)
 
 
+def shape(content: dict[str, Any]) -> Damage:
+    """Another shape, in the place of the one that params.yaml names."""
+
+    def damage() -> None:
+        mini.write_params(Path(), {"update": {"shape": None}})
+        mini.write_params(Path(), {"update": {"shape": content}})
+
+    return damage
+
+
 def text(name: str, content: str) -> Damage:
     def damage() -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -559,6 +569,18 @@ QUICK: dict[str, Case] = {
         "note",
         "params.yaml: evaluate.correct",
         ("of 60 eval prompts", "count in no accuracy"),
+    ),
+    "a method that compares domains where there is none": (
+        shape({"disco": {}}),
+        "error",
+        "",
+        ("data/prompts/train.parquet: has no column 'domain', which a method of update reads", "prepare.columns"),
+    ),
+    "a method that reads a reward that is not there": (
+        shape({"equal_right": {"correct": "proof"}}),
+        "error",
+        "params.yaml: update.shape.equal_right.correct",
+        ("'proof' is no key of score.rewards (answer",),
     ),
     "a column of where that is not there": (
         mixture(math={"function": "math_answer", "where": {"domian": "math"}}),

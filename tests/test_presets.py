@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gift.doctor.whole import Params, read_params
-from gift.methods.names import MATCH
+from gift.methods.names import MATCH, SHAPE
 from gift.project.rounds import lay_over
 from gift.project.sections import check
 from gift.project.yaml import read_yaml
@@ -233,3 +233,8 @@ def test_a_method_can_be_laid_over_any_params(path: Path) -> None:
 
 def test_every_match_has_a_preset() -> None:
     assert {name for path in METHODS for name in read_yaml(path)["update"]["match"]} == MATCH.keys()
+
+
+def test_every_shape_has_a_preset_but_those_whose_formula_or_input_is_not_there() -> None:
+    named = {name for path in METHODS for name in read_yaml(path)["update"]["shape"]}
+    assert SHAPE.keys() - named == {"leave_one_out", "equal_right", "token_weighted"}

@@ -17,10 +17,11 @@ from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name, read_file, write_file
 from gift.tables.parts import write_part
+from gift.tables.prompts import prompts_table, write_prompts
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
-from gift.training.inputs import Rows, read_round, rewards_of
+from gift.training.inputs import Rows, number_answers, read_round, rewards_of
 from tests.groups import make_groups
 
 NAMES = ("rollouts", "scores", "reference")
@@ -44,7 +45,8 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
 
         key = [[prompt for prompt, _ in keys], [sample for _, sample in keys]]
         prompts = np.repeat(rng.integers(1, 5, groups), size)
-        columns = [*key, ids(prompts), ids(lengths), ["x"] * count, logprobs(), ["stop"] * count, [0] * count]
+        texts = [f"#{row % 3}" if row % 4 else "none" for row in range(count)]
+        columns = [*key, ids(prompts), ids(lengths), texts, logprobs(), ["stop"] * count, [0] * count]
         right = [rng.choice([0.0, 1.0, None], p=[0.4, 0.4, 0.2]) for _ in range(count)]
         brief = [float(value) if value > 0.2 else None for value in rng.random(count)]
         total = [None if value is None else value + 0.1 for value in right]
@@ -60,7 +62,8 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
 
 def joined(folder: Path, policy: str = "d", needs: Sequence[Need] = ()) -> Rows:
     lineage = Lineage(digest=policy, base=policy)
-    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy", needs)
+    beside = (needs, folder / "train.parquet", lambda text: text.partition("#")[2] or None)
+    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy", *beside)
     return rows
 
 
@@ -71,6 +74,30 @@ def test_what_a_method_needs_is_read_for_it_alone(tmp_path: Path) -> None:
     read = joined(tmp_path, needs=["rollout_logprobs"]).groups.rollout_logprobs
     assert read is not None
     assert read.tolist() == [value for row in rollouts.to_pylist() for value in row]
+
+
+def test_answers_are_numbered_inside_a_group(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    assert (joined(tmp_path).groups.answers == -1).all()
+    # Texts of a part: none #1 #2 #0, none #2 #0 #1.
+    assert joined(tmp_path, needs=["answers"]).groups.answers.tolist() == [[-1, 0, 1, 2]] * 6
+    assert number_answers(["a", None, "b", "a", "b", "b", "a", "b"], 4).tolist() == [[0, -1, 1, 0], [0, 0, 1, 0]]
+
+
+def test_domains_are_those_of_the_prompts(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    path = tmp_path / "train.parquet"
+    names = {f"p{index:03d}": ("math", "code", None)[index % 3] for index in reversed(range(7))}
+    rows = [{"prompt_id": name, "prompt": "Q", "domain": domain} for name, domain in names.items()]
+    write_prompts(path, prompts_table(rows, path), {})
+    assert joined(tmp_path).groups.domains == (None,) * 6
+    assert joined(tmp_path, needs=["domains"]).groups.domains == ("math", "code", None) * 2
+    write_prompts(path, prompts_table(rows[:4], path), {})
+    with pytest.raises(UserError, match=r"^[^\n]*train.parquet: has no prompt p000, of which there are rollouts; run"):
+        joined(tmp_path, needs=["domains"])
+    write_prompts(path, prompts_table(rows, path).drop_columns("domain"), {})
+    with pytest.raises(UserError, match=r"^[^\n]*train.parquet: has no column 'domain', which a [^\n]*$"):
+        joined(tmp_path, needs=["domains"])
 
 
 def test_the_join_is_a_plain_one(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gspo": ({"clipped": {"level": "sequence", "clip_low": 0.03}}, {}),
     "sapo": ({"sapo": {}}, {}),
     "cispo": ({"cispo": {}}, {"shape": {"leave_one_out": {}}}),
+    "reinforce++": ({"clipped": {}}, {"shape": {"whitened": {"kl_to_go": 0.1}}, "zero_targets": "keep"}),
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
     "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {"zero_targets": "keep"}),

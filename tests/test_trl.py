@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gift.methods.groups import Groups, Outputs, Targets
-from gift.methods.names import MATCH
+from gift.methods.names import MATCH, SELECT
 from gift.methods.objective import Kl, Objective
 from tests.groups import make_groups
 
@@ -194,3 +194,20 @@ def test_dpo_trainer(name: str, fields: dict[str, Any], loss_type: str) -> None:
         return value
 
     equal(groups, signs, name, fields, theirs)
+
+
+def test_off_policy_mask() -> None:
+    """TRL's function, given the old log-probs for the current ones, and the reward less the mean for the advantage."""
+    from trl import GRPOTrainer
+
+    length = 4
+    rewards, lengths = draw(1, 6, 5), torch.full((6, 5), length)
+    old = -draw(2, 30 * length)
+    rollout = old + draw(3, 30 * length) - 0.4
+    groups = make_groups(rewards, lengths=lengths, old_logprobs=old, rollout_logprobs=rollout)
+    advantages = (rewards - rewards.mean(-1, keepdim=True)).view(-1, 1)
+    tokens = (old.view(-1, length), rollout.view(-1, length), torch.ones(30, length))
+    theirs = GRPOTrainer.get_off_policy_mask(advantages, *tokens, 0.1).view(6, 5).bool()
+    ours = SELECT["off_policy"].keep(groups, SELECT["off_policy"].settings(threshold=0.1))
+    assert ours.equal(theirs)
+    assert 3 < (~ours).sum() < 15

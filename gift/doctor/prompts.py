@@ -22,7 +22,7 @@ from gift.sampling.encoding import EncodedPrompts, chat_findings, encode_prompts
 from gift.sampling.settings import Sampling
 from gift.scoring.rows import Asked
 from gift.scoring.settings import Score
-from gift.tables.prompts import check_prompts, prompt_column, prompts_table, read_prompts
+from gift.tables.prompts import check_prompts, domains_in, prompt_column, prompts_table, read_prompts
 
 say, tokens = Theme("data"), Theme("tokens")
 TRAIN, EVAL = Path("data/prompts/train.parquet"), Path("data/prompts/eval.parquet")
@@ -82,6 +82,15 @@ def prompt_findings(prompts: Prompts, score: Score) -> Iterator[Finding]:
         error = 0.5 / max(1, len(held_out)) ** 0.5
         text = f"an accuracy near one half has a standard error of {error:.2f}; 200 or more are usual"
         yield say.note(f"params.yaml: prepare.num_eval: {len(held_out)}: {text}")
+
+
+def domain_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:
+    """A method of the update that compares prompts by their domain finds none."""
+    if "domains" in params.update.needs:
+        try:
+            domains_in(prompts.train, TRAIN)
+        except UserError as error:
+            yield from say.refused(error)
 
 
 def _texts(table: pa.Table) -> list[str]:

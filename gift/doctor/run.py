@@ -9,7 +9,7 @@ from pathlib import Path
 from gift.doctor.findings import Finding, has_error
 from gift.doctor.machine import disk_finding, keeping_findings, machine_findings, package_findings
 from gift.doctor.model import Model, context_findings, find_model, model_findings
-from gift.doctor.prompts import QUICK_BYTES, Prompts, find_prompts, prompt_findings, token_findings
+from gift.doctor.prompts import QUICK_BYTES, Prompts, domain_findings, find_prompts, prompt_findings, token_findings
 from gift.doctor.rewards import reward_findings, trial_findings
 from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
 from gift.doctor.whole import Project, read_project
@@ -51,6 +51,8 @@ def _findings(
         yield from model_findings(params, project.launch, model, gpus.count)
         yield from memory_findings(project, model, gpus)
     yield from machine_findings(project, gpus)
+    if prompts:
+        yield from domain_findings(params, prompts)
     rewards = list(reward_findings(project, prompts))
     yield from rewards
     if quick or not prompts:

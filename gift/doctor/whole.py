@@ -46,6 +46,9 @@ class Params(Section):
     def correct_is_a_reward(self) -> "Params":
         if wrong := unknown_judge(self.evaluate.judges, self.score):
             raise ValueError(wrong)
+        for key, name in self.update.rewards_read.items():
+            if name not in self.score.rewards:
+                raise ValueError(f"{key}: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})")
         return self
 
     @property

@@ -17,7 +17,7 @@ S = TypeVar("S", bound=Section)
 Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
 Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
 Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
-Need = Literal["rollout_logprobs"]  # what of `Groups` is read only where a method needs it
+Need = Literal["rollout_logprobs", "answers", "domains"]  # what of `Groups` is read only where a method needs it
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,14 @@ class Targets:
         tokens = None if self.tokens is None else self.tokens[token]
         return Targets(self.completions[group], tokens, pairs)
 
+    def put(self, groups: Groups, rows: Sequence[int], part: Targets) -> Targets:
+        """These with the targets of `part(groups, rows)`, made anew, in their places; `rows` ascend, pairs stay."""
+        group, _, token = _places(groups, rows)
+        completions = self.completions.index_copy(0, group, part.completions)
+        if self.tokens is None or part.tokens is None:
+            return replace(self, completions=completions)
+        return replace(self, completions=completions, tokens=self.tokens.index_copy(0, token, part.tokens))
+
     def to(self, device: torch.device) -> Targets:
         return _to(self, device)
 
@@ -218,7 +226,9 @@ class Match(Generic[S]):
 class Shape(Generic[S]):
     """Rewards to targets: `within` each group; then `across` the groups of an optimizer step.
 
-    makes: of which kind. of_total: it reads the total reward; if not, the components.
+    makes: of which kind. of_total: any number may stand for the total reward; if not, it reads the components, or what
+    is right. learns_from_zero: a group whose targets are all 0 within it counts in the step, or gets others there.
+    least_groups: of a step, for its statistics. needs: see `Need`.
     """
 
     settings: type[S]
@@ -226,6 +236,8 @@ class Shape(Generic[S]):
     across: Callable[[Groups, Targets, S], Targets] | None = None
     makes: Kind = "completions"
     of_total: bool = True
+    learns_from_zero: bool = False
+    least_groups: int = 1
     needs: tuple[Need, ...] = ()
 
 

@@ -234,10 +234,15 @@ def gsm8k_answer(
             raise ValueError(f"the gold answer {wanted[-60:]!r} does not hold one number")
         said = _marked(plain_digits(text))
         if said is None and last_number:
-            said = next(reversed(_numbers(plain_digits(text))), None)
+            said = last_number_of(text)
         return float(said == golds[0])
 
     return each_row(completions, columns, column, right)
+
+
+def last_number_of(text: str) -> Decimal | None:
+    """The last number of a text, or None."""
+    return next(reversed(_numbers(plain_digits(text))), None)
 
 
 def _marked(text: str) -> Decimal | None:

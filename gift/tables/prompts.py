@@ -1,6 +1,7 @@
 """The prompts table: one Parquet file a split, key `prompt_id`; `prompt` or `messages`, then the source's columns."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,26 @@ def read_prompts(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     table, metadata = read_file(path)
     check_prompts(table, path)
     return table, metadata
+
+
+def read_domains(path: Path, prompt_ids: Sequence[str]) -> tuple[str | None, ...]:
+    """The domain of each of some prompts; None where it has none."""
+    table, _ = read_prompts(path)
+    known = domains_in(table, path)
+    for prompt_id in prompt_ids:
+        if prompt_id not in known:
+            raise UserError(f"{path}: has no prompt {prompt_id}, of which there are rollouts; run `dvc repro`")
+    return tuple(known[prompt_id] for prompt_id in prompt_ids)
+
+
+def domains_in(table: pa.Table, path: Path) -> dict[str, str | None]:
+    """The domain of each prompt; a table without domains is refused."""
+    if "domain" not in table.column_names:
+        raise UserError(
+            f"{path}: has no column 'domain', which a method of update reads; name one in prepare.columns, or give "
+            "each of prepare.sources a `domain`"
+        )
+    return dict(zip(*(table[name].to_pylist() for name in ("prompt_id", "domain")), strict=True))
 
 
 def prompts_table(rows: list[dict[str, Any]], path: Path) -> pa.Table:

@@ -1,7 +1,7 @@
 """What an update starts from: its files, as rank 0 finds them, its rows, which of them train, and in which steps."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +22,17 @@ from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.ragged import Ints, Ragged
 from gift.project.seeds import seed_of
-from gift.project.work import refuse_existing, tree_digest
+from gift.project.work import file_digest, refuse_existing, tree_digest
 from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
+from gift.tables.prompts import read_domains
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import check_schedule, steps_of_groups
+
+FindAnswer = Callable[[str], Hashable | None]
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,21 @@ class Rows:
 
 
 def read_round(
-    rollouts: Path, scores: Path, reference: Path, lineage: Lineage, policy: Path, needs: Collection[Need] = ()
+    rollouts: Path,
+    scores: Path,
+    reference: Path,
+    lineage: Lineage,
+    policy: Path,
+    needs: Collection[Need] = (),
+    prompts: Path = Path(),
+    find_answer: FindAnswer | None = None,
 ) -> tuple[Rows, dict[str, Any]]:
-    """The rows of a round and the rollouts' metadata; tables made with another policy are refused."""
+    """The rows of a round and the rollouts' metadata; tables made with another policy are refused.
+
+    needs: what is read for them alone; `domains` are in the prompts, `answers` are what `find_answer` finds.
+    """
     columns = ["prompt_ids", "completion_ids", "finish_reason"]
-    columns += ["rollout_logprobs"] if "rollout_logprobs" in needs else []
+    columns += [name for name, need in (("rollout_logprobs",) * 2, ("completion", "answers")) if need in needs]
     table, source = read_table(rollouts, ROLLOUTS, check_rollouts, columns)
     scored, scores_source = read_scores(scores)
     referenced, reference_source = read_table(reference, REFERENCE, check_reference)
@@ -81,12 +94,37 @@ def read_round(
         truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
         ref_logprobs=_tensor(referenced["ref_logprobs"]),
         old_logprobs=_tensor(referenced["old_logprobs"]),
-        rollout_logprobs=_tensor(table["rollout_logprobs"]) if "rollout_logprobs" in needs else None,
+        **_needed(table, size, needs, prompts, find_answer),
     )
     rows = Rows(Ragged.from_arrow(table["prompt_ids"]), completion_ids, groups)
     del table, scored, referenced
     pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
     return rows, source
+
+
+def _needed(
+    table: pa.Table, size: int, needs: Collection[Need], prompts: Path, find_answer: FindAnswer | None
+) -> dict[str, Any]:
+    """The fields of `Groups` that are read for what needs them alone."""
+    found: dict[str, Any] = {}
+    if "rollout_logprobs" in needs:
+        found["rollout_logprobs"] = _tensor(table["rollout_logprobs"])
+    if "answers" in needs and find_answer is not None:
+        texts = table["completion"].to_pylist()
+        found["answers"] = number_answers([find_answer(text) for text in texts], size)
+    if "domains" in needs:
+        found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
+    return found
+
+
+def number_answers(answers: Sequence[Hashable | None], size: int) -> Tensor:
+    """int64 [P, G]: equal answers of a group share a number, counted from 0; -1 is none."""
+    numbers = []
+    for first in range(0, len(answers), size):
+        known: dict[Hashable, int] = {}
+        for each in answers[first : first + size]:
+            numbers.append(-1 if each is None else known.setdefault(each, len(known)))
+    return torch.tensor(numbers).view(-1, size)
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:
@@ -173,6 +211,7 @@ class Paths:
     base: Path
     policy: Path
     optimizer: Path
+    prompts: Path
     rollouts: Path
     scores: Path
     reference: Path
@@ -215,7 +254,9 @@ def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage]
 def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Lineage) -> Plan:
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
     update = settings.update
-    rows, source = read_round(paths.rollouts, paths.scores, paths.reference, lineage, paths.policy, update.needs)
+    tables = (paths.rollouts, paths.scores, paths.reference)
+    beside = (update.needs, paths.prompts, update.find_answer)
+    rows, source = read_round(*tables, lineage, paths.policy, *beside)
     chosen = choose(rows.groups, update)
     if not chosen.indices:
         ledger = chosen.ledger
@@ -239,4 +280,5 @@ def work_inputs(paths: Paths, settings: Settings, lineage: Lineage) -> dict[str,
         "policy": lineage.model_dump(),
         "optimizer": tree_digest(paths.optimizer),
         "tables": [tree_digest(path) for path in (paths.rollouts, paths.scores, paths.reference)],
+        "prompts": file_digest(paths.prompts) if "domains" in settings.update.needs else None,
     }

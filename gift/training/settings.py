@@ -1,20 +1,67 @@
 """How a round trains: the section `update` of params.yaml, and that of launch.yaml."""
 
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gift.logprobs.settings import Packing
 from gift.methods.groups import Need
-from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.names import MADE, MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
+from gift.rewards.answers import last_number_of
+from gift.rewards.math_answer import boxed_answer
 
-MADE = {
-    "completions": "a target for each completion",
-    "tokens": "a target for each token",
-    "pairs": "pairs",
+SUPPLIES: dict[Need, tuple[str, str]] = {
+    "answers": ("final_answer", "the final answers; set final_answer, such as final_answer: {boxed: {}}"),
+}
+"""The key without which a need is not met, and what to say then."""
+
+
+class Plain(Section):
+    """No choices."""
+
+
+class Pattern(Section):
+    """A regular expression in Python's syntax: the text of its one group, or all that it finds, where it is last."""
+
+    regex: str
+
+    @field_validator("regex")
+    @classmethod
+    def is_a_pattern(cls, regex: str) -> str:
+        try:
+            groups = re.compile(regex).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if groups > 1:
+            raise ValueError(f"has {groups} groups; one alone is the answer: write the others as (?:...)")
+        return regex
+
+
+def last_match(text: str, settings: Pattern) -> str | None:
+    """What the last match says, without white space at its ends."""
+    form = re.compile(settings.regex)
+    found = [match[form.groups] for match in form.finditer(text)]
+    return (found[-1] or "").strip() or None if found else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a completion has its final answer; None: it has none."""
+
+    settings: type[Section]
+    find: Callable[[str, Any], Hashable | None]
+
+
+ANSWER = {
+    "boxed": Answer(Plain, lambda text, _: boxed_answer(text)),
+    "last_number": Answer(Plain, lambda text, _: last_number_of(text)),
+    "pattern": Answer(Pattern, last_match),
 }
 
 
@@ -30,6 +77,9 @@ class Update(Section):
         description="this x (old - reference log-prob) of a completion is taken off its reward, as in RLOO",
     )
     correction: Correction | None = Field(None, description="weights for what the sampler's numbers differ from ours")
+    final_answer: choice(ANSWER) | None = Field(  # type: ignore[valid-type]
+        None, description="where a completion has its final answer, for methods that compare answers"
+    )
     zero_targets: Literal["drop", "keep"] = Field("drop", description="groups all of whose targets are 0")
     lora: Lora | None = Field(None, description="null: the whole model is trained")
     groups_per_step: Count
@@ -56,9 +106,29 @@ class Update(Section):
     @property
     def needs(self) -> set[Need]:
         """What of the groups is read for these methods alone."""
-        records = (self.shape.record, self.match.record, *(each.record for each in self.select))
-        needs = {need for record in records for need in record.needs}
+        needs = {need for _, method in self._methods for need in method.record.needs}
         return needs | {"rollout_logprobs"} if self.correction else needs
+
+    @property
+    def find_answer(self) -> Callable[[str], Hashable | None] | None:
+        """What finds the final answer in a completion."""
+        chosen: Any = self.final_answer
+        return None if chosen is None else lambda text: chosen.record.find(text, chosen.settings)
+
+    @property
+    def rewards_read(self) -> dict[str, str]:
+        """The reward functions that methods read by name, each behind its key."""
+        found = {}
+        for axis, method in self._methods:
+            for key in ("component", "correct"):
+                if (name := getattr(method.settings, key, None)) is not None:
+                    found[f"update.{axis}.{method.name}.{key}"] = name
+        return found
+
+    @property
+    def _methods(self) -> list[tuple[str, Any]]:
+        """The chosen methods, each with its axis."""
+        return [*(("select", each) for each in self.select), ("shape", self.shape), ("match", self.match)]
 
     @model_validator(mode="after")
     def methods_fit(self) -> "Update":
@@ -73,11 +143,33 @@ class Update(Section):
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
             )
+        if shape.learns_from_zero and self.zero_targets == "drop":
+            raise ValueError(
+                f"zero_targets: drop: shape: {self.shape.name} compares groups, and one of equal rewards counts, too; "
+                "set zero_targets: keep"
+            )
         if self.kl_in_reward and not shape.of_total:
             raise ValueError(
-                f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the components of the "
-                "reward, not their total; use update.kl"
+                f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the rewards as they were given; "
+                "use update.kl"
             )
+        if self.groups_per_step < shape.least_groups:
+            raise ValueError(
+                f"groups_per_step: {self.groups_per_step}: shape: {self.shape.name} compares the groups of a step; "
+                f"set {shape.least_groups} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def needs_are_met(self) -> "Update":
+        for axis, method in self._methods:
+            for need in method.record.needs:
+                key, what = SUPPLIES.get(need, ("", ""))
+                if key and getattr(self, key) is None:
+                    raise ValueError(f"{axis}: {method.name}: needs {what}")
+        for need, (key, _) in SUPPLIES.items():
+            if need not in self.needs and getattr(self, key) is not None:
+                raise ValueError(f"{key}: no method that is chosen reads it; remove it")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """One optimizer step over whole groups, with the exact gradient at any micro-batch and world size, and its numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -166,8 +166,7 @@ class Trainer:
         rows = [row for group in sorted(groups) for row in self._rows_of(group)]
         part = self.chosen.groups.part(rows, step)
         made = shape.record.across(part, targets.part(self.chosen.groups, rows), shape.settings)
-        completions = targets.completions.index_copy(0, torch.tensor(sorted(groups)), made.completions)
-        return replace(targets, completions=completions)
+        return targets.put(self.chosen.groups, rows, made)
 
     def _plan(self, groups: list[list[int]]) -> MicroBatches:
         plan = micro_batches(groups, self.rows.lengths, self.tokens_per_batch, self.layout)
