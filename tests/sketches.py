@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from gift.methods.groups import Groups, Loss, Match, Outputs, Shape, Targets
-from gift.methods.match.clipped import Clipped, clipped
+from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from gift.methods.shape.zscore import standardise
 from gift.methods.statistics import centre, spread
 from gift.project.sections import Section

@@ -10,9 +10,9 @@ from pydantic import create_model
 from torch import Tensor
 
 from gift.methods.groups import Groups, Loss, Outputs, Step, Targets
-from gift.methods.match.clipped import Clipped, clipped
-from gift.methods.match.f_grpo import Divergence
-from gift.methods.match.flowrl import Flowrl, flowrl
+from gift.methods.match.policy_gradient.clipped import Clipped, clipped
+from gift.methods.match.preference.f_grpo import Divergence
+from gift.methods.match.regression.flowrl import Flowrl, flowrl
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.methods.select.pods import Pods, pods

@@ -3,7 +3,9 @@
 from typing import Any
 
 from gift.methods.groups import Match, Select, Shape
-from gift.methods.match import cispo, clipped, dpo, f_grpo, flowrl, gift, gvpo, sapo
+from gift.methods.match.policy_gradient import cispo, clipped, sapo
+from gift.methods.match.preference import dpo, f_grpo
+from gift.methods.match.regression import flowrl, gift, gvpo
 from gift.methods.select import overlong, pods
 from gift.methods.shape import centred, gdpo, leave_one_out, pairs, zscore
 
