@@ -17,6 +17,11 @@ S = TypeVar("S", bound=Section)
 Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
 Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
 Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
+KINDS: dict[Kind, str] = {
+    "completions": "a target for each completion",
+    "tokens": "a target for each token",
+    "pairs": "pairs",
+}
 Need = Literal["rollout_logprobs"]  # what of `Groups` is read only where a method needs it
 
 
@@ -135,6 +140,13 @@ class Targets:
         """Each token's target: float [N]."""
         return groups.to_tokens(self.completions) if self.tokens is None else self.tokens
 
+    def ends(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of values [P, G] those of the better and of the worse of each pair: [M], [M]."""
+        if self.pairs is None:
+            raise ValueError("the shape made no pairs")
+        better, worse = values.flatten()[self.pairs].unbind(-1)
+        return better, worse
+
     def part(self, groups: Groups, rows: Sequence[int]) -> Targets:
         """Those of `groups.part(rows)`, where `groups` has all completions; of the pairs those with both ends there."""
         group, local, token = _places(groups, rows)
@@ -191,27 +203,36 @@ def _of_sequences(_: Any) -> Aggregate:
     return "luspo"
 
 
+def _nothing(_: Any) -> tuple[Need, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Match(Generic[S]):
     """A loss.
 
-    metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once;
-    if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics. anchor: the
-    policy that the drift of a step is measured from. takes: which targets it reads. aggregate: how a term of tokens
-    that is added to it (KL) is summed. learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
+    metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once,
+    always or under some settings; if not, a large group is cut in one pass. adapt: settings of the next step, from
+    this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads.
+    bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
+    learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
     """
 
     settings: type[S]
     loss: Callable[[Groups, Targets, Outputs, S], Loss]
     metrics: tuple[str, ...] = ()
-    coupled: bool = True
+    coupled: bool | Callable[[S], bool] = True
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
     anchor: Callable[[S], Anchor] = _old
     takes: tuple[Kind, ...] = ("completions",)
+    bounds: tuple[float, float] | None = None
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
-    needs: tuple[Need, ...] = ()
+    needs: Callable[[S], tuple[Need, ...]] = _nothing
+
+    def is_coupled(self, settings: S) -> bool:
+        return self.coupled if isinstance(self.coupled, bool) else self.coupled(settings)
 
 
 @dataclass(frozen=True)

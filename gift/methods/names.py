@@ -3,11 +3,11 @@
 from typing import Any
 
 from gift.methods.groups import Match, Select, Shape
-from gift.methods.match.policy_gradient import cispo, clipped, sapo
-from gift.methods.match.preference import dpo, f_grpo
-from gift.methods.match.regression import flowrl, gift, gvpo
+from gift.methods.match.policy_gradient import cispo, clipped, dppo, gmpo, grao, reinforce, sapo, vespo
+from gift.methods.match.preference import amir, dpo, f_grpo
+from gift.methods.match.regression import flowrl, gift, gvpo, pair_regression, una
 from gift.methods.select import overlong, pods
-from gift.methods.shape import centred, gdpo, leave_one_out, pairs, zscore
+from gift.methods.shape import centred, gdpo, leave_one_out, pairs, raw, with_given, zscore
 
 SELECT: dict[str, Select[Any]] = {"overlong": overlong.METHOD, "pods": pods.METHOD}
 SHAPE: dict[str, Shape[Any]] = {
@@ -15,15 +15,28 @@ SHAPE: dict[str, Shape[Any]] = {
     "gdpo": gdpo.METHOD,
     "centred": centred.METHOD,
     "leave_one_out": leave_one_out.METHOD,
+    "raw": raw.METHOD,
     "pairs": pairs.METHOD,
+    "all_pairs": pairs.ALL,
+    "given_pairs": pairs.GIVEN,
+    "with_given": with_given.METHOD,
 }
 MATCH: dict[str, Match[Any]] = {
     "gift": gift.METHOD,
     "gvpo": gvpo.METHOD,
-    "clipped": clipped.METHOD,
-    "cispo": cispo.METHOD,
-    "dpo": dpo.METHOD,
-    "f_grpo": f_grpo.METHOD,
+    "una": una.METHOD,
     "flowrl": flowrl.METHOD,
+    "pair_regression": pair_regression.METHOD,
+    "dpo": dpo.METHOD,
+    "amir": amir.METHOD,
+    "f_grpo": f_grpo.METHOD,
+    "f_hal": f_grpo.HAL,
+    "clipped": clipped.METHOD,
+    "reinforce": reinforce.METHOD,
+    "cispo": cispo.METHOD,
     "sapo": sapo.METHOD,
+    "gmpo": gmpo.METHOD,
+    "vespo": vespo.METHOD,
+    "dppo": dppo.METHOD,
+    "grao": grao.METHOD,
 }

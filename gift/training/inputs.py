@@ -141,6 +141,7 @@ def choose(groups: Groups, update: Update) -> Chosen:
     enough = kept.sum(-1) >= 2
     groups = replace(groups, mask=kept & enough.unsqueeze(-1))
     targets: Targets = update.shape.record.within(groups, update.shape.settings)
+    _check_bounds(groups, targets, update)
     at_stake = (targets.completions.abs() > EPS).any(-1)
     chosen = enough & at_stake if update.zero_targets == "drop" else enough
     unscored = scored.sum(-1) < 2
@@ -155,6 +156,21 @@ def choose(groups: Groups, update: Update) -> Chosen:
         "num_groups_selected": int(chosen.sum()),
     }
     return Chosen(groups, targets, chosen.nonzero().squeeze(-1).tolist(), ledger)
+
+
+def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
+    """Refuse targets that the loss has no value for."""
+    match, shape = update.match, update.shape
+    if match.record.bounds is None:
+        return
+    least, most = match.record.bounds
+    outside = targets.completions[groups.mask & ((targets.completions < least) | (targets.completions > most))]
+    if len(outside):
+        raise UserError(
+            f"update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: {shape.name} made "
+            f"{len(outside)} others of these rewards, the first {outside[0].item():g}; change the weights of "
+            "score.rewards, or map them (update.shape: {raw: {map: sigmoid}})"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
-from gift.methods.groups import Need
+from gift.methods.groups import KINDS, Need
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
-
-MADE = {
-    "completions": "a target for each completion",
-    "tokens": "a target for each token",
-    "pairs": "pairs",
-}
 
 
 class Update(Section):
@@ -56,8 +50,8 @@ class Update(Section):
     @property
     def needs(self) -> set[Need]:
         """What of the groups is read for these methods alone."""
-        records = (self.shape.record, self.match.record, *(each.record for each in self.select))
-        needs = {need for record in records for need in record.needs}
+        records = (self.shape.record, *(each.record for each in self.select))
+        needs = {*self.match.record.needs(self.match.settings), *(need for record in records for need in record.needs)}
         return needs | {"rollout_logprobs"} if self.correction else needs
 
     @model_validator(mode="after")
@@ -66,12 +60,16 @@ class Update(Section):
         if shape.makes not in match.takes:
             fitting = [name for name, each in SHAPE.items() if each.makes in match.takes]
             raise ValueError(
-                f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
-                f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
+                f"shape: {self.shape.name}: makes {KINDS[shape.makes]}, but match: {self.match.name} takes "
+                f"{' or '.join(KINDS[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
             )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
+            )
+        if self.correction and "rollout_logprobs" in match.needs(self.match.settings):
+            raise ValueError(
+                f"correction: match: {self.match.name} weighs by the sampler's log-probs itself; remove one"
             )
         if self.kl_in_reward and not shape.of_total:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""f-GRPO (arXiv 2602.05946): raise what is better than its group, lower the rest, by the dual of a divergence."""
+"""f-GRPO and f-HAL (arXiv 2602.05946): raise what is better, lower what is worse, by the dual of a divergence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from gift.methods.groups import Groups, Loss, Match, Outputs, Targets
-from gift.project.sections import Positive, Section
+from gift.project.sections import Positive, Section, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,30 +18,74 @@ Divergence = Literal["kl", "reverse_kl", "pearson", "hellinger", "jensen_shannon
 
 
 class FGrpo(Section):
-    """gamma 0 is the paper's function, 1 the released code's. No source that we could read states beta."""
+    """gamma 0 is the paper's function, 1 the released code's. No source that we could read states beta.
+
+    `set_softmax` are the paper's importance weights as two readers report them. - log pi_old is hundreds of nats for
+    real answers, so that they single out the least likely completion of each sign: for study only.
+    """
 
     divergence: Divergence = "pearson"
     beta: Positive = 0.1
     gamma: Annotated[float, Field(ge=0)] = 0.0
+    weights: Literal["none", "set_softmax"] = "none"
+
+
+class FHal(FGrpo):
+    """`offline` is the share of the given pairs (lambda); no source that we could read states it."""
+
+    offline: Share = 0.5
 
 
 def f_grpo(groups: Groups, targets: Targets, outputs: Outputs, settings: FGrpo) -> Loss:
-    """Mean over completions of -A psi(v) / (1 + 1 / beta), psi = g(v) where A > 0, else f*(g(v)).
+    """Mean over completions of -A w psi(v) / (1 + 1 / beta), psi = g(v) where A > 0, else f*(g(v)).
 
-    v = beta l(reference) + gamma l(old), l the summed log-ratio in nats, held to +-20. The paper's importance weights
-    are left at 1: their form is not certain, and on long answers they would single out one completion.
+    v = beta l(reference) + gamma l(old), l the summed log-ratio in nats, held to +-20. w is 1, or (`set_softmax`) the
+    softmax of r - log pi_old over those with A > 0, of -r - log pi_old over the others.
     """
-    drift = groups.sum_tokens(outputs.logprobs - groups.ref_logprobs)
-    v = settings.beta * drift
+    loss, _, stopped = _terms(groups, targets, outputs, settings, groups.mask)
+    return Loss(loss.sum() / groups.step.num_completions, {"clip_ratio": stopped})
+
+
+def f_hal(groups: Groups, targets: Targets, outputs: Outputs, settings: FHal) -> Loss:
+    """offline x FDO + (1 - offline) x f-GRPO of what was sampled, the mean over groups of the mean inside each.
+
+    FDO is the mean over pairs of f*(g(v_worse)) - g(v_better), of answers that were given (`shape: given_pairs`).
+    """
+    sampled = groups.mask & groups.sampled
+    loss, (link, conjugate), stopped = _terms(groups, targets, outputs, settings, sampled)
+    online = (loss.sum(-1) / sampled.sum(-1).clamp_min(1)).sum() / groups.step.num_groups
+    offline = targets.ends(conjugate)[1] - targets.ends(link)[0]
+    value = settings.offline * offline.sum() / max(1, groups.step.num_pairs) + (1 - settings.offline) * online
+    return Loss(value, {"clip_ratio": stopped, "offline": offline.detach()})
+
+
+def _terms(
+    groups: Groups, targets: Targets, outputs: Outputs, settings: FGrpo, counts: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """Of each completion: its term of f-GRPO, 0 outside `counts`; g(v) and f*(g(v)); whether v was held."""
+    v = settings.beta * groups.sum_tokens(outputs.logprobs - groups.ref_logprobs)
     if settings.gamma:
         v = v + settings.gamma * groups.sum_tokens(outputs.logprobs - groups.old_logprobs)
     target = targets.completions.to(v.dtype)
     limited = v.clamp(-LARGEST, LARGEST)
     link, conjugate = _dual(limited.where(groups.mask, 0.0), settings.divergence)
     loss = -(target * link.where(target > 0, conjugate)) / (1 + 1 / settings.beta)
-    stopped = (v != limited).to(v.dtype).detach()
-    value = loss.where(groups.mask, 0.0).sum() / groups.step.num_completions
-    return Loss(value, {"clip_ratio": stopped.where(groups.mask, float("nan"))})
+    if settings.weights == "set_softmax":
+        loss = loss * _weights(groups, target, counts)
+    stopped = (v != limited).to(v.dtype).detach().where(groups.mask, float("nan"))
+    return loss.where(counts, 0.0), (link, conjugate), stopped
+
+
+def _weights(groups: Groups, target: Tensor, counts: Tensor) -> Tensor:
+    """softmax of +-r - log pi_old over the completions whose target is above 0, and over the others: [P, G]."""
+    unlikely = -groups.sum_tokens(groups.old_logprobs)
+    above = target > 0
+
+    def softmax(rewards: Tensor, among: Tensor) -> Tensor:
+        return (rewards + unlikely).masked_fill(~among, float("-inf")).softmax(-1)
+
+    raised = softmax(groups.rewards, counts & above)
+    return raised.where(above, softmax(-groups.rewards, counts & ~above)).nan_to_num()
 
 
 def _dual(v: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
@@ -65,4 +109,11 @@ def _dual(v: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
             return v.tanh() / 2, v.tanh() / 2
 
 
-METHOD = Match(FGrpo, f_grpo, ("clip_ratio",), coupled=False, anchor=lambda _: "reference")
+METHOD = Match(
+    FGrpo,
+    f_grpo,
+    metrics=("clip_ratio",),
+    coupled=lambda settings: settings.weights != "none",
+    anchor=lambda _: "reference",
+)
+HAL = Match(FHal, f_hal, metrics=("clip_ratio", "offline"), anchor=lambda _: "reference", takes=("pairs",))
