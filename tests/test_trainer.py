@@ -60,7 +60,10 @@ def model(seed: int = 0) -> torch.nn.Module:
 
 @cache
 def round_rows() -> Rows:
-    """Five groups of four with unequal lengths, rewards of every kind and one reward that failed."""
+    """Five groups of four with unequal lengths, rewards of every kind and one reward that failed.
+
+    For methods that tell them apart the last two of each group were given.
+    """
     rng = random.Random(1)
     prompts, completions = [], []
     for group in range(5):
@@ -75,6 +78,7 @@ def round_rows() -> Rows:
     totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
     mask[2, 1] = False
+    sampled = torch.tensor([True, True, False, False]).expand(5, 4)
     lengths = torch.tensor([len(completion) for completion in completions]).view(5, 4)
     components = torch.stack([totals - 0.01 * lengths, 0.01 * lengths], -1)
     groups = groups_of(
@@ -85,6 +89,7 @@ def round_rows() -> Rows:
         components=components,
         known=mask.unsqueeze(-1).expand(5, 4, 2),
         weights=torch.ones(2),
+        sampled=sampled,
         ref_logprobs=torch.from_numpy(logprobs(1).values),
         old_logprobs=torch.from_numpy(logprobs(2).values),
         rollout_logprobs=torch.from_numpy(logprobs(3).values),
@@ -108,7 +113,19 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
     "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {"zero_targets": "keep"}),
-    "pairs, and a weight that follows the steps": ({"amir": {"weight": 0.2}}, {"shape": {"all_pairs": {}}}),
+    "dpo, all pairs": ({"dpo": {"sft": 0.5}}, {"shape": {"all_pairs": {"at_most": 3}}}),
+    "ipo": ({"dpo": {"loss": "ipo", "token_reduce": "mean"}}, {"shape": {"pairs": {}}}),
+    "pair regression": ({"pair_regression": {"beta": 0.5}}, {"shape": {"all_pairs": {}}}),
+    "a weight that follows the steps": ({"amir": {"weight": 0.04}}, {"shape": {"all_pairs": {}}}),
+    "una": ({"una": {"beta": 0.5}}, {"shape": {"raw": {"map": "sigmoid"}}, "zero_targets": "keep"}),
+    "f-grpo, weights": ({"f_grpo": {"weights": "set_softmax"}}, {}),
+    "f-hal": ({"f_hal": {"beta": 0.5}}, {"shape": {"given_pairs": {}}}),
+    "reinforce": ({"reinforce": {}}, {"shape": {"leave_one_out": {}}, "kl_in_reward": 0.05}),
+    "rloo of trl": ({"clipped": {"level": "sequence_sum"}}, {"shape": {"leave_one_out": {}}}),
+    "gmpo": ({"gmpo": {"clip_low": 0.1}}, {}),
+    "vespo": ({"vespo": {"sampler": "truncate", "sampler_most": 1.5}}, {}),
+    "dppo": ({"dppo": {"divergence": "kl", "high": 0.05}}, {"shape": {"centred": {}}}),
+    "grao": ({"grao": {}}, {"shape": {"with_given": {}}}),
     "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {"zero_targets": "keep"}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
 }
