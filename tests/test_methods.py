@@ -321,6 +321,14 @@ def test_every_select_has_a_case() -> None:
             {"correction": {"most": 0.5}},
             "update.correction: least 0, most 0.5: 1, the weight of equal numbers, must be",
         ),
+        (
+            {"match": {"vespo": {"sampler": "mask"}}, "correction": {}},
+            "update: correction: match: vespo weighs by the sampler's log-probs itself; remove one",
+        ),
+        (
+            {"match": {"amir": {}}, "shape": {"raw": {}}},
+            "update: shape: raw: .*; set shape to one of pairs, all_pairs, gi",
+        ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
         ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
@@ -330,6 +338,13 @@ def test_a_wrong_method_is_one_line(update: dict[str, Any], message: str) -> Non
     content = {"update": {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", **update}}
     with pytest.raises(UserError, match=rf"^params.yaml: {message}[^\n]*$"):
         check(create_model("File", __base__=Section, update=(Update, ...)), content, "params.yaml")
+
+
+def test_what_is_read_for_a_method_alone() -> None:
+    content = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32"}
+    assert Update.model_validate({**content, "match": {"vespo": {}}}).needs == set()
+    assert Update.model_validate({**content, "match": {"vespo": {"sampler": "mask"}}}).needs == {"rollout_logprobs"}
+    assert Update.model_validate({**content, "correction": {}}).needs == {"rollout_logprobs"}
 
 
 def test_metadata_say_which_methods_ran() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.methods.groups import Outputs, groups_of
+from gift.methods.groups import Outputs
+from gift.methods.making import groups_of
 from gift.methods.names import MATCH, SHAPE
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged

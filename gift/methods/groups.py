@@ -17,11 +17,6 @@ S = TypeVar("S", bound=Section)
 Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
 Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
 Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
-KINDS: dict[Kind, str] = {
-    "completions": "a target for each completion",
-    "tokens": "a target for each token",
-    "pairs": "pairs",
-}
 Need = Literal["rollout_logprobs"]  # what of `Groups` is read only where a method needs it
 
 
@@ -140,13 +135,6 @@ class Targets:
         """Each token's target: float [N]."""
         return groups.to_tokens(self.completions) if self.tokens is None else self.tokens
 
-    def ends(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of values [P, G] those of the better and of the worse of each pair: [M], [M]."""
-        if self.pairs is None:
-            raise ValueError("the shape made no pairs")
-        better, worse = values.flatten()[self.pairs].unbind(-1)
-        return better, worse
-
     def part(self, groups: Groups, rows: Sequence[int]) -> Targets:
         """Those of `groups.part(rows)`, where `groups` has all completions; of the pairs those with both ends there."""
         group, local, token = _places(groups, rows)
@@ -203,10 +191,6 @@ def _of_sequences(_: Any) -> Aggregate:
     return "luspo"
 
 
-def _nothing(_: Any) -> tuple[Need, ...]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Match(Generic[S]):
     """A loss.
@@ -229,7 +213,7 @@ class Match(Generic[S]):
     bounds: tuple[float, float] | None = None
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
-    needs: Callable[[S], tuple[Need, ...]] = _nothing
+    needs: tuple[Need, ...] | Callable[[S], tuple[Need, ...]] = ()
 
     def is_coupled(self, settings: S) -> bool:
         return self.coupled if isinstance(self.coupled, bool) else self.coupled(settings)
@@ -257,29 +241,6 @@ class Select(Generic[S]):
     settings: type[S]
     keep: Callable[[Groups, S], Tensor]
     needs: tuple[Need, ...] = ()
-
-
-def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, **fields: Any) -> Groups:
-    """Groups with all their completions in order; of what is not in `fields` nothing is known.
-
-    rewards: float [P, G], the only component unless `fields` say otherwise; mask, lengths: as in `Groups`.
-    """
-    unknown: dict[str, Any] = {
-        "sampled": mask.new_ones(mask.shape),
-        "components": rewards.unsqueeze(-1),
-        "known": mask.unsqueeze(-1),
-        "weights": rewards.new_ones(1),
-        "names": ("reward",),
-        "truncated": mask.new_zeros(mask.shape),
-        "answers": lengths.new_full(mask.shape, -1),
-        "domains": (None,) * len(mask),
-        "solved": rewards.new_full((len(mask),), float("nan")),
-        "rollout_logprobs": None,
-        "token_weights": None,
-    }
-    order = lengths.new_ones(mask.numel()).cumsum(0) - 1
-    step = Step(len(mask), int(mask.sum()), int((lengths * mask).sum()), max_tokens)
-    return Groups(mask=mask, rewards=rewards, lengths=lengths, **(unknown | {"order": order, "step": step} | fields))
 
 
 def _places(groups: Groups, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gift.methods.groups import Match, Select, Shape
+from gift.methods.groups import Kind, Match, Select, Shape
 from gift.methods.match.policy_gradient import cispo, clipped, dppo, gmpo, grao, reinforce, sapo, vespo
 from gift.methods.match.preference import amir, dpo, f_grpo
 from gift.methods.match.regression import flowrl, gift, gvpo, pair_regression, una
@@ -39,4 +39,9 @@ MATCH: dict[str, Match[Any]] = {
     "vespo": vespo.METHOD,
     "dppo": dppo.METHOD,
     "grao": grao.METHOD,
+}
+MADE: dict[Kind, str] = {  # in words
+    "completions": "a target for each completion",
+    "tokens": "a target for each token",
+    "pairs": "pairs",
 }

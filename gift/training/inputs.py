@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, Need, Targets, groups_of
+from gift.methods.groups import Groups, Need, Targets
+from gift.methods.making import groups_of
 from gift.methods.statistics import EPS
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config

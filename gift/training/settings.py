@@ -5,11 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
-from gift.methods.groups import KINDS, Need
-from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.groups import Need
+from gift.methods.names import MADE, MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
-from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
+from gift.project.sections import Choice, Count, Dtype, Positive, Section, Share, choice
+
+
+def needs_of(method: Choice) -> tuple[Need, ...]:
+    """What of the groups one method reads, under its settings."""
+    needs = method.record.needs
+    return tuple(needs(method.settings) if callable(needs) else needs)
 
 
 class Update(Section):
@@ -50,8 +56,7 @@ class Update(Section):
     @property
     def needs(self) -> set[Need]:
         """What of the groups is read for these methods alone."""
-        records = (self.shape.record, *(each.record for each in self.select))
-        needs = {*self.match.record.needs(self.match.settings), *(need for record in records for need in record.needs)}
+        needs = {need for method in (self.shape, self.match, *self.select) for need in needs_of(method)}
         return needs | {"rollout_logprobs"} if self.correction else needs
 
     @model_validator(mode="after")
@@ -60,14 +65,14 @@ class Update(Section):
         if shape.makes not in match.takes:
             fitting = [name for name, each in SHAPE.items() if each.makes in match.takes]
             raise ValueError(
-                f"shape: {self.shape.name}: makes {KINDS[shape.makes]}, but match: {self.match.name} takes "
-                f"{' or '.join(KINDS[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
+                f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
+                f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
             )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
             )
-        if self.correction and "rollout_logprobs" in match.needs(self.match.settings):
+        if self.correction and "rollout_logprobs" in needs_of(self.match):
             raise ValueError(
                 f"correction: match: {self.match.name} weighs by the sampler's log-probs itself; remove one"
             )

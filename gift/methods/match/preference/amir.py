@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gift.methods.groups import Groups, Loss, Match, Outputs, Targets
+from gift.methods.match.ends import ends
 from gift.project.sections import Positive, Section, Share
 
 
@@ -30,7 +31,7 @@ def amir(groups: Groups, targets: Targets, outputs: Outputs, settings: Amir) -> 
     limited = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate = groups.mean_tokens(-(ratio * target).minimum(limited * target)).where(groups.mask, 0.0)
     base = outputs.logprobs if settings.ref_free else outputs.logprobs - groups.ref_logprobs
-    better, worse = targets.ends(groups.mean_tokens(base))
+    better, worse = ends(targets, groups.mean_tokens(base))
     preference = -logsigmoid(settings.beta * (better - worse))
     step = groups.step
     value = surrogate.sum() / step.num_completions + settings.weight * preference.sum() / max(1, step.num_pairs)

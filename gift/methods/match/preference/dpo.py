@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gift.methods.groups import Anchor, Groups, Loss, Match, Outputs, Targets
+from gift.methods.match.ends import ends
 from gift.project.sections import Positive, Section
 
 
@@ -32,14 +33,14 @@ def dpo(groups: Groups, targets: Targets, outputs: Outputs, settings: Dpo) -> Lo
     from torch.nn.functional import logsigmoid
 
     reduce = groups.mean_tokens if settings.token_reduce == "mean" else groups.sum_tokens
-    better, worse = targets.ends(reduce(outputs.logprobs - groups.anchor(settings.anchor)))
+    better, worse = ends(targets, reduce(outputs.logprobs - groups.anchor(settings.anchor)))
     difference = better - worse
     if settings.loss == "ipo":
         loss = (difference - 1 / (2 * settings.beta)).square()
     else:
         loss = -logsigmoid(settings.beta * difference)
     if settings.sft:
-        loss = loss - settings.sft * targets.ends(groups.mean_tokens(outputs.logprobs))[0]
+        loss = loss - settings.sft * ends(targets, groups.mean_tokens(outputs.logprobs))[0]
     margin = settings.beta * difference.detach()
     accuracy = (margin > 0).to(margin.dtype)
     return Loss(loss.sum() / max(1, groups.step.num_pairs), {"margin": margin, "accuracy": accuracy})

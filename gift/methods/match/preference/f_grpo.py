@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from gift.methods.groups import Groups, Loss, Match, Outputs, Targets
+from gift.methods.match.ends import ends
 from gift.project.sections import Positive, Section, Share
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def f_hal(groups: Groups, targets: Targets, outputs: Outputs, settings: FHal) ->
     sampled = groups.mask & groups.sampled
     loss, (link, conjugate), stopped = _terms(groups, targets, outputs, settings, sampled)
     online = (loss.sum(-1) / sampled.sum(-1).clamp_min(1)).sum() / groups.step.num_groups
-    offline = targets.ends(conjugate)[1] - targets.ends(link)[0]
+    offline = ends(targets, conjugate)[1] - ends(targets, link)[0]
     value = settings.offline * offline.sum() / max(1, groups.step.num_pairs) + (1 - settings.offline) * online
     return Loss(value, {"clip_ratio": stopped, "offline": offline.detach()})
 

@@ -5,6 +5,7 @@ equation could not be read: this is not offered as that paper's. Over all pairs 
 """
 
 from gift.methods.groups import Anchor, Groups, Loss, Match, Outputs, Targets
+from gift.methods.match.ends import ends
 from gift.project.sections import Positive, Section
 
 
@@ -21,7 +22,7 @@ def pair_regression(groups: Groups, targets: Targets, outputs: Outputs, settings
     r are the rewards themselves. Where all are met, pi is pi_anchor exp(r / beta) / Z on the pairs.
     """
     log_ratio = groups.sum_tokens(outputs.logprobs - groups.anchor(settings.anchor))
-    better, worse = targets.ends(settings.beta * log_ratio - groups.rewards.to(log_ratio.dtype))
+    better, worse = ends(targets, settings.beta * log_ratio - groups.rewards.to(log_ratio.dtype))
     return Loss((better - worse).square().sum() / max(1, groups.step.num_pairs), {})
 
 
