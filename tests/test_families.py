@@ -174,6 +174,21 @@ def test_luspo_is_gspo_times_the_length() -> None:
     assert (gspo == 0).any()
 
 
+@pytest.mark.parametrize("aggregate", ["grpo", "dapo"])
+def test_verls_ratio_of_gspo_has_the_same_gradient(aggregate: Any) -> None:
+    """verl gives each token the ratio sg[s] exp(logprob - sg[logprob]), ours has s itself, of all tokens."""
+    groups = make_groups(REWARDS, lengths=LENGTHS)
+    targets = Targets(standardise(REWARDS, groups.mask))
+    fields = {"level": "sequence", "clip_low": 0.05, "clip_high": 0.05, "aggregate": aggregate}
+    _, ours = value_and_gradient("clipped", fields, groups, targets, RATIOS)
+    logprobs = (groups.old_logprobs + groups.to_tokens(RATIOS / LENGTHS)).requires_grad_()
+    whole = groups.to_tokens(groups.mean_tokens(logprobs.detach() - groups.old_logprobs))
+    ratio = (logprobs - logprobs.detach() + whole).exp()
+    target = targets.of_tokens(groups)
+    loss = (-target * ratio).maximum(-target * ratio.clamp(0.95, 1.05))
+    close(ours, gradients(groups.aggregate(loss, aggregate), [logprobs])[0])
+
+
 def test_cispo_and_dppo_are_one_where_neither_limits() -> None:
     groups = make_groups(REWARDS, lengths=LENGTHS)
     targets = Targets(standardise(REWARDS, groups.mask))

@@ -327,7 +327,7 @@ def test_every_select_has_a_case() -> None:
         ),
         (
             {"match": {"amir": {}}, "shape": {"raw": {}}},
-            "update: shape: raw: .*; set shape to one of pairs, all_pairs, gi",
+            "update: shape: raw: .* one of pairs, all_pairs, gi",
         ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),

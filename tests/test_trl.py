@@ -5,6 +5,7 @@ Its trainers are made without their constructors, which want a model and a data 
 
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gift.methods.groups import Groups, Outputs, Targets
+from gift.project.yaml import read_yaml
 from tests.groups import make_groups
 from tests.losses import run
 
@@ -314,3 +316,38 @@ def test_dpo_trainer(fields: dict[str, Any], losses: dict[str, float]) -> None:
         return value
 
     equal(groups, Targets(TARGETS, pairs=torch.stack([BETTER, WORSE], -1)), "dpo", fields, theirs)
+
+
+def preset(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = read_yaml(Path(__file__).parents[1] / "presets" / "methods" / f"{name}.yaml")["update"]
+    return content
+
+
+def test_presets_say_what_trl_does_by_default() -> None:
+    from trl import DPOConfig, GRPOConfig, RLOOConfig
+    from trl.experimental.gmpo import GMPOConfig
+
+    def defaults(kind: Any) -> Any:
+        return kind(output_dir="unused", report_to="none", use_cpu=True, bf16=False)
+
+    grpo, rloo, dpo, gmpo = (defaults(kind) for kind in (GRPOConfig, RLOOConfig, DPOConfig, GMPOConfig))
+    clip = {"clip_low": grpo.epsilon, "clip_high": grpo.epsilon, "aggregate": grpo.loss_type}
+    level, outside = grpo.vllm_importance_sampling_mode.split("_")
+    most = grpo.vllm_importance_sampling_clip_max
+    ours = preset("grpo-trl")
+    assert ours["match"] == {"clipped": clip}
+    assert ours["correction"] == {"level": level, "outside": outside, "most": most}
+    assert grpo.vllm_importance_sampling_correction
+    assert (grpo.beta, grpo.delta, grpo.epsilon_high, grpo.scale_rewards) == (0.0, None, None, "group")
+    assert (grpo.vllm_importance_sampling_clip_min, grpo.importance_sampling_level) == (None, "token")
+    assert preset("cispo-trl-default")["match"] == {"cispo": {"most": grpo.epsilon}}
+    weights = {"k_positive": grpo.vespo_k_pos, "lambda_positive": grpo.vespo_lambda_pos}
+    weights |= {"k_negative": grpo.vespo_k_neg, "lambda_negative": grpo.vespo_lambda_neg}
+    assert preset("vespo")["match"] == {"vespo": {**weights, "sampler": "truncate"}}
+    sapo = {"tau_positive": grpo.sapo_temperature_pos, "tau_negative": grpo.sapo_temperature_neg}
+    assert preset("sapo")["match"] == {"sapo": sapo}
+    assert preset("gmpo")["match"] == {"gmpo": {"clip_low": gmpo.epsilon, "clip_high": gmpo.epsilon}}
+    clip = {"clip_low": rloo.epsilon, "clip_high": rloo.epsilon}
+    assert preset("rloo-trl")["match"] == {"clipped": {"level": "sequence_sum", **clip, "aggregate": "grpo"}}
+    assert (preset("rloo-trl")["kl_in_reward"], rloo.normalize_advantages) == (rloo.beta, False)
+    assert preset("dpo")["match"]["dpo"]["beta"] == preset("ipo")["match"]["dpo"]["beta"] == dpo.beta

@@ -165,7 +165,8 @@ def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
     if match.record.bounds is None:
         return
     least, most = match.record.bounds
-    outside = targets.completions[groups.mask & ((targets.completions < least) | (targets.completions > most))]
+    beyond = (targets.completions < least - EPS) | (targets.completions > most + EPS)
+    outside = targets.completions[groups.mask & beyond]
     if len(outside):
         raise UserError(
             f"update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: {shape.name} made "
