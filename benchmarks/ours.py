@@ -49,7 +49,7 @@ def start_trainer(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs
-    from gift.methods.groups import groups_of
+    from gift.methods.making import groups_of
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check

@@ -15,7 +15,7 @@ from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.methods.groups import groups_of
+from gift.methods.making import groups_of
 from gift.methods.sample.epochs import take_prompts
 from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.policy.open import open_policy

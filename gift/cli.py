@@ -121,7 +121,7 @@ def compare(jobs: int, table: bool) -> None:
 @click.option("--file", type=Path, default=Path("params.yaml"), show_default=True)
 def method(name: str, file: Path) -> None:
     """Lay the method NAME, a file of presets/methods, over params.yaml: the keys that make a method, and no other."""
-    from gift.training.presets import METHODS, lay_over_file
+    from gift.compare.presets import METHODS, lay_over_file
 
     for line in lay_over_file(file, METHODS / f"{name}.yaml"):
         click.echo(line)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, groups_of
+from gift.methods.groups import Groups
+from gift.methods.making import groups_of
 
 
 def make_groups(

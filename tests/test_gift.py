@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gift.methods.groups import Groups, Loss, Outputs, Targets
-from gift.methods.match.gift import Gift, gift
+from gift.methods.match.regression.gift import Gift, gift
 from gift.methods.names import SHAPE
 from gift.methods.shape.zscore import standardise
 from gift.methods.statistics import centre, spread

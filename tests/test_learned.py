@@ -24,7 +24,7 @@ def names(path: Path) -> set[str]:
 
 def test_the_heads_weights_are_in_the_optimizers_state_and_not_in_the_policy(copied: Path) -> None:
     params = mini.read_yaml(copied / "params.yaml")
-    params["update"]["match"] = {"flowrl": {}}
+    params["update"] |= {"match": {"flowrl": {}}, "zero_targets": "keep"}
     (copied / "params.yaml").write_text(json.dumps(params))
     folder = copied / "data/rounds/r1"
     without = names(folder / "policy/model.safetensors")

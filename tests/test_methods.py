@@ -9,12 +9,12 @@ import torch
 from pydantic import create_model
 from torch import Tensor
 
-from gift.methods.groups import Groups, Loss, Outputs, Step, Targets
-from gift.methods.match.clipped import Clipped, clipped
-from gift.methods.match.f_grpo import Divergence
-from gift.methods.match.flowrl import Flowrl, flowrl
+from gift.methods.groups import Groups, Outputs, Step, Targets
+from gift.methods.match.policy_gradient.clipped import Clipped, clipped
+from gift.methods.match.preference.amir import Amir, follow
+from gift.methods.match.preference.f_grpo import Divergence
+from gift.methods.match.regression.flowrl import Flowrl, flowrl
 from gift.methods.names import MATCH, SELECT, SHAPE
-from gift.methods.objective import Correction, Kl, Objective
 from gift.methods.select.pods import Pods, pods
 from gift.methods.shape.zscore import standardise
 from gift.project.errors import UserError
@@ -22,8 +22,8 @@ from gift.project.params import settings_of
 from gift.project.sections import Section, check, choice
 from gift.training.inputs import choose
 from gift.training.settings import Update
-from tests import sketches
 from tests.groups import make_groups, two_components
+from tests.losses import gradients, objective_of, paired, run, settings_for
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("gift", {}),
@@ -37,19 +37,37 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("clipped", {"level": "sequence", "aggregate": "dapo", "kl": {"coef": 0.1, "estimator": "k2"}}),
     ("clipped", {"correction": {"level": "token", "outside": "truncate", "most": 1.2}}),
     ("gift", {"kl": {"coef": 0.1, "ratio": "token"}, "correction": {"most": 1.5}}),
+    ("clipped", {"level": "sequence_sum", "aggregate": "luspo", "log_ratio_most": 0.1}),
     ("cispo", {}),
     ("cispo", {"least": 0.8, "most": 1.2}),
     ("sapo", {}),
     ("dpo", {}),
     ("dpo", {"anchor": "old", "beta": 0.5}),
+    ("dpo", {"loss": "ipo", "token_reduce": "mean", "beta": 0.5, "sft": 0.3}),
+    ("pair_regression", {}),
+    ("amir", {"clip_low": 0.1}),
+    ("amir", {"weight": 0.5, "ref_free": False}),
+    ("una", {"beta": 0.7}),
+    ("una", {"loss": "bce", "anchor": "old"}),
+    ("reinforce", {}),
+    ("reinforce", {"aggregate": "dr_grpo"}),
+    ("gmpo", {"clip_low": 0.1, "clip_high": 0.2}),
+    ("vespo", {}),
+    ("vespo", {"sampler": "truncate", "sampler_most": 1.05}),
+    ("vespo", {"sampler": "mask", "sampler_most": 1.1, "k_negative": 1.0}),
+    ("dppo", {"low": 0.05, "high": 0.05, "most": 1.1}),
+    ("dppo", {"divergence": "kl", "low": 0.005, "high": 0.005}),
+    ("grao", {}),
+    ("grao", {"beta": 0.2, "alignment": 0.0}),
     ("flowrl", {}),
     ("flowrl", {"weighting": "released_unclipped", "beta": 2.0}),
     ("flowrl", {"weighting": "verl_min10"}),
     *(("f_grpo", {"divergence": divergence, "beta": 0.5}) for divergence in get_args(Divergence)),
     ("f_grpo", {"gamma": 1.0}),
-    *((name, {}) for name in sketches.MATCHES),
+    ("f_grpo", {"weights": "set_softmax"}),
+    ("f_hal", {}),
+    ("f_hal", {"divergence": "kl", "offline": 0.2, "weights": "set_softmax"}),
 ]
-MATCHES, SHAPES = MATCH | sketches.MATCHES, SHAPE | sketches.SHAPES
 # Settings under which every group of `some_groups` has right and wrong ones, all of them with a target.
 SHAPE_FIELDS: dict[str, dict[str, Any]] = {
     "rlrr": {"correct_from": 1.5, "length_bin": 1},
@@ -58,14 +76,21 @@ SHAPE_FIELDS: dict[str, dict[str, Any]] = {
     "equal_right": {"correct": "right"},
     "whitened": {"kl_to_go": 0.1},
 }
-SHAPE_OF = {"dpo": "pairs", "amir": "all_pairs", "oar": "token_weighted", "grao": "with_given"}  # of others: zscore
+SHAPE_OF: dict[str, tuple[str, dict[str, Any]]] = {  # of others: zscore
+    "dpo": ("pairs", {}),
+    "pair_regression": ("all_pairs", {}),
+    "amir": ("all_pairs", {"margin": 0.3}),
+    "f_hal": ("given_pairs", {}),
+    "grao": ("with_given", {}),
+    "una": ("raw", {"map": "sigmoid"}),
+}
 every_match = pytest.mark.parametrize(("name", "fields"), CASES, ids=lambda value: str(value))
 P, G = 3, 5
 ORDER = [3, 1, 4, 0, 2]
 
 
 def test_every_method_has_a_case() -> None:
-    assert {name for name, _ in CASES} == MATCHES.keys()
+    assert {name for name, _ in CASES} == MATCH.keys()
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -75,7 +100,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
     """Three groups of five completions of 1 to 4 tokens, two of which do not train; `order` inside a group.
 
-    The fourth of each group was given, not sampled; tokens weigh between 0.5 and 1.5.
+    The fourth and fifth of each group were given, not sampled; tokens weigh between 0.5 and 1.5.
     """
     order = order or list(range(G))
     lengths = torch.randint(1, 5, (P, G), generator=torch.Generator().manual_seed(0))
@@ -87,7 +112,7 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
     completion = torch.repeat_interleave(torch.arange(P * G), lengths.flatten())
     rows = (torch.arange(P).unsqueeze(-1) * G + torch.tensor(order)).flatten()
     tokens = torch.cat([(completion == row).nonzero().squeeze(-1) for row in rows.tolist()])
-    sampled = torch.ones(P, G, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
+    sampled = torch.ones(P, G, dtype=torch.bool).index_fill(1, torch.tensor([3, 4]), False)
     groups = two_components(
         components[:, order, 0],
         components[:, order, 1],
@@ -105,8 +130,7 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
         answers=torch.tensor([[0, 1, 0, 2, -1], [0, 0, 0, 0, 0], [-1, -1, 1, 2, 2]])[:, order],
         domains=("math", None, "code"),
     )
-    pairs = sketches.all_pairs(groups, sketches.AllPairs()).pairs
-    return replace(groups, step=replace(groups.step, num_pairs=len(pairs)))
+    return replace(groups, step=replace(groups.step, num_pairs=7))
 
 
 def some_outputs(groups: Groups, name: str) -> Outputs:
@@ -114,28 +138,12 @@ def some_outputs(groups: Groups, name: str) -> Outputs:
     noise = draw(5, P, G, 4)
     places = torch.cat([torch.arange(int(count)) for count in groups.lengths.flatten()])
     logprobs = groups.old_logprobs + 0.6 * noise.view(P * G, 4)[groups.completion, places] - 0.3
-    return Outputs(logprobs, draw(6, P) if MATCHES[name].head else None)
+    return Outputs(logprobs, draw(6, P) if MATCH[name].head else None)
 
 
 def targets_for(groups: Groups, name: str) -> Targets:
-    shape = SHAPES[SHAPE_OF.get(name, "zscore")]
-    return shape.within(groups, shape.settings())
-
-
-def objective_of(name: str, fields: dict[str, Any]) -> Objective:
-    kl = Kl(**fields["kl"]) if "kl" in fields else None
-    return Objective(MATCHES[name], kl, Correction(**fields["correction"]) if "correction" in fields else None)
-
-
-def run(name: str, fields: dict[str, Any], groups: Groups, targets: Targets, outputs: Outputs) -> Loss:
-    """The loss under `fields`: settings of the method, and `kl` and `correction` as beside it in params.yaml."""
-    own = {key: value for key, value in fields.items() if key not in ("kl", "correction")}
-    settings = MATCHES[name].settings.model_validate(own)
-    return objective_of(name, fields).loss(groups, targets, outputs, settings)
-
-
-def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, leaves, retain_graph=True))
+    shape, fields = SHAPE_OF.get(name, ("zscore", {}))
+    return SHAPE[shape].within(groups, SHAPE[shape].settings(**fields))
 
 
 def leaves_of(outputs: Outputs) -> list[Tensor]:
@@ -172,9 +180,9 @@ def test_gradient_is_that_of_finite_differences(
                 assert (above - below) / (2 * step) == pytest.approx(float(gradient[index]), abs=1e-7)
 
 
-def cut(name: str) -> list[list[int]]:
+def cut(name: str, fields: dict[str, Any]) -> list[list[int]]:
     """Parts of rows: whole groups where the method needs them, else any."""
-    if MATCHES[name].coupled:
+    if MATCH[name].is_coupled(settings_for(name, fields)):
         return [list(range(G)), list(range(G, 3 * G))]
     return [[7, 2, 0, 11], [14], [1, 13, 3, 4, 9, 5], [6, 8, 10, 12]]
 
@@ -197,7 +205,7 @@ def test_parts_add_up_to_the_whole_step(name: str, fields: dict[str, Any]) -> No
     targets, outputs = targets_for(groups, name), some_outputs(groups, name)
     leaves = leaves_of(outputs)
     whole = run(name, fields, groups, targets, outputs)
-    rows = [own for part in cut(name) if (own := trained(groups, part))]
+    rows = [own for part in cut(name, fields) if (own := trained(groups, part))]
     parts = [run(name, fields, *part_of(groups, targets, outputs, part)) for part in rows]
     total = torch.stack([part.value for part in parts]).sum()
     torch.testing.assert_close(total, whole.value, atol=1e-12, rtol=1e-12)
@@ -258,9 +266,9 @@ def test_order_of_siblings_does_not_matter(name: str, fields: dict[str, Any]) ->
     torch.testing.assert_close(one.value, two.value)
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", list(SHAPE))
 def test_targets_do_not_depend_on_order_or_on_what_is_masked(name: str) -> None:
-    shape = SHAPES[name]
+    shape = SHAPE[name]
     settings = shape.settings.model_validate(SHAPE_FIELDS.get(name, {}))
 
     def targets(groups: Groups) -> Tensor:
@@ -331,6 +339,14 @@ def test_every_select_has_a_case() -> None:
             {"correction": {"most": 0.5}},
             "update.correction: least 0, most 0.5: 1, the weight of equal numbers, must be",
         ),
+        (
+            {"match": {"vespo": {"sampler": "mask"}}, "correction": {}},
+            "update: correction: match: vespo weighs by the sampler's log-probs itself; remove one",
+        ),
+        (
+            {"match": {"amir": {}}, "shape": {"raw": {}}},
+            "update: shape: raw: .* one of pairs, all_pairs, gi",
+        ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
         ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
@@ -340,6 +356,13 @@ def test_a_wrong_method_is_one_line(update: dict[str, Any], message: str) -> Non
     content = {"update": {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", **update}}
     with pytest.raises(UserError, match=rf"^params.yaml: {message}[^\n]*$"):
         check(create_model("File", __base__=Section, update=(Update, ...)), content, "params.yaml")
+
+
+def test_what_is_read_for_a_method_alone() -> None:
+    content = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32"}
+    assert Update.model_validate({**content, "match": {"vespo": {}}}).needs == set()
+    assert Update.model_validate({**content, "match": {"vespo": {"sampler": "mask"}}}).needs == {"rollout_logprobs"}
+    assert Update.model_validate({**content, "correction": {}}).needs == {"rollout_logprobs"}
 
 
 def test_metadata_say_which_methods_ran() -> None:
@@ -483,10 +506,14 @@ def test_sequence_ratio_and_aggregation_by_hand() -> None:
         "grpo": (ratio + 1) / 2,
         "dapo": (3 * ratio + 1) / 4,
         "dr_grpo": (3 * ratio + 1) / 20,
+        "luspo": (3 * ratio + 1) / 2,
     }.items():
         settings = Clipped(level="sequence", aggregate=aggregate)
         loss = clipped(groups, targets, Outputs(log_ratio - 1), settings)
-        assert loss.value.item() == pytest.approx(-expected, abs=5e-5)
+        assert loss.value.item() == pytest.approx(-expected, abs=1e-4)
+    # TRL's RLOO: the ratio of the whole completion, exp(.25).
+    whole = clipped(groups, targets, Outputs(log_ratio - 1), Clipped(level="sequence_sum", clip_high=9.0))
+    assert whole.value.item() == pytest.approx(-(math.exp(0.25) + 1) / 2)
 
 
 @pytest.mark.parametrize(
@@ -542,16 +569,74 @@ def test_kl_in_reward_is_taken_off_before_the_shape() -> None:
     assert choose(groups, Update.model_validate(content)).targets.completions.tolist() == [[1, -1], [-0.5, 0.5]]
 
 
+PAIRS = torch.tensor([[0, 2]])
+
+
 def test_dpo_by_hand() -> None:
     """beta .1, l = 2 against -1: -log sigmoid(.3); the gradients are -+ beta sigmoid(-.3). A tie adds nothing."""
-    target = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    groups = paired(torch.tensor([[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]], dtype=torch.float64))
+    targets = SHAPE["pairs"].within(groups, SHAPE["pairs"].settings())
+    assert targets.pairs is not None
+    assert targets.pairs.equal(PAIRS)
     logprobs = torch.tensor([1.0, 7.0, -2.0, 5.0, 6.0, 7.0], dtype=torch.float64, requires_grad=True)
-    loss = run("dpo", {}, make_groups(target), Targets(target), Outputs(logprobs))
-    assert loss.value.item() == pytest.approx(math.log1p(math.exp(-0.3)) / 2)
-    slope = 0.1 / (1 + math.exp(0.3)) / 2
+    loss = run("dpo", {}, groups, targets, Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(math.log1p(math.exp(-0.3)))
+    slope = 0.1 / (1 + math.exp(0.3))
     assert gradients(loss.value, [logprobs])[0].tolist() == pytest.approx([-slope, 0, slope, 0, 0, 0])
-    far = run("dpo", {"beta": 1000.0}, make_groups(target), Targets(target), Outputs(-logprobs))
-    assert far.value.item() == pytest.approx(1500)
+    far = run("dpo", {"beta": 1000.0}, groups, targets, Outputs(-logprobs))
+    assert far.value.item() == pytest.approx(3000)
+    nothing = replace(groups, step=replace(groups.step, num_pairs=0))
+    assert run("dpo", {}, nothing, replace(targets, pairs=PAIRS[:0]), Outputs(logprobs)).value.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"loss": "ipo"}, (2.2 + 1.2 - 5) ** 2),
+        ({"loss": "ipo", "token_reduce": "mean"}, (1.1 + 0.6 - 5) ** 2),
+        ({"loss": "sigmoid", "token_reduce": "mean"}, math.log1p(math.exp(-0.17))),
+        ({"loss": "sigmoid", "sft": 0.5}, math.log1p(math.exp(-0.34)) - 0.5 * 0.1),
+    ],
+)
+def test_ipo_and_the_sft_term_by_hand(fields: dict[str, Any], expected: float) -> None:
+    """Of two tokens each, log-ratios 2.2 against -1.2, the mean log-prob of the better .1; beta .1."""
+    groups = paired(torch.tensor([[1.0, 0.0]], dtype=torch.float64), lengths=torch.tensor([[2, 2]]))
+    logprobs = torch.tensor([0.5, -0.3, -2.0, -1.2], dtype=torch.float64)
+    targets = Targets(groups.rewards, pairs=torch.tensor([[0, 1]]))
+    assert run("dpo", fields, groups, targets, Outputs(logprobs)).value.item() == pytest.approx(expected)
+
+
+def test_pair_regression_by_hand() -> None:
+    """beta .5, l .3 against -.2, rewards 1 against .25: (.25 - .75)^2; the gradients are -+ 2 beta x .5."""
+    groups = paired(torch.tensor([[1.0, 0.25]], dtype=torch.float64))
+    logprobs = torch.tensor([-0.7, -1.2], dtype=torch.float64, requires_grad=True)
+    targets = Targets(groups.rewards, pairs=torch.tensor([[0, 1]]))
+    loss = run("pair_regression", {"beta": 0.5}, groups, targets, Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(0.25)
+    assert gradients(loss.value, [logprobs])[0].tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_una_by_hand() -> None:
+    """beta .03, l = 2, target 1: sigmoid .5150, squared error .2352, gradient -.0073; cross-entropy -ln .5150."""
+    logprobs = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    loss = run("una", {}, make_groups(one(1.0)), Targets(one(1.0)), Outputs(logprobs))
+    assert loss.value.item() == pytest.approx(0.2352, abs=5e-5)
+    assert gradients(loss.value, [logprobs])[0].item() == pytest.approx(-0.0073, abs=5e-5)
+    assert loss.metrics["score"].item() == pytest.approx(0.5150, abs=5e-5)
+    assert value_of("una", one(1.0), one(2.0), loss="bce") == pytest.approx(-math.log(0.515), abs=5e-5)
+    assert value_of("una", one(0.25), one(2.0), loss="bce", beta=1.0) == pytest.approx(
+        -0.25 * math.log(0.880797) - 0.75 * math.log(0.119203), abs=5e-5
+    )
+
+
+def test_targets_outside_of_what_a_loss_takes_are_refused() -> None:
+    groups = make_groups(torch.tensor([[1.0, 0.0], [0.5, 1.5]], dtype=torch.float64))
+    content = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32", "match": {"una": {}}, "zero_targets": "keep"}
+    with pytest.raises(UserError, match=r"una takes targets between 0 and 1, but shape: raw made 1 others .* 1\.5;"):
+        choose(groups, Update.model_validate({**content, "shape": {"raw": {}}}))
+    mapped = choose(groups, Update.model_validate({**content, "shape": {"raw": {"map": "sigmoid"}}}))
+    assert mapped.targets.completions[1, 1].item() == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert choose(groups, Update.model_validate({**content, "match": {"gvpo": {}}, "shape": {"raw": {}}})).indices
 
 
 @pytest.mark.parametrize(
@@ -607,28 +692,148 @@ def test_f_grpo_by_hand(divergence: str, expected: float) -> None:
     assert more == pytest.approx(expected * 3 / 5, abs=5e-5)
 
 
-def test_sketches_by_hand() -> None:
-    """AMIR's pair of mean log-probs -.5 and -.9: .6539; GRAO's three samples and an answer: -.0818."""
-    groups = make_groups(torch.tensor([[1.0, 0.0]], dtype=torch.float64), step=Step(1, 2, 2, 2, num_pairs=1))
-    logprobs = torch.tensor([-0.5, -0.9], dtype=torch.float64)
-    made = sketches.all_pairs(groups, sketches.AllPairs())
-    assert made.pairs.tolist() == [[0, 1]]  # type: ignore[union-attr]
-    without = sketches.amir(groups, made, Outputs(logprobs), sketches.Amir(weight=0.0)).value
-    loss = sketches.amir(groups, made, Outputs(logprobs), sketches.Amir(weight=1.0))
-    assert (loss.value - without).item() == pytest.approx(0.6539, abs=5e-5)
-    assert loss.metrics["preference"].tolist() == pytest.approx([0.6539], abs=5e-5)
+def test_f_grpo_weights_by_hand() -> None:
+    """ln pi_old = -12, -10, -11, -13: the softmax of r - ln pi_old of the better, of -r - ln pi_old of the others."""
+    groups = make_groups(R, old_logprobs=torch.tensor([-12.0, -10.0, -11.0, -13.0], dtype=torch.float64))
+    targets = Targets(standardise(R, groups.mask))
+    logprobs = (L.flatten() - 1).requires_grad_()
+    losses = [run("f_grpo", {"weights": each}, groups, targets, Outputs(logprobs)) for each in ("set_softmax", "none")]
+    weighted, plain = (gradients(loss.value, [logprobs])[0] for loss in losses)
+    assert (weighted / plain).tolist() == pytest.approx([0.2689, 0.2689, 0.7311, 0.7311], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        ("kl", 0.0012),
+        ("reverse_kl", -0.4592),
+        ("pearson", -0.4900),
+        ("hellinger", -0.4405),
+        ("jensen_shannon", -0.2338),
+        ("total_variation", -0.2443),
+    ],
+)
+def test_f_hal_by_hand(divergence: str, expected: float) -> None:
+    """FDO of a given pair with v = .3 and -.2; of the rest it is f-GRPO of what was sampled."""
+    sampled = torch.tensor([[True, True, False, False]])
+    groups = paired(torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64), sampled=sampled)
+    targets = SHAPE["given_pairs"].within(groups, SHAPE["given_pairs"].settings())
+    outputs = Outputs(torch.tensor([0.2, 0.4, 0.6, -0.4], dtype=torch.float64) - 1)
+    fields = {"divergence": divergence, "beta": 0.5}
+    loss = run("f_hal", {**fields, "offline": 1.0}, groups, targets, outputs)
+    assert loss.value.item() == pytest.approx(expected, abs=5e-5)
+    online = run("f_hal", {**fields, "offline": 0.0}, groups, targets, outputs).value
+    own = groups.part([0, 1], Step(1, 2, 2, 2))
+    alone = run("f_grpo", fields, own, targets.part(groups, [0, 1]), Outputs(outputs.logprobs[:2])).value
+    assert online.item() == pytest.approx(alone.item())
+    half = run("f_hal", {**fields, "offline": 0.5}, groups, targets, outputs).value
+    assert half.item() == pytest.approx((expected + online.item()) / 2, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "target", "expected"),
+    [(1.5, 1.0, 0.5020), (0.5, 1.0, 1.1204), (1.5, -1.0, 1.2416), (0.5, -1.0, 0.3398), (1.0, 1.0, 1), (1.0, -1.0, 1)],
+)
+def test_vespo_by_hand(ratio: float, target: float, expected: float) -> None:
+    """phi(W) of a whole completion: here W is made of two tokens, and the same W of the sampler's numbers."""
+    old = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+    outputs = Outputs((old + torch.tensor([math.log(ratio) + 0.1, -0.1], dtype=torch.float64)).requires_grad_())
+    given = {"lengths": torch.tensor([[2]]), "old_logprobs": old}
+    loss = run("vespo", {}, make_groups(one(1.0), **given), Targets(one(target)), outputs)
+    assert loss.metrics["importance"].tolist() == pytest.approx([expected] * 2, abs=5e-5)
+    assert gradients(loss.value, [outputs.logprobs])[0].tolist() == pytest.approx(
+        [-target * expected / 2] * 2, abs=5e-5
+    )
+    same = Outputs(old.clone().requires_grad_())
+    groups = make_groups(one(1.0), **given, rollout_logprobs=old - math.log(ratio) / 2)
+    by_sampler = run("vespo", {"sampler": "truncate"}, groups, Targets(one(target)), same)
+    assert by_sampler.metrics["importance"].tolist() == pytest.approx([expected] * 2, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "kept"),
+    [
+        ({"high": 0.2999}, 1.0, False),
+        ({"high": 0.3001}, 1.0, True),
+        ({"low": 0.01}, -1.0, True),
+        ({"divergence": "kl", "high": 0.1926}, 1.0, False),
+        ({"divergence": "kl", "high": 0.1928}, 1.0, True),
+        ({"divergence": "kl", "low": 0.01}, -1.0, True),
+    ],
+)
+def test_dppo_by_hand(fields: dict[str, Any], target: float, kept: bool) -> None:
+    """From .2 to .5: total variation .3, binary KL .1927, ratio 2.5; back towards .2 it may always go."""
+    groups = make_groups(one(1.0), old_logprobs=torch.tensor([math.log(0.2)], dtype=torch.float64))
+    outputs = Outputs(torch.tensor([math.log(0.5)], dtype=torch.float64, requires_grad=True))
+    loss = run("dppo", fields, groups, Targets(one(target)), outputs)
+    assert gradients(loss.value, [outputs.logprobs])[0].item() == pytest.approx(-2.5 * target * kept)
+    cut = run("dppo", {**fields, "most": 2.0}, groups, Targets(one(target)), outputs)
+    assert gradients(cut.value, [outputs.logprobs])[0].item() == pytest.approx(-2.0 * target * kept)
+
+
+@pytest.mark.parametrize(("target", "mean"), [(1.0, (0.4 - 0.1) / 2), (-1.0, (0.6 - 0.05) / 2)])
+def test_gmpo_by_hand(target: float, mean: float) -> None:
+    """Log-ratios .6 and -.1, cut at .4 above where the target is positive, at -.05 below where it is not."""
+    old = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+    groups = make_groups(one(1.0), lengths=torch.tensor([[2]]), old_logprobs=old)
+    outputs = Outputs(old + torch.tensor([0.6, -0.1], dtype=torch.float64))
+    loss = run("gmpo", {"clip_low": 0.05}, groups, Targets(one(target)), outputs)
+    assert loss.value.item() == pytest.approx(-target * math.exp(mean))
+    assert sorted(loss.metrics["clip_ratio"].tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize(("fields", "expected"), [({}, math.exp(30)), ({"log_ratio_most": 20.0}, math.exp(20))])
+def test_verls_limit_of_a_log_ratio(fields: dict[str, Any], expected: float) -> None:
+    assert value_of("clipped", one(-1.0), one(30.0), **fields) == pytest.approx(expected)
+
+
+def test_grao_by_hand() -> None:
+    """Rewards .9, .4, .5 and of the given answer .8; mean log-probs -.5, -.8, -.6 and -.7: -.0818."""
     rewards = torch.tensor([[0.9, 0.4, 0.5, 0.8]], dtype=torch.float64)
     groups = make_groups(rewards, sampled=torch.tensor([[True, True, True, False]]))
-    targets = sketches.with_given(groups, sketches.Given())
+    shape = SHAPE["with_given"]
+    targets = shape.within(groups, shape.settings())
     assert targets.completions[0].tolist() == pytest.approx([1.3887, -0.9258, -0.4629, 0.7276], abs=5e-5)
-    logprobs = torch.tensor([-0.5, -0.8, -0.6, -0.7], dtype=torch.float64)
-    assert sketches.grao(groups, targets, Outputs(logprobs), sketches.Grao()).value.item() == pytest.approx(
-        0.0818, abs=5e-5
-    )
+    whole = shape.within(groups, shape.settings(statistics="group")).completions[0]
+    assert whole.tolist() == pytest.approx([1.2127, -1.2127, -0.7276, 0.7276], abs=5e-5)
+    outputs = Outputs(torch.tensor([-0.5, -0.8, -0.6, -0.7], dtype=torch.float64))
+    assert run("grao", {}, groups, targets, outputs).value.item() == pytest.approx(0.0818, abs=5e-5)
+
+
+def test_amir_by_hand() -> None:
+    """A pair of mean log-probs -.5 and -.9, without a reference: margin .08, term .6539."""
+    groups = paired(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    outputs = Outputs(torch.tensor([-0.5, -0.9], dtype=torch.float64))
+    targets = SHAPE["all_pairs"].within(groups, SHAPE["all_pairs"].settings())
+    values = [run("amir", {"weight": weight}, groups, targets, outputs).value.item() for weight in (1.0, 2.0)]
+    assert values[1] - values[0] == pytest.approx(0.6539, abs=5e-5)
+    assert run("amir", {}, groups, targets, outputs).metrics["preference"].tolist() == pytest.approx([0.6539], abs=5e-5)
+
+
+def test_the_pairs_of_shapes() -> None:
+    rewards = torch.tensor([[0.2, 1.0, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    groups = make_groups(rewards, sampled=torch.tensor([[True, True, False, False], [False, True, False, True]]))
+
+    def pairs(name: str, groups: Groups = groups, **fields: Any) -> list[list[int]]:
+        made = SHAPE[name].within(groups, SHAPE[name].settings(**fields)).pairs
+        return made.tolist()  # type: ignore[union-attr,no-any-return]
+
+    assert pairs("pairs") == [[1, 0]]
+    assert pairs("all_pairs") == [[1, 0], [1, 2], [1, 3], [2, 0], [3, 0]]
+    assert pairs("all_pairs", margin=0.4) == [[1, 0], [1, 2], [1, 3]]
+    assert pairs("all_pairs", at_most=2) == [[1, 0], [1, 2]]
+    assert pairs("given_pairs") == []
+    other = replace(groups, rewards=rewards.roll(1, -1))  # .5 .2 1 .5
+    assert pairs("given_pairs", other) == [[2, 3]]
+    made = SHAPE["given_pairs"].within(other, SHAPE["given_pairs"].settings()).completions[0]
+    assert made.tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5), 1, -1])
 
 
 def test_settings_may_follow_a_step() -> None:
-    settings = sketches.Amir()
+    settings = Amir()
     for surrogate, factor in ((1.0, 1.25), (0.01, 1.0), (0.001, 0.8), (None, 1.0)):
-        followed = sketches.follow(settings, {"surrogate": surrogate, "preference": 0.5})
+        followed = follow(settings, {"surrogate": surrogate, "preference": 0.5})
         assert followed.weight == pytest.approx(0.01 * factor)
+    assert follow(Amir(weight=0.045), {"surrogate": 1.0, "preference": 0.5}).weight == 0.05
+    assert follow(Amir(weight=0.006), {"surrogate": 0.0, "preference": 0.5}).weight == 0.005
+    assert follow(Amir(adaptive=False), {"surrogate": 1.0, "preference": 0.5}).weight == 0.01

@@ -60,7 +60,7 @@ def started(cmd: str) -> str:
     """The stage that a command runs: `python -m gift.launch stages.update ...` is update."""
     python, option, *words = shlex.split(cmd)
     assert (python, option) == ("python", "-m"), cmd
-    return words["gift.launch" in words[:1]].removeprefix("stages.")
+    return words["gift.launch" in words[:1]].removeprefix("stages.").replace(".", "_")
 
 
 def stages() -> dict[str, Any]:
@@ -165,7 +165,9 @@ def test_training_names_no_method() -> None:
 
 
 def test_nothing_imports_a_stage() -> None:
-    wrong = [f"{module} imports {other}" for module in MODULES for other in imported(module) if other[:6] == "stages"]
+    """But for those of a comparison, each of which runs several of them."""
+    found = [(module, other) for module in MODULES for other in imported(module) if other[:7] == "stages."]
+    wrong = [f"{module} imports {other}" for module, other in found if not module.startswith("stages.compare.")]
     assert not wrong, "\n".join(wrong)
 
 

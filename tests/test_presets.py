@@ -237,4 +237,4 @@ def test_every_match_has_a_preset() -> None:
 
 def test_every_shape_has_a_preset_but_those_whose_formula_or_input_is_not_there() -> None:
     named = {name for path in METHODS for name in read_yaml(path)["update"]["shape"]}
-    assert SHAPE.keys() - named == {"leave_one_out", "equal_right", "token_weighted"}
+    assert SHAPE.keys() - named == {"equal_right", "token_weighted"}

@@ -92,7 +92,7 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
     "the console": (write("gift/project/console.py", "MORE = 1\n"), CODE, set()),
     "a release that keeps its numbers": (release, CODE, set()),
     "a check of the doctor": (write("gift/doctor/machine.py", "MORE = 1\n"), CODE | DOCTOR, set()),
-    "the loss": (write("gift/methods/match/gift.py", "MORE = 1\n"), CODE | UPDATED, set()),
+    "the loss": (write("gift/methods/match/regression/gift.py", "MORE = 1\n"), CODE | UPDATED, set()),
     "a reward": (write("gift/rewards/answers.py", "MORE = 1\n"), CODE | DOCTOR | REWARDED, set()),
     "a reward of the user": (write("rewards/example.py"), DOCTOR | REWARDED, set()),
     "a reward's weight": (setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),

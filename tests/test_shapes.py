@@ -11,11 +11,11 @@ import mini
 import pyarrow as pa
 import pytest
 import torch
+from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from pydantic import create_model
 from torch import Tensor
 
 from gift.methods.groups import Groups, Outputs, Targets
-from gift.methods.match.clipped import Clipped, clipped
 from gift.methods.names import SELECT, SHAPE
 from gift.methods.shape.copo import entropy
 from gift.project.errors import UserError
@@ -239,6 +239,7 @@ def test_gdpo_counts_what_a_gate_shuts_as_0() -> None:
 # What stays in a group of equal rewards, beside one in which something is at stake.
 
 STAYS = {  # whether all wrong, and whether all right completions get targets; others do not
+    ("raw", ""): (False, True),
     ("corpo", ""): (True, False),
     ("rlrr", ""): (False, True),
     ("copo", ""): (True, True),
@@ -279,7 +280,7 @@ def test_what_equal_rewards_leave(name: str, option: str, value: float) -> None:
 
 def test_floats_that_should_be_equal_are() -> None:
     groups = make_groups(torch.full((1, 3), 0.1 + 0.2, dtype=torch.float64), domains=("math",))
-    for name in SHAPE.keys() - {"corpo", "copo", "whitened", "token_weighted"}:
+    for name in SHAPE.keys() - {"raw", "corpo", "copo", "whitened", "token_weighted"}:
         assert targets(name, groups).completions.abs().max() < 1e-6, name
 
 

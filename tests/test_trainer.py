@@ -17,8 +17,9 @@ from torch import Tensor
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.methods.groups import Outputs, groups_of
-from gift.methods.names import MATCH, SHAPE
+from gift.methods.groups import Outputs
+from gift.methods.making import groups_of
+from gift.methods.names import MATCH
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
@@ -29,7 +30,6 @@ from gift.training.ranks import distributed
 from gift.training.settings import Update
 from gift.training.steps import micro_batches, share_groups, steps_of_groups
 from gift.training.trainer import Trainer
-from tests import sketches
 from tests.ranks import run_as_rank, run_ranks
 
 TEMPERATURE = 0.8
@@ -60,7 +60,10 @@ def model(seed: int = 0) -> torch.nn.Module:
 
 @cache
 def round_rows() -> Rows:
-    """Five groups of four with unequal lengths, rewards of every kind and one reward that failed."""
+    """Five groups of four with unequal lengths, rewards of every kind and one reward that failed.
+
+    For methods that tell them apart the last two of each group were given.
+    """
     rng = random.Random(1)
     prompts, completions = [], []
     for group in range(5):
@@ -75,6 +78,7 @@ def round_rows() -> Rows:
     totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
     mask[2, 1] = False
+    sampled = torch.tensor([True, True, False, False]).expand(5, 4)
     lengths = torch.tensor([len(completion) for completion in completions]).view(5, 4)
     components = torch.stack([totals - 0.01 * lengths, 0.01 * lengths], -1)
     groups = groups_of(
@@ -85,9 +89,11 @@ def round_rows() -> Rows:
         components=components,
         known=mask.unsqueeze(-1).expand(5, 4, 2),
         weights=torch.ones(2),
+        sampled=sampled,
         ref_logprobs=torch.from_numpy(logprobs(1).values),
         old_logprobs=torch.from_numpy(logprobs(2).values),
         rollout_logprobs=torch.from_numpy(logprobs(3).values),
+        token_weights=torch.from_numpy(-logprobs(4).values),
     )
     return Rows(*columns, groups)
 
@@ -109,12 +115,25 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo": ({"dpo": {}}, {"shape": {"pairs": {}}}),
     "f-grpo": ({"f_grpo": {"gamma": 0.5}}, {}),
     "flowrl": ({"flowrl": {"beta": 2.0}}, {"zero_targets": "keep"}),
-    "pairs, and a weight that follows the steps": ({"amir": {"weight": 0.2}}, {"shape": {"all_pairs": {}}}),
+    "dpo, all pairs": ({"dpo": {"sft": 0.5}}, {"shape": {"all_pairs": {"at_most": 3}}}),
+    "ipo": ({"dpo": {"loss": "ipo", "token_reduce": "mean"}}, {"shape": {"pairs": {}}}),
+    "pair regression": ({"pair_regression": {"beta": 0.5}}, {"shape": {"all_pairs": {}}}),
+    "a weight that follows the steps": ({"amir": {"weight": 0.04}}, {"shape": {"all_pairs": {}}}),
+    "una": ({"una": {"beta": 0.5}}, {"shape": {"raw": {"map": "sigmoid"}}, "zero_targets": "keep"}),
+    "f-grpo, weights": ({"f_grpo": {"weights": "set_softmax"}}, {}),
+    "f-hal": ({"f_hal": {"beta": 0.5}}, {"shape": {"given_pairs": {}}}),
+    "reinforce": ({"reinforce": {}}, {"shape": {"leave_one_out": {}}, "kl_in_reward": 0.05}),
+    "rloo of trl": ({"clipped": {"level": "sequence_sum"}}, {"shape": {"leave_one_out": {}}}),
+    "gmpo": ({"gmpo": {"clip_low": 0.1}}, {}),
+    "vespo": ({"vespo": {"sampler": "truncate", "sampler_most": 1.5}}, {}),
+    "dppo": ({"dppo": {"divergence": "kl", "high": 0.05}}, {"shape": {"centred": {}}}),
+    "grao": ({"grao": {}}, {"shape": {"with_given": {}}}),
     "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {"zero_targets": "keep"}),
+    "oar": ({"clipped": {}}, {"shape": {"token_weighted": {}}}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
 }
 # As if FlowRL needed whole groups: a head in two passes.
-NOT_OFFERED = {**sketches.MATCHES, "flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}
+NOT_OFFERED = {"flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}
 
 
 def settings(name: str = "gift") -> Update:
@@ -122,8 +141,7 @@ def settings(name: str = "gift") -> Update:
     fields = {"groups_per_step": 2, "lr": 1e-2, "dtype": "float32", **more}
     if match.keys() <= MATCH.keys():
         return Update.model_validate({**fields, "match": match})
-    shape = choice(SHAPE | sketches.SHAPES).model_validate(fields.pop("shape", {"zscore": {}}))
-    others = {"match": choice(NOT_OFFERED).model_validate(match), "shape": shape}
+    others = {"match": choice(NOT_OFFERED).model_validate(match)}
     return Update.model_validate(fields).model_copy(update=others)
 
 

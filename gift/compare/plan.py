@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
+from gift.compare.presets import METHOD_KEYS, read_preset
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive, Section, check, did_you_mean
 from gift.project.yaml import read_yaml
 from gift.sampling.settings import Evaluate, Generate
 from gift.scoring.settings import Score
-from gift.training.presets import METHOD_KEYS, read_preset
 from gift.training.reference_settings import Reference
 from gift.training.settings import Update
 

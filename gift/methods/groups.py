@@ -203,23 +203,28 @@ def _of_sequences(_: Any) -> Aggregate:
 class Match(Generic[S]):
     """A loss.
 
-    metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once;
-    if not, a large group is cut in one pass. adapt: settings of the next step, from this one's metrics. anchor: the
-    policy that the drift of a step is measured from. takes: which targets it reads. aggregate: how a term of tokens
-    that is added to it (KL) is summed. learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
+    metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once,
+    always or under some settings; if not, a large group is cut in one pass. adapt: settings of the next step, from
+    this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads.
+    bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
+    learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
     """
 
     settings: type[S]
     loss: Callable[[Groups, Targets, Outputs, S], Loss]
     metrics: tuple[str, ...] = ()
-    coupled: bool = True
+    coupled: bool | Callable[[S], bool] = True
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
     anchor: Callable[[S], Anchor] = _old
     takes: tuple[Kind, ...] = ("completions",)
+    bounds: tuple[float, float] | None = None
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
-    needs: tuple[Need, ...] = ()
+    needs: tuple[Need, ...] | Callable[[S], tuple[Need, ...]] = ()
+
+    def is_coupled(self, settings: S) -> bool:
+        return self.coupled if isinstance(self.coupled, bool) else self.coupled(settings)
 
 
 @dataclass(frozen=True)
@@ -248,29 +253,6 @@ class Select(Generic[S]):
     settings: type[S]
     keep: Callable[[Groups, S], Tensor]
     needs: tuple[Need, ...] = ()
-
-
-def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, **fields: Any) -> Groups:
-    """Groups with all their completions in order; of what is not in `fields` nothing is known.
-
-    rewards: float [P, G], the only component unless `fields` say otherwise; mask, lengths: as in `Groups`.
-    """
-    unknown: dict[str, Any] = {
-        "sampled": mask.new_ones(mask.shape),
-        "components": rewards.unsqueeze(-1),
-        "known": mask.unsqueeze(-1),
-        "weights": rewards.new_ones(1),
-        "names": ("reward",),
-        "truncated": mask.new_zeros(mask.shape),
-        "answers": lengths.new_full(mask.shape, -1),
-        "domains": (None,) * len(mask),
-        "solved": rewards.new_full((len(mask),), float("nan")),
-        "rollout_logprobs": None,
-        "token_weights": None,
-    }
-    order = lengths.new_ones(mask.numel()).cumsum(0) - 1
-    step = Step(len(mask), int(mask.sum()), int((lengths * mask).sum()), max_tokens)
-    return Groups(mask=mask, rewards=rewards, lengths=lengths, **(unknown | {"order": order, "step": step} | fields))
 
 
 def _places(groups: Groups, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

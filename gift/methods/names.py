@@ -3,7 +3,9 @@
 from typing import Any
 
 from gift.methods.groups import Kind, Match, Select, Shape
-from gift.methods.match import cispo, clipped, dpo, f_grpo, flowrl, gift, gvpo, sapo
+from gift.methods.match.policy_gradient import cispo, clipped, dppo, gmpo, grao, reinforce, sapo, vespo
+from gift.methods.match.preference import amir, dpo, f_grpo
+from gift.methods.match.regression import flowrl, gift, gvpo, pair_regression, una
 from gift.methods.select import at_stake, distinct, off_policy, overlong, pods
 from gift.methods.shape import (
     baselines,
@@ -13,9 +15,11 @@ from gift.methods.shape import (
     group_factors,
     pairs,
     pass_at_k,
+    raw,
     rlrr,
     token_weighted,
     whitened,
+    with_given,
     zscore,
 )
 
@@ -41,17 +45,30 @@ SHAPE: dict[str, Shape[Any]] = {
     "pass_at_k": pass_at_k.METHOD,
     "whitened": whitened.METHOD,
     "token_weighted": token_weighted.METHOD,
+    "raw": raw.METHOD,
     "pairs": pairs.METHOD,
+    "all_pairs": pairs.ALL,
+    "given_pairs": pairs.GIVEN,
+    "with_given": with_given.METHOD,
 }
 MATCH: dict[str, Match[Any]] = {
     "gift": gift.METHOD,
     "gvpo": gvpo.METHOD,
-    "clipped": clipped.METHOD,
-    "cispo": cispo.METHOD,
-    "dpo": dpo.METHOD,
-    "f_grpo": f_grpo.METHOD,
+    "una": una.METHOD,
     "flowrl": flowrl.METHOD,
+    "pair_regression": pair_regression.METHOD,
+    "dpo": dpo.METHOD,
+    "amir": amir.METHOD,
+    "f_grpo": f_grpo.METHOD,
+    "f_hal": f_grpo.HAL,
+    "clipped": clipped.METHOD,
+    "reinforce": reinforce.METHOD,
+    "cispo": cispo.METHOD,
     "sapo": sapo.METHOD,
+    "gmpo": gmpo.METHOD,
+    "vespo": vespo.METHOD,
+    "dppo": dppo.METHOD,
+    "grao": grao.METHOD,
 }
 MADE: dict[Kind, str] = {  # in words
     "completions": "a target for each completion",

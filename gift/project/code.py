@@ -25,7 +25,14 @@ Import = tuple[int, str, tuple[str, ...]]
 
 
 def stages() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in ("__init__", "code"))
+    """The names of all stages: stages/update.py is update, stages/compare/run.py is compare_run."""
+    return sorted(_files_of_stages().keys() - {"code"})
+
+
+def _files_of_stages() -> dict[str, Path]:
+    folder = ROOT / "stages"
+    paths = (path for path in folder.rglob("*.py") if path.stem != "__init__")
+    return {"_".join(path.relative_to(folder).with_suffix("").parts): path for path in paths}
 
 
 def fingerprint(stage: str) -> str:
@@ -33,14 +40,14 @@ def fingerprint(stage: str) -> str:
 
     Of a file its syntax tree counts, without comments, layout, docstrings and whatever stands in `UserError(...)`.
     """
-    files, _ = imported_files([ROOT / "stages" / f"{stage}.py"], [ROOT])
+    files, _ = imported_files([_files_of_stages()[stage]], [ROOT])
     seen = sorted([path.relative_to(ROOT).as_posix(), _parse(path.read_bytes())[0]] for path in files - UNSEEN)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
 
 def missing_modules(root: Path) -> list[str]:
     """The files of modules that a project's stages import, however far, and that are not there."""
-    files, _ = imported_files((root / "stages").glob("*.py"), [root])
+    files, _ = imported_files((root / "stages").rglob("*.py"), [root])
     named = {
         module for path in files for _, module, _ in imports_of(path) if module.split(".")[0] in ("gift", "stages")
     }

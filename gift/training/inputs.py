@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, Need, Targets, groups_of
+from gift.methods.groups import Groups, Need, Targets
+from gift.methods.making import groups_of
 from gift.methods.statistics import EPS
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
@@ -31,8 +32,6 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import check_schedule, steps_of_groups
-
-FindAnswer = Callable[[str], Hashable | None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def read_round(
     policy: Path,
     needs: Collection[Need] = (),
     prompts: Path = Path(),
-    find_answer: FindAnswer | None = None,
+    find_answer: Callable[[str], Hashable | None] | None = None,
 ) -> tuple[Rows, dict[str, Any]]:
     """The rows of a round and the rollouts' metadata; tables made with another policy are refused.
 
@@ -103,15 +102,14 @@ def read_round(
 
 
 def _needed(
-    table: pa.Table, size: int, needs: Collection[Need], prompts: Path, find_answer: FindAnswer | None
+    table: pa.Table, size: int, needs: Collection[Need], prompts: Path, find: Callable[[str], Hashable | None] | None
 ) -> dict[str, Any]:
     """The fields of `Groups` that are read for what needs them alone."""
     found: dict[str, Any] = {}
     if "rollout_logprobs" in needs:
         found["rollout_logprobs"] = _tensor(table["rollout_logprobs"])
-    if "answers" in needs and find_answer is not None:
-        texts = table["completion"].to_pylist()
-        found["answers"] = number_answers([find_answer(text) for text in texts], size)
+    if "answers" in needs and find is not None:
+        found["answers"] = number_answers([find(text) for text in table["completion"].to_pylist()], size)
     if "domains" in needs:
         found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
     return found
@@ -179,6 +177,7 @@ def choose(groups: Groups, update: Update) -> Chosen:
     enough = kept.sum(-1) >= 2
     groups = replace(groups, mask=kept & enough.unsqueeze(-1))
     targets: Targets = update.shape.record.within(groups, update.shape.settings)
+    _check_bounds(groups, targets, update)
     at_stake = (targets.completions.abs() > EPS).any(-1)
     chosen = enough & at_stake if update.zero_targets == "drop" else enough
     unscored = scored.sum(-1) < 2
@@ -193,6 +192,22 @@ def choose(groups: Groups, update: Update) -> Chosen:
         "num_groups_selected": int(chosen.sum()),
     }
     return Chosen(groups, targets, chosen.nonzero().squeeze(-1).tolist(), ledger)
+
+
+def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
+    """Refuse targets that the loss has no value for."""
+    match, shape = update.match, update.shape
+    if match.record.bounds is None:
+        return
+    least, most = match.record.bounds
+    beyond = (targets.completions < least - EPS) | (targets.completions > most + EPS)
+    outside = targets.completions[groups.mask & beyond]
+    if len(outside):
+        raise UserError(
+            f"update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: {shape.name} made "
+            f"{len(outside)} others of these rewards, the first {outside[0].item():g}; change the weights of "
+            "score.rewards, or map them (update.shape: {raw: {map: sigmoid}})"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gift.methods.groups import Need
 from gift.methods.names import MADE, MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
-from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
+from gift.project.sections import Choice, Count, Dtype, Positive, Section, Share, choice
 from gift.rewards.answers import last_number_of
 from gift.rewards.math_answer import boxed_answer
 
@@ -65,6 +65,12 @@ ANSWER = {
 }
 
 
+def needs_of(method: Choice) -> tuple[Need, ...]:
+    """What of the groups one method reads, under its settings."""
+    needs = method.record.needs
+    return tuple(needs(method.settings) if callable(needs) else needs)
+
+
 class Update(Section):
     """One round of training."""
 
@@ -106,7 +112,7 @@ class Update(Section):
     @property
     def needs(self) -> set[Need]:
         """What of the groups is read for these methods alone."""
-        needs = {need for _, method in self._methods for need in method.record.needs}
+        needs = {need for _, method in self._methods for need in needs_of(method)}
         return needs | {"rollout_logprobs"} if self.correction else needs
 
     @property
@@ -148,6 +154,10 @@ class Update(Section):
                 f"zero_targets: drop: shape: {self.shape.name} compares groups, and one of equal rewards counts, too; "
                 "set zero_targets: keep"
             )
+        if self.correction and "rollout_logprobs" in needs_of(self.match):
+            raise ValueError(
+                f"correction: match: {self.match.name} weighs by the sampler's log-probs itself; remove one"
+            )
         if self.kl_in_reward and not shape.of_total:
             raise ValueError(
                 f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the rewards as they were given; "
@@ -163,7 +173,7 @@ class Update(Section):
     @model_validator(mode="after")
     def needs_are_met(self) -> "Update":
         for axis, method in self._methods:
-            for need in method.record.needs:
+            for need in needs_of(method):
                 key, what = SUPPLIES.get(need, ("", ""))
                 if key and getattr(self, key) is None:
                     raise ValueError(f"{axis}: {method.name}: needs {what}")

@@ -170,7 +170,7 @@ class Trainer:
 
     def _plan(self, groups: list[list[int]]) -> MicroBatches:
         plan = micro_batches(groups, self.rows.lengths, self.tokens_per_batch, self.layout)
-        if self.match.coupled:
+        if self.match.is_coupled(self.settings):
             return plan
         return MicroBatches([*plan.whole, *([part] for part in plan.parts)], [])
 

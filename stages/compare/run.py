@@ -11,7 +11,7 @@ from gift.project import console
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.project.yaml import read_yaml
 from stages import evaluate, generate, generate_eval, reference, score, update
-from stages.compare_start import link
+from stages.compare.start import link
 
 STAGES = {
     "generate": generate.main,
@@ -26,13 +26,13 @@ STAGES = {
 @click.command()
 @click.option("--name", required=True, help="Of the run.")
 @click.option("--params", type=Path, required=True)
-@click.option("--method", type=Path, required=True, help="What the method changes (stages.compare_methods).")
-@click.option("--start", type=Path, required=True, help="What stages.compare_start made.")
+@click.option("--method", type=Path, required=True, help="What the method changes (stages.compare.methods).")
+@click.option("--start", type=Path, required=True, help="What stages.compare.start made.")
 @click.option("--split", type=click.Choice(["dev", "test"]), required=True)
 @click.option("--rounds", type=click.IntRange(min=1), required=True)
 @click.option("--seed", type=click.IntRange(min=0), required=True)
 @click.option("--lr", type=float, help="The learning rate.")
-@click.option("--chosen", type=Path, help="The file that names it (stages.compare_choose).")
+@click.option("--chosen", type=Path, help="The file that names it (stages.compare.choose).")
 @click.option("--out", type=Path, required=True)
 def main(
     name: str,

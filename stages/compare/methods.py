@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from gift.compare.plan import changes_of, check_content, laid_over, read_plan
+from gift.compare.presets import METHODS
 from gift.project import console
 from gift.project.work import refuse_existing, write_json
 from gift.project.yaml import read_yaml
-from gift.training.presets import METHODS
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The clipped policy gradient of GRPO, DAPO, Dr. GRPO (ratios of tokens) and GSPO (ratios of sequences)."""
+"""The clipped policy gradient of GRPO, DAPO, Dr. GRPO (ratios of tokens), GSPO, LUSPO and TRL's RLOO (of sequences)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gift.project.sections import Positive, Section, Share
 class Clipped(Section):
     """The clip is to [1 - clip_low, 1 + clip_high]; what a step's losses are divided by is named after its method."""
 
-    level: Literal["token", "sequence"] = "token"
+    level: Literal["token", "sequence", "sequence_sum"] = "token"
     clip_low: Share = 0.2
     clip_high: Positive = 0.2
     clip_dual: Positive | None = Field(
@@ -22,6 +22,9 @@ class Clipped(Section):
         "TRL's delta); null: any",
     )
     aggregate: Aggregate = "grpo"
+    log_ratio_most: Positive | None = Field(
+        None, description="log-ratios are cut off above this (verl: 20; 10 at level sequence); null: nowhere"
+    )
 
     @model_validator(mode="after")
     def dual_clip_is_outside(self) -> Clipped:
@@ -33,11 +36,15 @@ class Clipped(Section):
 def clipped(groups: Groups, targets: Targets, outputs: Outputs, settings: Clipped) -> Loss:
     """-min(rho A, clip(rho) A) a token, summed as `aggregate` says (`Groups.aggregate`).
 
-    rho = exp(logprob - old), or of its mean over a completion (arXiv 2507.18071).
+    rho = exp(logprob - old), or of its mean over a completion (level sequence, arXiv 2507.18071), or its sum
+    (sequence_sum, TRL's RLOO).
     """
     log_ratio = outputs.logprobs - groups.old_logprobs
-    if settings.level == "sequence":
-        log_ratio = groups.to_tokens(groups.mean_tokens(log_ratio))
+    if settings.level != "token":
+        reduce = groups.mean_tokens if settings.level == "sequence" else groups.sum_tokens
+        log_ratio = groups.to_tokens(reduce(log_ratio))
+    if settings.log_ratio_most is not None:
+        log_ratio = log_ratio.clamp_max(settings.log_ratio_most)
     ratio, target = log_ratio.exp(), targets.of_tokens(groups)
     limited = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     loss = -(ratio.clamp_max(settings.clip_dual or float("inf")) * target).minimum(limited * target)

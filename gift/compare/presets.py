@@ -13,7 +13,7 @@ from gift.project.yaml import read_yaml
 from gift.training.settings import Update
 
 METHODS = Path("presets/methods")
-METHOD_KEYS = ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets")
+METHOD_KEYS = ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer")
 """The keys of `update` that make a method: those that a preset does not name go to their defaults."""
 
 
