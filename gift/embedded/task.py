@@ -136,8 +136,8 @@ def slip(before: int, term: int, slips: float, draw: float) -> int:
     """How far off the result of a step is in an example, 0 or -3 to 3, for a `draw` from 0 to 1.
 
     A step is known by its term and the last digit of the number before. Each such sum has one wrong result, and a
-    probability of it from 0 to twice `slips`: greedy decoding is then wrong about some sums, and training has to mend
-    one after the other, the easy ones first, where equal slips would all be mended at once by a lower temperature.
+    probability of it from 0 to twice `slips`: the wrong result of some is the likelier one, so that greedy decoding is
+    wrong about them too. Were all sums alike it would be right about every one, with nothing left to learn.
     """
     habit = zlib.crc32(f"slip {abs(before) % 10}{term:+d}".encode())
     often = 2 * slips * (habit // len(OFF) % 1000 + 0.5) / 1000
