@@ -5,12 +5,17 @@ import re
 
 import pytest
 
-from gift.embedded.task import CHARACTERS, completion, problems, split_of
+from gift.embedded.task import CHARACTERS, Arithmetic, completion, problems, slip, split_of
+from gift.project.errors import UserError
+from gift.project.sections import check
 from gift.rewards.arithmetic import arithmetic_format, final_answer
 
 
 def is_worked(text):
     return arithmetic_format([""], [text], [[]]) == [1.0]
+
+
+SUMS = [(digit, term) for digit in range(10) for term in range(-9, 10) if term]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,48 @@ def test_everything_is_written_in_the_vocabulary(rows):
     for row in rows[:300]:
         texts = [row["prompt"], *(completion(row, style, rng) for style in ("worked", "guess", "malformed"))]
         assert set("".join(texts)) <= set(CHARACTERS)
+
+
+def test_steps_slip_by_habit_and_what_follows_goes_on_from_the_wrong_number(rows):
+    rng, slipped = random.Random(0), []
+    for row in rows:
+        text = completion(row, "worked", rng, slips=0.4)
+        assert is_worked(text)
+        *steps, last = text.split(" ")
+        before = row["prompt"][0]
+        for step, operand in zip(steps, re.findall(r"[+-]\d", row["prompt"]), strict=True):
+            left, right = step.split("=")
+            assert left == before + operand
+            slipped.append((before[-1] + operand, int(right) - eval(left)))
+            before = right
+        assert last == "#" + before
+    assert sum(off != 0 for _, off in slipped) / len(slipped) == pytest.approx(0.4, abs=0.05)
+    habits = {key: {off for each, off in slipped if each == key and off} for key, _ in slipped}
+    assert len(habits) == 180
+    assert all(len(offs) <= 1 for offs in habits.values())  # a sum has one wrong result
+    assert set().union(*habits.values()) == {-3, -2, -1, 1, 2, 3}
+
+
+def test_how_often_a_sum_slips_goes_from_never_to_twice_the_share():
+    draws = [(number + 0.5) / 100 for number in range(100)]
+    often = [sum(slip(digit, term, 0.4, draw) != 0 for draw in draws) / 100 for digit, term in SUMS]
+    assert sum(often) / len(often) == pytest.approx(0.4, abs=0.05)
+    assert min(often) < 0.03
+    assert 0.77 < max(often) <= 0.8
+    assert [slip(37, -5, 0.4, draw) for draw in draws] == [slip(-7, -5, 0.4, draw) for draw in draws]
+
+
+def test_without_slips_nothing_more_is_drawn(rows):
+    """So a base policy that was trained before there were slips keeps its bytes."""
+    rng = random.Random(0)
+    state = rng.getstate()
+    assert completion(rows[0], "worked", rng) == completion(rows[0], "worked", random.Random(9), slips=0.0)
+    assert rng.getstate() == state
+
+
+def test_a_share_of_slips_above_a_half_is_refused_by_its_key():
+    with pytest.raises(UserError, match=r"params.yaml: slips: 0.6: must be less than or equal to 0.5"):
+        check(Arithmetic, {"slips": 0.6}, "params.yaml")
 
 
 @pytest.mark.parametrize("num_operands", [3, 4, 6])

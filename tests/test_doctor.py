@@ -1060,6 +1060,15 @@ def test_a_preset_gives_no_warning_but_that_its_model_must_be_fetched(preset: Pa
     ]
 
 
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_project_to_compare_methods_on_gives_no_warning(graded: bool) -> None:
+    params = mini.read_yaml(mini.ROOT / "compare" / "params.yaml")
+    if graded:
+        params = mini.merge(params, mini.read_yaml(mini.ROOT / "compare" / "dense.yaml"))
+    Path("params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    assert serious(check_project(quick=True)) == []
+
+
 def test_settings_are_checked_before_the_columns_are_known() -> None:
     """A source of the hub is not read here, and `score` comes after the dear stages."""
     preset = (mini.ROOT / "presets" / "gsm8k.yaml").read_text(encoding="utf-8")

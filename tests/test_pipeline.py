@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from gift.doctor.whole import read_launch, read_params
+from gift.doctor.whole import Params, read_launch, read_params
 from gift.methods.names import MATCH, SELECT, SHAPE
 from gift.project import code
 from gift.project.code import imported_files, imported_names, imports_of
+from gift.project.rounds import lay_over
+from gift.project.sections import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -215,12 +217,21 @@ def test_every_file_opens_with_a_sentence_and_is_short(module: str) -> None:
 
 
 def test_every_setting_that_is_shipped_loads() -> None:
-    paths = [ROOT / "params.yaml", ROOT / "launch.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
-    for path in paths:
+    whole = [ROOT / "params.yaml", ROOT / "compare" / "params.yaml"]
+    for path in [*whole, ROOT / "launch.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]:
         if "launch" in path.relative_to(ROOT).as_posix():
             read_launch(path)
         else:
             read_params(path)
+
+
+def test_the_harder_task_has_the_keys_of_the_shipped_one_and_takes_graded_rewards() -> None:
+    shipped, hard = read_yaml("params.yaml"), read_yaml("compare/params.yaml")
+    assert list(hard) == list(shipped)
+    graded = read_yaml("compare/dense.yaml")
+    assert list(graded) == ["score"]
+    params = check(Params, {**hard, "score": lay_over(hard["score"], graded["score"])}, "compare/dense.yaml")
+    assert set(params.score.rewards) >= set(params.evaluate.judges)
 
 
 def test_rounds_are_chains_that_end_at_base() -> None:

@@ -15,6 +15,8 @@ from gift.scoring.worker import Outcome
 EXAMPLES: dict[str, tuple[dict[str, Any], str, str, str, tuple[float, float]]] = {
     "arithmetic_answer": ({}, "17", "7+5=12 12+5=17 #17", "#16", (0, 1)),
     "arithmetic_format": ({}, "17", "7+5=12 12+5=17 #17", "#17", (0, 1)),
+    "arithmetic_near": ({"within": 4}, "17", "#17", "7+5=12 12+5=15 #15", (0, 1)),
+    "arithmetic_steps": ({}, "17", "7+5=12 12+5=17 #17", "7+5=12 12+4=16 #16", (0, 1)),
     "cosine_length": ({"max_tokens": 9, "start": 2.0, "end": -1.0, "beyond": -3.0}, "", "a", "a" * 12, (-3, 2)),
     "exact_match": ({}, "Paris", " Paris", "paris", (0, 1)),
     "gsm8k_answer": ({"last_number": True}, "9 * 8 #### 72", "#### 72", "#### 73", (0, 1)),
@@ -29,9 +31,11 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str, str, str, tuple[float, float]]] =
     "tag_format": ({"soft": True}, "", "<think>a</think><answer>b</answer>", "<think>a", (0, 1)),
     "text_format": ({"pattern": r"(\w+ ?)*"}, "", "a b", "a!", (0, 1)),
 }
+ASKED = "7+5+5="
 CAN_ABSTAIN = {"ngram_diversity"}
 READS_GOLD = {
     "arithmetic_answer",
+    "arithmetic_near",
     "exact_match",
     "gsm8k_answer",
     "math_answer",
@@ -48,7 +52,7 @@ def call(name: str, texts: list[Any], golds: list[Any], chat: bool = False) -> l
 
 
 def arguments(texts: list[str], golds: list[Any], chat: bool = False) -> dict[str, list[Any]]:
-    asked: Any = [{"role": "user", "content": "?"}] if chat else "?"
+    asked: Any = [{"role": "user", "content": ASKED}] if chat else ASKED
     return {
         "prompts": [asked] * len(texts),
         "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,

@@ -10,7 +10,7 @@ import pytest
 
 from gift.embedded.task import completion, problems
 from gift.rewards.answers import gsm8k_answer
-from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
+from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format, arithmetic_near, arithmetic_steps
 from gift.rewards.form import text_format
 from gift.rewards.names import REWARDS
 from rewards.example import brevity
@@ -157,9 +157,81 @@ def test_arithmetic_format_wants_nothing_besides_steps_and_one_answer() -> None:
         assert one(arithmetic_format, bad) == 0, bad
 
 
-def test_arithmetic_answer_refuses_a_gold_that_is_no_integer() -> None:
+@pytest.mark.parametrize("function", [arithmetic_answer, arithmetic_near])
+def test_an_arithmetic_gold_that_is_no_integer_is_refused(function: Any) -> None:
     for gold in ("x", "", None):
-        assert isinstance(item(arithmetic_answer, "#x", answer=gold), (ValueError, TypeError))
+        assert isinstance(item(function, "#x", answer=gold), (ValueError, TypeError))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7+5=12 12-3=9 9+8=17 #17", 1),
+        ("#17", 1),  # the number counts, however it was found
+        ("#14", 0.7),
+        ("#20", 0.7),
+        ("#8", 0.1),
+        ("#7", 0),
+        ("#27", 0),
+        ("#-17", 0),
+        ("17", 0),
+        ("#17 ", 0),
+        ("#" + "9" * 5000, 0),
+    ],
+)
+def test_a_near_answer_gets_a_part(text: str, value: float) -> None:
+    assert one(arithmetic_near, text, answer="17") == pytest.approx(value)
+
+
+def test_how_far_is_near_is_a_setting() -> None:
+    def near(**settings: Any) -> list[Any]:
+        return arithmetic_near([""] * 3, ["#17", "#16", "#15"], [[]] * 3, answer=["17"] * 3, **settings)
+
+    assert near(within=2) == [1.0, 0.5, 0.0]
+    assert near(within=1) == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match=r"settings.within: 0: must be greater than or equal to 1"):
+        near(within=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "of"),
+    [
+        ("7+5=12 12-3=9 9+8=17 #17", 3, 3),
+        ("7+5=12 12-3=9 9+8=17 #4", 3, 3),  # the answer is another reward's
+        ("7+5=12 12-3=8 8+8=16 #16", 2, 3),  # the last one goes on well from a wrong number
+        ("7+5=12 12-3=8 9+8=17 #17", 1, 3),  # the last one goes on from a number that is not there
+        ("7+5=12 12+3=15 15+8=23 #23", 2, 3),  # another term than the prompt's
+        ("7+5=12 9+8=17 #17", 1, 3),
+        ("7+5=12 12-3=9 9+8=17 17+0=17 #17", 3, 4),  # one too many
+        ("7+5=12 #12", 1, 3),
+        ("7+5=12 x 12-3=9 #9", 1, 3),
+        ("7+5=12 12-3=9 9+8=17", 2, 3),  # no answer: the last one may not be finished
+        ("7 + 5 = 12 #12", 0, 5),
+        ("#17", 0, 3),
+        ("", 0, 3),
+        ("7+5=12 12-3=" + "9" * 5000 + " #9", 1, 3),
+        ("7+5=12 " + "0+0=0 " * 99 + "#17", 1, 100),
+    ],
+)
+def test_the_share_of_right_steps(text: str, right: int, of: int) -> None:
+    asked: list[Any] = ["7+5-3+8=", [{"role": "user", "content": "7+5-3+8="}]]
+    said: list[Any] = [text, [{"role": "assistant", "content": text}]]
+    assert arithmetic_steps(asked, said, [[], []]) == [pytest.approx(right / of)] * 2
+
+
+def test_steps_of_a_prompt_without_numbers_are_none() -> None:
+    assert arithmetic_steps(["?", "", "7="], ["7+5=12 #12"] * 3, [[]] * 3) == [0.0] * 3
+
+
+def test_the_graded_rewards_of_worked_answers_with_slips() -> None:
+    """Every slip costs its step alone, and the answer is off by the sum of the slips."""
+    rng = random.Random(0)
+    for problem in problems(200, 0, 4, "train"):
+        worked = completion(problem, "worked", rng, slips=0.5)
+        slipped = [eval(step.replace("=", "-")) for step in worked.split(" ")[:-1]]
+        assert arithmetic_format([problem["prompt"]], [worked], [[]]) == [1.0]
+        assert arithmetic_steps([problem["prompt"]], [worked], [[]]) == [pytest.approx(slipped.count(0) / 3)]
+        assert one(arithmetic_near, worked, answer=problem["answer"]) == pytest.approx(1 - abs(sum(slipped)) / 10)
 
 
 def test_text_format_matches_the_whole_completion() -> None:

@@ -26,7 +26,10 @@ say = Theme("rewards")
 LONG_SECONDS = 1800
 REWARDS_KEY = "params.yaml: score.rewards"
 # Of our functions those that give more than 0 and 1, so that none of them tells right from wrong.
-GRADED = ("cosine_length", "judge", "length", "ngram_diversity", "overlong", "repetition", "reward_model")
+GRADED = (
+    *("arithmetic_near", "arithmetic_steps", "cosine_length", "judge", "length", "ngram_diversity", "overlong"),
+    *("repetition", "reward_model"),
+)
 
 
 def reward_findings(project: Project, prompts: Prompts | None) -> Iterator[Finding]:

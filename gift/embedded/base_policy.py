@@ -90,7 +90,7 @@ def draw_examples(settings: Arithmetic, pool: list[dict[str, str]], seed: int, s
     examples: list[tuple[str, str, str]] = []
     for problem in rng.choices(pool, k=settings.batch_size):
         (style,) = rng.choices(list(shares), weights=list(shares.values()))
-        examples.append((problem["prompt"], completion(problem, style, rng), style))
+        examples.append((problem["prompt"], completion(problem, style, rng, settings.slips), style))
     return examples
 
 

@@ -17,6 +17,8 @@ CHARACTERS = "0123456789+-=# "
 SPECIALS = ("<pad>", "<eos>", "<unk>")
 CONTEXT = 1024
 
+OFF = (-3, -2, -1, 1, 2, 3)
+"""How far from the right number a wrong one of an example is."""
 EVAL_SHARE = 8
 """One expression in `EVAL_SHARE` belongs to the eval split."""
 
@@ -35,6 +37,7 @@ class Arithmetic(Section):
     worked: Share = 0.40
     guess: Share = 0.52
     malformed: Share = 0.08
+    slips: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
     @field_validator("num_heads")
     @classmethod
@@ -109,18 +112,33 @@ def terms(expression: str) -> list[int]:
     return [int(term) for term in re.findall(r"[+-]?\d+", expression)]
 
 
-def completion(problem: dict[str, str], style: Style, rng: random.Random) -> str:
+def completion(problem: dict[str, str], style: Style, rng: random.Random, slips: float = 0.0) -> str:
     """An example answer to a problem, of the kind that a base policy is trained on.
 
-    worked: "7+5=12 12-3=9 9+8=17 #17", always right. guess: "#17", no steps; the number is off by 1 to 3 half of the
-    time. malformed: the same guess without its "#", so that no answer can be read from it.
+    worked: "7+5=12 12-3=9 9+8=17 #17", right but for a share `slips` of the steps, after which it goes on from the
+    wrong number. guess: "#17", no steps; the number is off by 1 to 3 half of the time. malformed: the same guess
+    without its "#", so that no answer can be read from it.
     """
     if style == "worked":
         total, *rest = terms(problem["prompt"].rstrip("="))
         steps = []
         for term in rest:
-            steps.append(f"{total}{term:+d}={total + term}")
-            total += term
-        return " ".join([*steps, "#" + problem["answer"]])
-    guess = int(problem["answer"]) + rng.choice([0, 0, 0, 0, 0, 0, -3, -2, -1, 1, 2, 3])
+            before, total = total, total + term
+            if slips:  # without it nothing is drawn, and what a seed gave before there were slips stays
+                total += slip(before, term, slips, rng.random())
+            steps.append(f"{before}{term:+d}={total}")
+        return " ".join([*steps, f"#{total}"])
+    guess = int(problem["answer"]) + rng.choice([0, 0, 0, 0, 0, 0, *OFF])
     return f"#{guess}" if style == "guess" else str(guess)
+
+
+def slip(before: int, term: int, slips: float, draw: float) -> int:
+    """How far off the result of a step is in an example, 0 or -3 to 3, for a `draw` from 0 to 1.
+
+    A step is known by its term and the last digit of the number before. Each such sum has one wrong result, and a
+    probability of it from 0 to twice `slips`: the wrong result of some is the likelier one, so that greedy decoding is
+    wrong about them too. Were all sums alike it would be right about every one, with nothing left to learn.
+    """
+    habit = zlib.crc32(f"slip {abs(before) % 10}{term:+d}".encode())
+    often = 2 * slips * (habit // len(OFF) % 1000 + 0.5) / 1000
+    return OFF[habit % len(OFF)] if draw < often else 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gift.rewards.answers import exact_match, gsm8k_answer, multiple_choice, normalized_match, regex_match
-from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
+from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format, arithmetic_near, arithmetic_steps
 from gift.rewards.form import cosine_length, length, ngram_diversity, overlong, repetition, tag_format, text_format
 from gift.rewards.judge import judge
 from gift.rewards.math_answer import math_answer
@@ -23,9 +23,10 @@ settings are the keyword-only arguments; a call with no rows checks them and loa
 REWARDS: dict[str, RewardFunction] = {
     function.__name__: function
     for function in (
-        *(arithmetic_answer, arithmetic_format, code_tests, cosine_length, exact_match, gsm8k_answer, judge, length),
-        *(math_answer, multiple_choice, ngram_diversity, normalized_match, overlong, regex_match, repetition),
-        *(reward_model, tag_format, text_format),
+        *(arithmetic_answer, arithmetic_format, arithmetic_near, arithmetic_steps),
+        *(code_tests, cosine_length, exact_match),
+        *(gsm8k_answer, judge, length, math_answer, multiple_choice, ngram_diversity, normalized_match, overlong),
+        *(regex_match, repetition, reward_model, tag_format, text_format),
     )
 }
 
