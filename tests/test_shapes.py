@@ -11,11 +11,11 @@ import mini
 import pyarrow as pa
 import pytest
 import torch
-from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from pydantic import create_model
 from torch import Tensor
 
 from gift.methods.groups import Groups, Outputs, Targets
+from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from gift.methods.names import SELECT, SHAPE
 from gift.methods.shape.copo import entropy
 from gift.project.errors import UserError

@@ -19,6 +19,7 @@ from gift.tables.reference import REFERENCE, check_reference
 
 Stages = Mapping[str, click.Command]
 POLICY, OPTIMIZER = "data/rounds/{}/policy", "data/rounds/{}/optimizer"
+TRAIN = "data/prompts/train.parquet"
 
 
 def run_chain(
@@ -83,12 +84,12 @@ def _evaluate(policy: str, split: Path, stages: Stages) -> dict[str, float]:
 
 
 def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
-    here, train = f"data/rounds/{name}", "data/prompts/train.parquet"
+    here = f"data/rounds/{name}"
     own = {"base": POLICY.format("base"), "policy": POLICY.format(policy)}
     rollouts, metrics = f"{here}/rollouts", f"{here}/metrics"
-    _call(stages, "generate", name, "out", **own, prompts=train, out=rollouts, metrics=f"{metrics}/generate.json")
+    _call(stages, "generate", name, "out", **own, prompts=TRAIN, out=rollouts, metrics=f"{metrics}/generate.json")
     scores = {"out": f"{here}/scores", "metrics": f"{metrics}/score.json"}
-    _call(stages, "score", name, "out", rollouts=rollouts, prompts=train, **scores)
+    _call(stages, "score", name, "out", rollouts=rollouts, prompts=TRAIN, **scores)
     made = {"out": f"{here}/reference", "metrics": f"{metrics}/reference.json"}
     _call(stages, "reference", name, "out", **own, rollouts=rollouts, **made)
     score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")
@@ -114,7 +115,7 @@ def moved(reference: Path) -> dict[str, float]:
 
 def _update(name: str, policy: str, stages: Stages) -> dict[str, float]:
     here = f"data/rounds/{name}"
-    read = {key: f"{here}/{key}" for key in ("rollouts", "scores", "reference")}
+    read = {key: f"{here}/{key}" for key in ("rollouts", "scores", "reference")} | {"prompts": TRAIN}
     own = {"base": POLICY.format("base"), "policy": POLICY.format(policy), "optimizer": OPTIMIZER.format(policy)}
     made = {"out_policy": POLICY.format(name), "out_optimizer": OPTIMIZER.format(name)}
     metrics, steps = f"{here}/metrics/update.json", f"{here}/metrics/steps.csv"
