@@ -9,7 +9,7 @@ from gift.rewards.arithmetic import arithmetic_answer
 def flipped_answer(
     prompts: Any, completions: Any, completion_ids: Any, share: float = 0.25, **columns: Any
 ) -> list[float | None]:
-    """1 for a right answer and 0 for a wrong one; of a `share` of all completions, chosen by their text, the opposite."""
+    """1 for a right answer and 0 for a wrong one; the opposite for a `share` of completions, by their text."""
     rights = arithmetic_answer(prompts, completions, completion_ids, **columns)
     wrong = [_chance(str(prompt) + str(text)) < share for prompt, text in zip(prompts, completions, strict=True)]
     return [None if right is None else float(right != flip) for right, flip in zip(rights, wrong, strict=True)]
