@@ -4,7 +4,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, join, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
+from benchmarks import (
+    growth,
+    join,
+    layouts,
+    limit,
+    memory,
+    methods,
+    overhead,
+    reference,
+    results,
+    rewards,
+    sampler,
+    update,
+)
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
@@ -13,6 +26,7 @@ TABLES = {
     "layouts": layouts.table,
     "reference": reference.table,
     "memory": memory.table,
+    "methods": methods.table,
     "growth": growth.table,
     "join": join.table,
     "sampler": sampler.table,

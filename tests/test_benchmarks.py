@@ -14,6 +14,7 @@ from benchmarks import (
     layouts,
     limit,
     memory,
+    methods,
     overhead,
     reference,
     results,
@@ -25,7 +26,7 @@ from benchmarks import (
     update,
 )
 
-COMMANDS = (update, limit, layouts, reference, memory, growth, join, sampler, rewards, overhead)
+COMMANDS = (update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead)
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
