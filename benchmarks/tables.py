@@ -4,7 +4,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, join, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
+from benchmarks import (
+    growth,
+    join,
+    layouts,
+    limit,
+    memory,
+    overhead,
+    real_model,
+    reference,
+    results,
+    rewards,
+    sampler,
+    update,
+)
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
@@ -18,6 +31,7 @@ TABLES = {
     "sampler": sampler.table,
     "rewards": rewards.table,
     "overhead": overhead.table,
+    "real_model": real_model.table,
 }
 
 
