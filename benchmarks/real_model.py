@@ -17,7 +17,7 @@ from benchmarks.measure import say
 from benchmarks.overhead import copy_project
 from benchmarks.real_tasks import TASKS, write_chats
 from benchmarks.real_weights import WORK, real_weights
-from benchmarks.results import finish, markdown, start
+from benchmarks.results import finish, markdown, start, versions
 from benchmarks.shapes import ROOT
 from gift.project.work import write_json
 from gift.project.yaml import read_yaml
@@ -62,7 +62,7 @@ def main(
     out: Path | None,
     **sizes: Any,
 ) -> None:
-    """Held-out accuracy by round, method and seed; 2 GB a run. A call goes on where the last one ended."""
+    """Held-out accuracy by round, method and seed; 2.2 GB a run. A call goes on where the last one ended."""
     methods = methods or ("gift", "grpo", "dpo")
     if quick:
         seeds, rounds, sizes = 1, 1, {**sizes, **QUICK}
@@ -80,15 +80,19 @@ def main(
                 if not (project / f"data/history/r{number}.json").exists():
                     make_round(project, number)
                     say(f"{method}, seed {seed}, round {number}: {line(results_of(project)[-1])}")
-    found = {path.name: results_of(path) for path in sorted(runs.glob("*")) if (path / "data/history").is_dir()}
-    finish("real_model", settings, {"runs": {name: each for name, each in found.items() if len(each) > 1}}, table, out)
+    found = {}
+    for project in sorted(runs.glob("*")):
+        if (project / "data/history/r1.json").exists():
+            commit = json.loads((project / "run.json").read_text(encoding="utf-8"))["commit"]
+            found[project.name] = {"commit": commit, "rounds": results_of(project)}
+    finish("real_model", settings, {"runs": found}, table, out)
 
 
 def prepare(project: Path, model: Path, method: str, seed: int, sizes: dict[str, Any]) -> None:
     """A project as a user would set it up for this model and these chats, and its base policy's answers."""
-    made = project / "sizes.json"
+    made = project / "run.json"
     if made.exists():
-        if json.loads(made.read_text(encoding="utf-8")) != sizes:
+        if json.loads(made.read_text(encoding="utf-8"))["sizes"] != sizes:
             raise click.ClickException(f"{project} was made with other sizes; remove it, or name another --work")
     else:
         shutil.rmtree(project, ignore_errors=True)
@@ -99,7 +103,7 @@ def prepare(project: Path, model: Path, method: str, seed: int, sizes: dict[str,
         launch = read_yaml(project / "launch.yaml")
         launch["update"]["tokens_per_batch"] = launch.setdefault("reference", {})["tokens_per_batch"] = 4096
         (project / "launch.yaml").write_text(json.dumps(launch, indent=1))
-        made.write_text(json.dumps(sizes))
+        write_json(made, {"sizes": sizes, "commit": versions()["commit"]})
     for stage in BEFORE:
         run_stage(project, stage, "base")
 
@@ -135,9 +139,9 @@ def make_round(project: Path, number: int) -> None:
     (project / "rounds.yaml").write_text(json.dumps({"rounds": parents}))
     for stage in ROUND:
         run_stage(project, stage, f"r{number}", parents[f"r{number}"]["from"])
-    if number > 1:
+    for earlier in range(1, number):
         for name in ("policy", "optimizer"):
-            shutil.rmtree(project / f"data/rounds/r{number - 1}/{name}")
+            shutil.rmtree(project / f"data/rounds/r{earlier}/{name}", ignore_errors=True)
 
 
 def run_stage(project: Path, stage: str, key: str, parent: str = "") -> None:
@@ -186,9 +190,9 @@ def line(found: dict[str, Any]) -> str:
 def table(result: dict[str, Any]) -> str:
     """A row a method: means over its seeds by round, and the gain with its standard error over seeds."""
     by_method: dict[str, list[list[dict[str, Any]]]] = {}
-    for name, rounds in result["runs"].items():
-        by_method.setdefault(name.rpartition("-")[0], []).append(rounds)
-    most = max((len(rounds) for rounds in result["runs"].values()), default=1)
+    for name, run in result["runs"].items():
+        by_method.setdefault(name.rpartition("-")[0], []).append(run["rounds"])
+    most = max((len(rounds) for runs in by_method.values() for rounds in runs), default=1)
     rows = []
     for method, runs in by_method.items():
         for name, label in SHOWN.items():
@@ -199,7 +203,7 @@ def table(result: dict[str, Any]) -> str:
             shown = [f"{value:.3f}" for value in means] + [""] * (most - len(means))
             rows.append([method, len(runs), label, *shown, f"{statistics.fmean(gains):+.3f}{error}"])
     header = ["method", "seeds", "held out", "base", *(f"r{number}" for number in range(1, most)), "gain (error)"]
-    parts = [each["seconds"] for rounds in result["runs"].values() for each in rounds[1:]]
+    parts = [each["seconds"] for runs in by_method.values() for rounds in runs for each in rounds[1:]]
     lines = [markdown(header, rows)]
     if parts:
         medians = {stage: statistics.median(part[stage] for part in parts if stage in part) for stage in ROUND}

@@ -128,9 +128,9 @@ def test_every_chat_has_a_judge_that_tells_right_from_wrong(tmp_path: Path) -> N
 
 
 def test_a_run_of_the_real_model_reaches_its_table() -> None:
-    def run(*curve: float) -> list[dict[str, Any]]:
+    def run(*curve: float) -> dict[str, Any]:
         seconds = dict.fromkeys(real_model.ROUND, 2.0)
-        return [{"seconds": seconds, "eval/avg@4": each, "eval/accuracy_greedy": 0.5} for each in curve]
+        return {"rounds": [{"seconds": seconds, "eval/avg@4": each, "eval/accuracy_greedy": 0.5} for each in curve]}
 
     runs = {"grpo-0": run(0.25, 0.5, 0.75), "grpo-1": run(0.25, 0.75), "dpo-0": run(0.25, 0.25)}
     said = real_model.table({"runs": runs})
