@@ -12,6 +12,7 @@ from benchmarks import (
     memory,
     methods,
     overhead,
+    real_model,
     reference,
     results,
     rewards,
@@ -32,6 +33,7 @@ TABLES = {
     "sampler": sampler.table,
     "rewards": rewards.table,
     "overhead": overhead.table,
+    "real_model": real_model.table,
 }
 
 
