@@ -345,7 +345,19 @@ def test_every_select_has_a_case() -> None:
         ),
         (
             {"match": {"amir": {}}, "shape": {"raw": {}}},
-            "update: shape: raw: .* one of pairs, all_pairs, gi",
+            "update: shape: raw: .* one of pairs, all_pairs$",
+        ),
+        (
+            {"match": {"dpo": {}}, "shape": {"raw": {}}},
+            "update: shape: raw: .* one of pairs, all_pairs, given_pairs$",
+        ),
+        (
+            {"match": {"clipped": {}}, "shape": {"with_given": {}}},
+            "update: shape: with_given: makes targets of given .* match: clipped would train .* match to one of grao$",
+        ),
+        (
+            {"match": {"amir": {}}, "shape": {"given_pairs": {}}},
+            "update: shape: given_pairs: .* match: amir .* match to one of pair_regression, dpo, f_hal$",
         ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
