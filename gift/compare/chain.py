@@ -16,6 +16,7 @@ from gift.project.ragged import Ragged
 from gift.project.work import tree_digest, write_json
 from gift.tables.parts import read_table
 from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
 
 Stages = Mapping[str, click.Command]
 POLICY, OPTIMIZER = "data/rounds/{}/policy", "data/rounds/{}/optimizer"
@@ -94,16 +95,18 @@ def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
     _call(stages, "reference", name, "out", **own, rollouts=rollouts, **made)
     score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")
     numbers = {key: score[key] for key in ("reward", "reward_std", "completions/mean_length")}
-    return {**numbers, "completions": generate["num_completions"], **moved(Path(here) / "reference")}
+    return {**numbers, "completions": generate["num_completions"], **moved(Path(here))}
 
 
-def moved(reference: Path) -> dict[str, float]:
-    """How far a policy is from its reference, by its own samples: from a table of log-probs of whole groups.
+def moved(folder: Path) -> dict[str, float]:
+    """How far a policy is from its reference, by its own samples: from the rollouts and the log-probs of a round.
 
     kl: mean of the log-ratio of completions, nats, an estimate of KL(policy | reference) without bias. spread: mean
     over groups of its standard deviation (n - 1). entropy: minus the mean log-prob of the tokens, nats.
     """
-    table, _ = read_table(reference, REFERENCE, check_reference)
+    table, _ = read_table(folder / "reference", REFERENCE, check_reference)
+    rollouts, _ = read_table(folder / "rollouts", ROLLOUTS, check_rollouts, ["finish_reason"])
+    table = without_given(table.append_column("finish_reason", rollouts["finish_reason"]))
     old, ref = (Ragged.from_arrow(table[name]) for name in ("old_logprobs", "ref_logprobs"))
     gap = old.values.astype(np.float64) - ref.values
     ratio = np.add.reduceat(gap, old.offsets[:-1])
