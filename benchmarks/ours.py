@@ -49,12 +49,13 @@ def start_trainer(
     import torch
 
     from gift.logprobs.tokens import TokenLogprobs
+    from gift.methods.choosing import choose
     from gift.methods.making import groups_of
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
-    from gift.training.inputs import Rows, choose
+    from gift.training.inputs import Rows
     from gift.training.settings import Update
     from gift.training.trainer import Trainer
 

@@ -15,6 +15,7 @@ from gift.doctor.whole import Params
 from gift.embedded.task import problems
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.choosing import choose
 from gift.methods.making import groups_of
 from gift.methods.sample.epochs import take_prompts
 from gift.policy.folder import PolicyFiles, load_tokenizer
@@ -28,7 +29,7 @@ from gift.project.yaml import read_yaml
 from gift.rewards.arithmetic import arithmetic_answer, arithmetic_format
 from gift.sampling.engine import Completion, Request, transformers_sampler
 from gift.training.engine import Engine, EngineSettings
-from gift.training.inputs import Rows, choose
+from gift.training.inputs import Rows
 from gift.training.ranks import distributed
 from gift.training.round import check_step
 from gift.training.steps import steps_of_groups

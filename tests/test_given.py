@@ -14,8 +14,10 @@ import torch
 from test_rows import joined, write_round
 from test_templates import CHATML, GEMMA, LLAMA2, LLAMA3, QWEN3, R1, tokenizer_of
 
+from gift.compare.chain import moved
 from gift.embedded.task import problems
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.choosing import choose
 from gift.methods.making import groups_of
 from gift.policy.folder import PolicyFiles
 from gift.policy.open import open_policy
@@ -32,7 +34,6 @@ from gift.tables.parts import read_part
 from gift.tables.prompts import given_texts
 from gift.tables.rollouts import NO_SEED, ROLLOUTS, check_rollouts, without_given
 from gift.tables.scores import scores_schema
-from gift.training.inputs import choose
 from gift.training.settings import Update
 
 POLICY, PROMPTS = Path("policy"), Path("train.parquet")
@@ -353,6 +354,8 @@ def test_numbers_are_of_what_was_sampled_and_given_answers_are_counted(project: 
         assert {name: value for name, value in left.items() if "given" not in name} == pytest.approx(plain, rel=1e-5)
         assert left["num_given"] == 16
     assert "num_given" not in plain
+    gaps = [moved(project / f"data/rounds/{name}") for name in ("plain", "left")]  # of a comparison of methods
+    assert gaps[1] == pytest.approx(gaps[0], rel=1e-5, abs=1e-6)
     scored = numbers(project, "hal", "score")
     assert (scored["num_given"], scored["num_given_scored"], scored["num_rollouts"]) == (32, 32, 64)
     right = numbers(project, "grao", "score")["given/reward"]

@@ -9,6 +9,7 @@ import torch
 from pydantic import create_model
 from torch import Tensor
 
+from gift.methods.choosing import choose
 from gift.methods.groups import Groups, Outputs, Step, Targets
 from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from gift.methods.match.preference.amir import Amir, follow
@@ -20,7 +21,6 @@ from gift.methods.shape.zscore import standardise
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.sections import Section, check, choice
-from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
 from tests.losses import gradients, objective_of, paired, run, settings_for

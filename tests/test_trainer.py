@@ -17,6 +17,7 @@ from torch import Tensor
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.choosing import Chosen, choose
 from gift.methods.groups import Outputs
 from gift.methods.making import groups_of
 from gift.methods.names import MATCH
@@ -24,7 +25,7 @@ from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
 from gift.training.engine import Engine, EngineSettings
-from gift.training.inputs import Chosen, Rows, choose
+from gift.training.inputs import Rows
 from gift.training.learned import policy_module
 from gift.training.ranks import distributed
 from gift.training.settings import Update

@@ -10,10 +10,11 @@ from torch import Tensor
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout
+from gift.methods.choosing import Chosen
 from gift.methods.groups import Groups, Loss, Match, Outputs, Step, Targets
 from gift.methods.statistics import centre, spread
 from gift.training.engine import Engine
-from gift.training.inputs import Chosen, Rows
+from gift.training.inputs import Rows
 from gift.training.settings import Update
 from gift.training.steps import MicroBatches, micro_batches, share_groups
 
