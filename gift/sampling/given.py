@@ -37,20 +37,21 @@ def encode_given(
     is_chat = prompt_column(table) == "messages"
     end = _end(tokenizer, encoded.ends, variables if is_chat else None, policy)
     for name, texts in by_column.items():
-        answers = [texts[row] for row, _ in rows]
+        pairs = [(asked[row], texts[row]) for row, _ in rows]
         if is_chat:
-            chats = [asked[row] for row, _ in rows]
-            pairs = [_said(tokenizer, *each, variables, policy, end) for each in zip(chats, answers, strict=True)]
-        else:
-            pairs = [(asked[row], texts[row]) for row, _ in rows]
-        alone = tokenizer(answers, add_special_tokens=False)["input_ids"]
-        _refuse_ends(tokenizer, name, alone, [key for _, key in rows], encoded.ends)
+            pairs = [_said(tokenizer, *pair, variables, policy, end) for pair in pairs]
         whole = tokenizer([prompt + said for prompt, said in pairs], add_special_tokens=not is_chat)["input_ids"]
         bare = tokenizer([said for _, said in pairs], add_special_tokens=False)["input_ids"]
         for (_, key), together, apart in zip(rows, whole, bare, strict=True):
             prompt = encoded.prompt_ids[key].tolist()
-            rest = together[len(prompt) :] if together[: len(prompt)] == prompt else apart
-            found[key].append(np.array([*(rest or apart), end], np.int32))
+            said = together[len(prompt) :] if together[: len(prompt)] == prompt else apart
+            if inside := set(said).intersection(encoded.ends):
+                token = tokenizer.convert_ids_to_tokens(min(inside))
+                raise UserError(
+                    f"params.yaml: generate.given: {name}: the answer of prompt_id={key} holds the end token {token}, "
+                    "behind which no completion goes on; take it out of the source: it is added here"
+                )
+            found[key].append(np.array([*said, end], np.int32))
     _refuse_long(found, settings)
     return found
 
@@ -91,18 +92,6 @@ def _said(
         return prompt, answer
     said, ended, _ = both[len(prompt) :].partition(str(tokenizer.convert_ids_to_tokens(end)))
     return prompt, said if both.startswith(prompt) and ended and answer.strip() in said else answer
-
-
-def _refuse_ends(
-    tokenizer: Any, name: str, answers: Sequence[Sequence[int]], keys: Sequence[str], ends: Sequence[int]
-) -> None:
-    for key, ids in zip(keys, answers, strict=True):
-        if inside := set(ids).intersection(ends):
-            token = tokenizer.convert_ids_to_tokens(min(inside))
-            raise UserError(
-                f"params.yaml: generate.given: {name}: the answer of prompt_id={key} holds the end token {token}, "
-                "behind which no completion goes on; take it out of the source: it is added here"
-            )
 
 
 def _refuse_long(found: dict[str, list[Tokens]], settings: Generate) -> None:
