@@ -63,12 +63,13 @@ def start_trainer(
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
 
+    from gift.methods.choosing import choose
     from gift.methods.making import groups_of
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
-    from gift.training.inputs import Rows, choose
+    from gift.training.inputs import Rows
     from gift.training.learned import policy_module
     from gift.training.settings import Update
     from gift.training.trainer import Trainer

@@ -13,11 +13,12 @@ from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing, write_json
 from gift.sampling.encoding import chat_findings
 from gift.sampling.engine import Request
+from gift.sampling.given import encode_given
 from gift.sampling.rollouts import read_split, sample
 from gift.sampling.settings import Generate, GenerateLaunch
 from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column
-from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
 
 
 @click.command()
@@ -33,6 +34,7 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
     if prompt_column(split.table) == "messages":
         for finding in chat_findings(split.tokenizer, asked.ends, asked.opening, split.variables, policy):
             click.echo(f"generate: {finding}", err=True)
+    given = encode_given(split.tokenizer, split.table, asked, split.variables, settings, policy, prompts)
     ids = list(asked.prompt_ids)
     taken, position = take_prompts(ids, lineage.prompts_consumed, settings.prompts_per_round, seed)
     number = lineage.round + 1
@@ -45,9 +47,10 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
     }
     label = f"generate@{name}"
     facts = {"round": number, "prompts_consumed": position, "temperature": settings.temperature, "seed": seed}
-    work = sample(label, split, prompts, groups, settings, launch, **facts)
+    work = sample(label, split, prompts, groups, settings, launch, given, **facts)
     folder = work.folder / "rollouts"
-    rollouts, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
+    written, _ = read_table(folder, ROLLOUTS, check_rollouts, ["completion_ids", "finish_reason"])
+    rollouts = without_given(written)
     numbers = {
         "num_prompts": split.table.num_rows,
         "num_prompts_too_long": split.num_long,
@@ -56,6 +59,8 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
         "num_truncated": pc.sum(pc.equal(rollouts["finish_reason"], "length")).as_py(),
         "num_tokens": pc.sum(pc.list_value_length(rollouts["completion_ids"])).as_py(),
     }
+    if settings.given:
+        numbers["num_given"] = written.num_rows - rollouts.num_rows
     write_json(work.folder / "generate.json", numbers)
     work.publish({folder: out, work.folder / "generate.json": metrics})
     console.say(label, **numbers)

@@ -25,7 +25,7 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: 
     refuse_existing(out, metrics)
     settings, dtype = read_section("reference", Reference, overrides), read_section("update", Precision).dtype
     launch = read_launch("reference", ReferenceLaunch)
-    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs"])
+    sampled, source = read_table(rollouts, ROLLOUTS, check_rollouts, ["rollout_logprobs", "finish_reason"])
     files, lineage = find_policy(policy, base)
     if source["policy"] != lineage.digest:
         raise UserError(

@@ -13,6 +13,7 @@ from gift.scoring.rows import Asked
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch
 from gift.tables.prompts import read_prompts
+from gift.tables.rollouts import without_given
 
 
 @click.command()
@@ -23,11 +24,13 @@ def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: 
     refuse_existing(out, metrics)
     score, launch = read_section("score", Score, overrides), read_launch("score", ScoreLaunch)
     table, _ = read_prompts(prompts)
-    Asked(score, table).refuse_useless()
+    asks = Asked(score, table)
+    asks.refuse_useless()
     label = f"score@{name}"
     work, scored = score_table(label, rollouts, prompts, table, score, launch)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)
-    asked = {key: scored.num_asked[key] for key, reward in score.rewards.items() if reward.where}
+    sampled = without_given(scored.rows)["prompt_id"].to_pylist()
+    asked = {key: len(asks.rows(key, sampled)) for key, reward in score.rewards.items() if reward.where}
     numbers |= {f"rewards/{key}/num_asked": count for key, count in asked.items()}
     write_json(work.folder / "score.json", numbers)
     work.publish({work.folder / "scores": out, work.folder / "score.json": metrics})

@@ -27,6 +27,7 @@ LONGEST = (
     "test_reward_laws.py",
     "test_bad_input.py",
     "test_update_ranks.py",
+    "test_given.py",
     "test_where.py",
     "test_engine.py",
     "test_same_bytes.py",

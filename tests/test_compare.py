@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +375,7 @@ def test_a_run_is_the_pipelines_rounds(started: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on(started: Path, tmp_path: Path) -> None:
-    """Killed after its first round, then run again: the same bytes, and the round is not sampled again."""
+    """Killed while its first round was published, then run again: the same bytes, and the round is not sampled again."""
     words = ["stages.compare.run", "--name", "y", *RUN, "--split", "test", "--rounds", "2", "--out", "y.json"]
     work = started / "data/.work/compare_run@y/project/data/rounds"
     process = subprocess.Popen(
@@ -384,10 +385,17 @@ def test_a_killed_run_goes_on(started: Path, tmp_path: Path) -> None:
         assert process.poll() is None
     os.killpg(process.pid, 9)
     process.wait()
-    sampled = (work / "r1/rollouts/part-00000.parquet").stat().st_mtime_ns
-    (work / "r1/rollouts/part-00000.parquet").touch()
-    assert (work / "r1/rollouts/part-00000.parquet").stat().st_mtime_ns != sampled
-    python(started, *words)
+    (work / "r1/metrics/update.json").unlink(missing_ok=True)  # the last of a round to be published
+    part = work / "r1/rollouts/part-00000.parquet"
+    os.utime(part, ns=(1, 1))
+    seen = threading.Event()
+    process = subprocess.Popen([sys.executable, "-m", *words], cwd=started, env=mini.environment())
+    while process.poll() is None and not seen.is_set():
+        if (work / "r1/metrics/update.json").exists():
+            assert part.stat().st_mtime_ns == 1
+            seen.set()
+    assert process.wait() == 0
+    assert seen.is_set()
     assert (started / "y.json").read_bytes() == (started / "x.json").read_bytes()
     assert not work.exists()
 

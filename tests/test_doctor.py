@@ -122,6 +122,13 @@ def shape(content: dict[str, Any]) -> Damage:
     return damage
 
 
+def given(*columns: str, rows: list[dict[str, Any]] | None = None, **generate: Any) -> Damage:
+    """GRAO, with given answers of these columns."""
+    grao = {"match": {"grao": {}}, "shape": {"with_given": {}}}
+    named = together(params(update={"match": None, "shape": None}), params(update=grao))
+    return together(source(rows or problems()), named, params(generate={"given": list(columns), **generate}))
+
+
 def text(name: str, content: str) -> Damage:
     def damage() -> None:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -576,6 +583,36 @@ QUICK: dict[str, Case] = {
         "",
         ("data/prompts/train.parquet: has no column 'domain', which a method of update reads", "prepare.columns"),
     ),
+    "a column of given answers that is not there": (
+        given("anser"),
+        "error",
+        "params.yaml: generate.given",
+        ("anser: data/prompts/train.parquet has no such column; did you mean 'answer'?",),
+    ),
+    "a column of given answers that is no text": (
+        given("level", rows=problems(level=3)),
+        "error",
+        "params.yaml: generate.given",
+        ("level: the column has type int64, must be text", "prepare.as_text"),
+    ),
+    "given answers that are empty": (
+        given("worked", rows=[{**row, "worked": "" if n % 2 else "#1"} for n, row in enumerate(problems())]),
+        "error",
+        "params.yaml: generate.given",
+        ("worked: data/prompts/train.parquet: ", "have no answer there", "prepare.filters.length: {worked: [1, null]}"),
+    ),
+    "given answers that no shape reads": (
+        params(generate={"given": ["answer"]}),
+        "warning",
+        "params.yaml: generate.given",
+        ("answer: update.shape: zscore leaves given answers out", "set it to []"),
+    ),
+    "a shape that reads given answers where there are none": (
+        given(),
+        "warning",
+        "params.yaml: generate.given",
+        ("update.shape: with_given reads given answers", "name columns"),
+    ),
     "a method that reads a reward that is not there": (
         shape({"equal_right": {"correct": "proof"}}),
         "error",
@@ -861,6 +898,18 @@ FULL: dict[str, Case] = {
         ("no chat template", "prepare.chat"),
     ),
     "plain text for a chat model": (chat_model(), "warning", "params.yaml: prepare.chat", ("set it to true",)),
+    "given answers that are too long": (
+        given("worked", rows=problems(worked="1+1=2 " * 8)),
+        "error",
+        "params.yaml: generate.given",
+        ("worked: ", "answers are longer than generate.max_tokens", "raise generate.max_tokens"),
+    ),
+    "given answers with strange characters": (
+        given("worked", rows=problems(worked="two")),
+        "warning",
+        "params.yaml: generate.given",
+        ("answers hold characters that the tokenizer does not know",),
+    ),
     "a turn that never ends": (
         together(chat_model(end="<|endoftext|>"), CHAT),
         "warning",

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gift.methods.choosing import choose
 from gift.methods.groups import Groups, Loss, Outputs, Targets
 from gift.methods.match.regression.gift import Gift, gift
 from gift.methods.names import SHAPE
 from gift.methods.shape.zscore import standardise
 from gift.methods.statistics import centre, spread
-from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import create_model
 from torch import Tensor
 
+from gift.methods.choosing import choose
 from gift.methods.groups import Groups, Outputs, Step, Targets
 from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from gift.methods.match.preference.amir import Amir, follow
@@ -20,7 +21,6 @@ from gift.methods.shape.zscore import standardise
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.sections import Section, check, choice
-from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
 from tests.losses import gradients, objective_of, paired, run, settings_for
@@ -345,7 +345,19 @@ def test_every_select_has_a_case() -> None:
         ),
         (
             {"match": {"amir": {}}, "shape": {"raw": {}}},
-            "update: shape: raw: .* one of pairs, all_pairs, gi",
+            "update: shape: raw: .* one of pairs, all_pairs$",
+        ),
+        (
+            {"match": {"dpo": {}}, "shape": {"raw": {}}},
+            "update: shape: raw: .* one of pairs, all_pairs, given_pairs$",
+        ),
+        (
+            {"match": {"clipped": {}}, "shape": {"with_given": {}}},
+            "update: shape: with_given: makes targets of given .* match: clipped would train .* match to one of grao$",
+        ),
+        (
+            {"match": {"amir": {}}, "shape": {"given_pairs": {}}},
+            "update: shape: given_pairs: .* match: amir .* match to one of pair_regression, dpo, f_hal$",
         ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),

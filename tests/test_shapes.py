@@ -14,6 +14,7 @@ import torch
 from pydantic import create_model
 from torch import Tensor
 
+from gift.methods.choosing import choose
 from gift.methods.groups import Groups, Outputs, Targets
 from gift.methods.match.policy_gradient.clipped import Clipped, clipped
 from gift.methods.names import SELECT, SHAPE
@@ -21,7 +22,6 @@ from gift.methods.shape.copo import entropy
 from gift.project.errors import UserError
 from gift.project.sections import Section, check
 from gift.tables.prompts import read_prompts, write_prompts
-from gift.training.inputs import choose
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
 from tests.test_methods import draw

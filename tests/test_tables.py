@@ -63,6 +63,11 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "null": ({"completion": None}, "row 3: 'completion' is null"),
     "duplicate": ({"sample": 0}, "the key prompt_id=p001, sample=0 occurs twice"),
     "unsorted": ({"prompt_id": "p000", "sample": 5}, "rows must be sorted"),
+    "given": ({"finish_reason": "given"}, "a given answer has rollout_logprobs, but no sampler drew it"),
+    "given, one group": (
+        {"finish_reason": "given", "rollout_logprobs": [], "seed": -1},
+        "given answers must stand behind what was sampled, as many in every group",
+    ),
     "hole": ({"sample": 2}, "every group must have samples 0 to 1"),
 }
 
@@ -119,10 +124,14 @@ def wrong_rows(content: list[dict[str, Any]]) -> set[int]:
     """The rows that break a law of the rollouts on their own or after the row before; plain Python."""
     wrong = set()
     for row, each in enumerate(content):
-        logprobs = each["rollout_logprobs"]
-        if not each["prompt_ids"] or not each["completion_ids"] or len(logprobs) != len(each["completion_ids"]):
+        logprobs, given = each["rollout_logprobs"], each["finish_reason"] == "given"
+        if not each["prompt_ids"] or not each["completion_ids"]:
             wrong.add(row)
-        if each["finish_reason"] not in ("stop", "length") or not all(-math.inf < value <= 1e-3 for value in logprobs):
+        if len(logprobs) != (0 if given else len(each["completion_ids"])) or given != (each["seed"] == -1):
+            wrong.add(row)
+        if each["finish_reason"] not in ("stop", "length", "given") or not all(
+            -math.inf < value <= 1e-3 for value in logprobs
+        ):
             wrong.add(row)
         if row and (each["prompt_id"], each["sample"]) <= (content[row - 1]["prompt_id"], content[row - 1]["sample"]):
             wrong.add(row)
@@ -139,13 +148,15 @@ ROW = st.fixed_dictionaries(
         "rollout_logprobs": st.lists(
             st.sampled_from([-1.0, 0.0, 5e-4, 0.5, math.nan, math.inf, -math.inf]), max_size=3
         ),
-        "finish_reason": st.sampled_from(["stop", "length", "abort"]),
+        "finish_reason": st.sampled_from(["stop", "length", "abort", "given"]),
+        "seed": st.sampled_from([-1, 0]),
     },
 )
+GIVEN = {"finish_reason": "given", "rollout_logprobs": [], "seed": -1}
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.integers(0, 5), ROW, max_size=2))
+@given(st.dictionaries(st.integers(0, 5), ROW | st.just(GIVEN), max_size=3))
 def test_a_fuzzed_table_is_refused_by_a_row_that_plain_python_finds_wrong(changes: dict[int, dict[str, Any]]) -> None:
     content = [{**row, **changes.get(index, {})} for index, row in enumerate(rows(3))]
     wrong = wrong_rows(content)
@@ -154,6 +165,9 @@ def test_a_fuzzed_table_is_refused_by_a_row_that_plain_python_finds_wrong(change
         sizes.setdefault(each["prompt_id"], []).append(each["sample"])
     whole = len({len(samples) for samples in sizes.values()}) == 1
     whole &= all(samples == list(range(len(samples))) for samples in sizes.values())
+    num_sampled = sum(each["prompt_id"] == "p000" and each["finish_reason"] != "given" for each in content)
+    placed = all((each["finish_reason"] == "given") == (each["sample"] >= num_sampled) for each in content)
+    placed &= num_sampled > 0
     message = ""
     try:
         table = pa.Table.from_pylist(content, schema=ROLLOUTS)
@@ -162,8 +176,8 @@ def test_a_fuzzed_table_is_refused_by_a_row_that_plain_python_finds_wrong(change
     except UserError as error:
         message = error.message
     named = re.match(r"t: row (\d+)", message)
-    assert bool(message) == bool(wrong or not whole)
-    assert named is None or int(named[1]) in wrong
+    assert bool(message) == bool(wrong or not whole or not placed)
+    assert named is None or int(named[1]) in wrong or not placed
     assert named or not wrong
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gift.logprobs.batches import fill, num_tokens, row_batches
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
+from gift.methods.choosing import Chosen, choose
 from gift.methods.groups import Outputs
 from gift.methods.making import groups_of
 from gift.methods.names import MATCH
@@ -24,7 +25,7 @@ from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
 from gift.training.engine import Engine, EngineSettings
-from gift.training.inputs import Chosen, Rows, choose
+from gift.training.inputs import Rows
 from gift.training.learned import policy_module
 from gift.training.ranks import distributed
 from gift.training.settings import Update
@@ -59,10 +60,10 @@ def model(seed: int = 0) -> torch.nn.Module:
 
 
 @cache
-def round_rows() -> Rows:
+def round_rows(given: bool = False) -> Rows:
     """Five groups of four with unequal lengths, rewards of every kind and one reward that failed.
 
-    For methods that tell them apart the last two of each group were given.
+    given: the last two of each group were given, not sampled.
     """
     rng = random.Random(1)
     prompts, completions = [], []
@@ -78,8 +79,9 @@ def round_rows() -> Rows:
     totals = torch.tensor([[rng.choice([0.0, 0.1, 1.0]) for _ in range(3)] + [0.5] for _ in range(5)])
     mask = torch.ones(5, 4, dtype=torch.bool)
     mask[2, 1] = False
-    sampled = torch.tensor([True, True, False, False]).expand(5, 4)
+    sampled = torch.tensor([True, True, not given, not given]).expand(5, 4)
     lengths = torch.tensor([len(completion) for completion in completions]).view(5, 4)
+    drawn = sampled.flatten().repeat_interleave(lengths.flatten())
     components = torch.stack([totals - 0.01 * lengths, 0.01 * lengths], -1)
     groups = groups_of(
         totals,
@@ -92,7 +94,7 @@ def round_rows() -> Rows:
         sampled=sampled,
         ref_logprobs=torch.from_numpy(logprobs(1).values),
         old_logprobs=torch.from_numpy(logprobs(2).values),
-        rollout_logprobs=torch.from_numpy(logprobs(3).values),
+        rollout_logprobs=torch.from_numpy(logprobs(3).values).masked_fill(~drawn, math.nan),
         token_weights=torch.from_numpy(-logprobs(4).values),
     )
     return Rows(*columns, groups)
@@ -128,6 +130,11 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vespo": ({"vespo": {"sampler": "truncate", "sampler_most": 1.5}}, {}),
     "dppo": ({"dppo": {"divergence": "kl", "high": 0.05}}, {"shape": {"centred": {}}}),
     "grao": ({"grao": {}}, {"shape": {"with_given": {}}}),
+    "grao, joined": (
+        {"grao": {}},
+        {"shape": {"with_given": {}}, "kl": {"coef": 0.1, "aggregate": "dapo"}, "correction": {"level": "token"}},
+    ),
+    "dpo, given": ({"dpo": {"sft": 0.5}}, {"shape": {"given_pairs": {}}}),
     "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {"zero_targets": "keep"}),
     "oar": ({"clipped": {}}, {"shape": {"token_weighted": {}}}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
@@ -169,10 +176,12 @@ def plain_autograd(
             parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
             prompts[row // 4] = policy.get_decoder()(ids).last_hidden_state[0, :start].mean(0)
         learned = whole.learned(torch.stack(list(prompts.values()))) if match.head else None
-        step = replace(chosen.groups.step, num_groups=len(groups), num_completions=len(own))
+        drawn = [row for row in own if chosen.groups.sampled.flatten()[row]]
+        step = replace(chosen.groups.step, num_groups=len(groups), num_completions=len(drawn))
         if chosen.targets.pairs is not None:
             step = replace(step, num_pairs=sum(int(worse) // 4 in groups for _, worse in chosen.targets.pairs))
-        part = chosen.groups.part(own, replace(step, num_tokens=sum(map(len, parts))))
+        num_tokens = int(rows.completion_ids.lengths[drawn].sum())
+        part = chosen.groups.part(own, replace(step, num_tokens=num_tokens))
         targets = chosen.targets.part(chosen.groups, own)
         if update.shape.record.across:
             targets = update.shape.record.across(part, targets, update.shape.settings)
@@ -202,7 +211,7 @@ def train(
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     engine = Engine(logprobs, EngineSettings(zero_stage=stage, eps=EPS, dtype=dtype))
-    rows = round_rows()
+    rows = round_rows(update.shape.record.given)
     trainer = Trainer(engine, rows, choose(rows.groups, update), update, budget, layout)
     metrics = []
     for groups in STEPS:
@@ -280,7 +289,7 @@ def all_cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @cache
 def truth_of(name: str) -> tuple[dict[str, Tensor], list[dict[str, float]], list[float]]:
-    rows = round_rows()
+    rows = round_rows(settings(name).shape.record.given)
     return plain_autograd(rows, settings(name), choose(rows.groups, settings(name)))
 
 

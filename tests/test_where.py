@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from test_score import METADATA, score_of, write_rollouts
 
 from gift.doctor.whole import read_params
+from gift.methods.choosing import choose
 from gift.methods.groups import Groups
 from gift.methods.names import SHAPE
 from gift.project.errors import UserError
@@ -29,7 +30,7 @@ from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
-from gift.training.inputs import choose, rewards_of
+from gift.training.inputs import rewards_of
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
 from stages.score import main as score_stage

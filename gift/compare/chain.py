@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,6 +17,7 @@ from gift.project.ragged import Ragged
 from gift.project.work import tree_digest, write_json
 from gift.tables.parts import read_table
 from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
 
 Stages = Mapping[str, click.Command]
 POLICY, OPTIMIZER = "data/rounds/{}/policy", "data/rounds/{}/optimizer"
@@ -67,9 +69,15 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _call(stages: Stages, stage: str, name: str, *outputs: str, **paths: str | Path) -> None:
-    """Run a stage for the round `name`, unless all of its outputs are there; an error of it is ours."""
-    if all(Path(paths[output]).exists() for output in outputs):
+    """Run a stage for the round `name`, unless all of its outputs are there; an error of it is ours.
+
+    Where only some are, it was killed while it published: they go, as DVC takes them away before it runs a stage.
+    """
+    there = [path for output in outputs if (path := Path(paths[output])).exists()]
+    if len(there) == len(outputs):
         return
+    for path in there:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     words = [f"--{key.replace('_', '-')}={path}" for key, path in paths.items()]
     stages[stage].main(["--round", name, *words], standalone_mode=False)
 
@@ -79,7 +87,17 @@ def _evaluate(policy: str, split: Path, stages: Stages) -> dict[str, float]:
     base, answers, metrics = POLICY.format("base"), f"{here}/answers", f"{here}/metrics/evaluate.json"
     _call(stages, "generate_eval", policy, "out", base=base, policy=POLICY.format(policy), prompts=split, out=answers)
     history = f"data/history/{policy}.json"
-    _call(stages, "evaluate", policy, "metrics", answers=answers, prompts=split, metrics=metrics, history=history)
+    _call(
+        stages,
+        "evaluate",
+        policy,
+        "metrics",
+        "history",
+        answers=answers,
+        prompts=split,
+        metrics=metrics,
+        history=history,
+    )
     return {name: value for name, value in _read(metrics).items() if not name.endswith("_se")}
 
 
@@ -87,23 +105,35 @@ def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
     here = f"data/rounds/{name}"
     own = {"base": POLICY.format("base"), "policy": POLICY.format(policy)}
     rollouts, metrics = f"{here}/rollouts", f"{here}/metrics"
-    _call(stages, "generate", name, "out", **own, prompts=TRAIN, out=rollouts, metrics=f"{metrics}/generate.json")
+    _call(
+        stages,
+        "generate",
+        name,
+        "out",
+        "metrics",
+        **own,
+        prompts=TRAIN,
+        out=rollouts,
+        metrics=f"{metrics}/generate.json",
+    )
     scores = {"out": f"{here}/scores", "metrics": f"{metrics}/score.json"}
-    _call(stages, "score", name, "out", rollouts=rollouts, prompts=TRAIN, **scores)
+    _call(stages, "score", name, "out", "metrics", rollouts=rollouts, prompts=TRAIN, **scores)
     made = {"out": f"{here}/reference", "metrics": f"{metrics}/reference.json"}
-    _call(stages, "reference", name, "out", **own, rollouts=rollouts, **made)
+    _call(stages, "reference", name, "out", "metrics", **own, rollouts=rollouts, **made)
     score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")
     numbers = {key: score[key] for key in ("reward", "reward_std", "completions/mean_length")}
-    return {**numbers, "completions": generate["num_completions"], **moved(Path(here) / "reference")}
+    return {**numbers, "completions": generate["num_completions"], **moved(Path(here))}
 
 
-def moved(reference: Path) -> dict[str, float]:
-    """How far a policy is from its reference, by its own samples: from a table of log-probs of whole groups.
+def moved(folder: Path) -> dict[str, float]:
+    """How far a policy is from its reference, by its own samples: from the rollouts and the log-probs of a round.
 
     kl: mean of the log-ratio of completions, nats, an estimate of KL(policy | reference) without bias. spread: mean
     over groups of its standard deviation (n - 1). entropy: minus the mean log-prob of the tokens, nats.
     """
-    table, _ = read_table(reference, REFERENCE, check_reference)
+    table, _ = read_table(folder / "reference", REFERENCE, check_reference)
+    rollouts, _ = read_table(folder / "rollouts", ROLLOUTS, check_rollouts, ["finish_reason"])
+    table = without_given(table.append_column("finish_reason", rollouts["finish_reason"]))
     old, ref = (Ragged.from_arrow(table[name]) for name in ("old_logprobs", "ref_logprobs"))
     gap = old.values.astype(np.float64) - ref.values
     ratio = np.add.reduceat(gap, old.offsets[:-1])
@@ -119,7 +149,8 @@ def _update(name: str, policy: str, stages: Stages) -> dict[str, float]:
     own = {"base": POLICY.format("base"), "policy": POLICY.format(policy), "optimizer": OPTIMIZER.format(policy)}
     made = {"out_policy": POLICY.format(name), "out_optimizer": OPTIMIZER.format(name)}
     metrics, steps = f"{here}/metrics/update.json", f"{here}/metrics/steps.csv"
-    _call(stages, "update", name, "out_policy", **own, **read, **made, metrics=metrics, steps=steps)
+    outputs = (*made, "metrics", "steps")
+    _call(stages, "update", name, *outputs, **own, **read, **made, metrics=metrics, steps=steps)
     numbers = _read(metrics)
     kept = ("grad_norm", "num_steps", "num_groups_trained", "num_tokens_trained")
     return {f"update/{key}": numbers[key] for key in kept}

@@ -19,10 +19,11 @@ from gift.prompts.decontamination import normalized
 from gift.prompts.origins import num_bytes
 from gift.prompts.sources import prepare_prompts
 from gift.sampling.encoding import EncodedPrompts, chat_findings, encode_prompts, encode_split, refuse_long_prompts
+from gift.sampling.given import encode_given
 from gift.sampling.settings import Sampling
 from gift.scoring.rows import Asked
 from gift.scoring.settings import Score
-from gift.tables.prompts import check_prompts, domains_in, prompt_column, prompts_table, read_prompts
+from gift.tables.prompts import check_prompts, domains_in, given_texts, prompt_column, prompts_table, read_prompts
 
 say, tokens = Theme("data"), Theme("tokens")
 TRAIN, EVAL = Path("data/prompts/train.parquet"), Path("data/prompts/eval.parquet")
@@ -93,6 +94,23 @@ def domain_findings(params: Params, prompts: Prompts) -> Iterator[Finding]:
             yield from say.refused(error)
 
 
+def given_findings(params: Params, prompts: Prompts | None) -> Iterator[Finding]:
+    """Columns of given answers that do not serve, and answers that no loss reads, or a loss without any."""
+    columns, shape = params.generate.given, params.update.shape
+    key = "params.yaml: generate.given"
+    if columns and not shape.record.given:
+        text = f"{', '.join(columns)}: update.shape: {shape.name} leaves given answers out"
+        yield say.warning(f"{key}: {text}: they are scored for nothing; set it to [], or take a shape that reads them")
+    if shape.record.given and not columns:
+        text = f"none, but update.shape: {shape.name} reads given answers: nothing is imitated; name columns of prompts"
+        yield say.warning(f"{key}: {text}")
+    if prompts:
+        try:
+            given_texts(prompts.train, columns, TRAIN)
+        except UserError as error:
+            yield from say.refused(error)
+
+
 def _texts(table: pa.Table) -> list[str]:
     """Each prompt as one text without differences of typography; the messages of a chat one after another."""
     prompts = table[prompt_column(table)].to_pylist()
@@ -154,6 +172,7 @@ def token_findings(params: Params, folder: Path | None, prompts: Prompts) -> Ite
             yield tokens.warning(f"{MODEL}: {text} that the tokenizer does not know")
     if not (train := encoded.get("generate")):
         return
+    yield from _given_findings(params, tokenizer, folder, prompts.train, train)
     if prompt_column(prompts.train) == "messages":
         variables, policy = params.prepare.chat_template_kwargs, folder or Path(params.base.model)
         for line in chat_findings(tokenizer, train.ends, train.opening, variables, policy):
@@ -193,6 +212,27 @@ def _length_findings(encoded: EncodedPrompts, sampling: Sampling, section: str) 
         f"{section}: prompts of up to {lengths[-1]:,} tokens, 99% up to {lengths[len(lengths) * 99 // 100]:,}; there "
         f"is room for {room:,} ({encoded.context:,} of context - {sampling.max_tokens:,} of completion)"
     )
+
+
+def _given_findings(
+    params: Params, tokenizer: Any, folder: Path | None, table: pa.Table, encoded: EncodedPrompts
+) -> Iterator[Finding]:
+    """Given answers that a sampler could not have returned, or with characters that have no token."""
+    generate, variables = params.generate, params.prepare.chat_template_kwargs
+    try:
+        policy = folder or Path(params.base.model)
+        kept, _ = refuse_long_prompts(encoded, generate, "generate")
+        made = encode_given(tokenizer, table, kept, variables, generate, policy, TRAIN)
+    except UserError as error:
+        yield from tokens.refused(error)
+        return
+    answers = [ids for each in made.values() for ids in each]
+    if num := sum(tokenizer.unk_token_id in ids for ids in answers):
+        text = f"{num:,} of {len(answers):,} answers hold characters that the tokenizer does not know"
+        yield tokens.warning(f"params.yaml: generate.given: {text}")
+    if answers:
+        text = f"answers of up to {max(map(len, answers)):,} tokens, their end token included"
+        yield tokens.ok(f"given: {text}, of generate.max_tokens = {generate.max_tokens:,}")
 
 
 def _think_finding(params: Params, opening: str) -> Finding:

@@ -9,7 +9,15 @@ from pathlib import Path
 from gift.doctor.findings import Finding, has_error
 from gift.doctor.machine import disk_finding, keeping_findings, machine_findings, package_findings
 from gift.doctor.model import Model, context_findings, find_model, model_findings
-from gift.doctor.prompts import QUICK_BYTES, Prompts, domain_findings, find_prompts, prompt_findings, token_findings
+from gift.doctor.prompts import (
+    QUICK_BYTES,
+    Prompts,
+    domain_findings,
+    find_prompts,
+    given_findings,
+    prompt_findings,
+    token_findings,
+)
 from gift.doctor.rewards import reward_findings, trial_findings
 from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
 from gift.doctor.whole import Project, read_project
@@ -53,6 +61,7 @@ def _findings(
     yield from machine_findings(project, gpus)
     if prompts:
         yield from domain_findings(params, prompts)
+    yield from given_findings(params, prompts)
     rewards = list(reward_findings(project, prompts))
     yield from rewards
     if quick or not prompts:

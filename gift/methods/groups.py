@@ -22,7 +22,10 @@ Need = Literal["rollout_logprobs", "answers", "domains"]  # what of `Groups` is 
 
 @dataclass(frozen=True)
 class Step:
-    """Totals of a whole optimizer step, over all ranks; `max_tokens` is the longest that a completion may be."""
+    """Totals of a whole optimizer step, over all ranks; `max_tokens` is the longest that a completion may be.
+
+    num_completions, num_tokens: of what was sampled; given answers count in neither.
+    """
 
     num_groups: int
     num_completions: int
@@ -207,7 +210,8 @@ class Match(Generic[S]):
     always or under some settings; if not, a large group is cut in one pass. adapt: settings of the next step, from
     this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads.
     bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
-    learns_from_zero: a target of 0 is one like any other. needs: see `Need`.
+    learns_from_zero: a target of 0 is one like any other. given: it has a term for given answers, and does not take
+    them for its own samples. needs: see `Need`.
     """
 
     settings: type[S]
@@ -221,6 +225,7 @@ class Match(Generic[S]):
     bounds: tuple[float, float] | None = None
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
+    given: bool = False
     needs: tuple[Need, ...] | Callable[[S], tuple[Need, ...]] = ()
 
     def is_coupled(self, settings: S) -> bool:
@@ -233,7 +238,8 @@ class Shape(Generic[S]):
 
     makes: of which kind. of_total: any number may stand for the total reward; if not, it reads the components, or what
     is right. learns_from_zero: a group whose targets are all 0 within it counts in the step, or gets others there.
-    least_groups: of a step, for its statistics. needs: see `Need`.
+    least_groups: of a step, for its statistics. given: it makes targets of given answers, too; if not, they are left
+    out. needs: see `Need`.
     """
 
     settings: type[S]
@@ -243,6 +249,7 @@ class Shape(Generic[S]):
     of_total: bool = True
     learns_from_zero: bool = False
     least_groups: int = 1
+    given: bool = False
     needs: tuple[Need, ...] = ()
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Kl(Section):
-    """A term coef x KL(policy | reference), an estimate for each token (Schulman's k1, k2, k3).
+    """A term coef x KL(policy | reference), an estimate for each token (Schulman's k1, k2, k3) of what was sampled.
 
     k3 under `ratio: token` has the gradient of the KL itself, and is TRL's default; its own ratio is that of a
     sequence under GSPO.
@@ -73,18 +73,22 @@ class Objective:
         value = loss.value
         if self.kl:
             how = self.kl.aggregate or self.match.aggregate(settings)
-            value = value + self.kl.coef * groups.aggregate(_kl(groups, outputs.logprobs, self.kl), how)
+            kl = _kl(groups, outputs.logprobs, self.kl).where(groups.to_tokens(groups.sampled), 0.0)
+            value = value + self.kl.coef * groups.aggregate(kl, how)
         return Loss(value, {**loss.metrics, **metrics})
 
 
 def _weights(groups: Groups, settings: Correction) -> tuple[Tensor, Tensor]:
-    """The weight of each token, [N], and where it was beyond the limits (of completions at level sequence)."""
+    """The weight of each token, [N], and where it was beyond the limits (of completions at level sequence).
+
+    No sampler drew a given answer, so that there is nothing to correct: its weight is 1.
+    """
     if groups.rollout_logprobs is None:
         raise ValueError("update.correction: the sampler's log-probs were not read")
-    log_ratio = groups.old_logprobs - groups.rollout_logprobs
-    trains = groups.to_tokens(groups.mask)
+    log_ratio = (groups.old_logprobs - groups.rollout_logprobs).where(groups.to_tokens(groups.sampled), 0.0)
+    trains = groups.to_tokens(groups.mask & groups.sampled)
     if settings.level == "sequence":
-        log_ratio, trains = groups.sum_tokens(log_ratio), groups.mask
+        log_ratio, trains = groups.sum_tokens(log_ratio), groups.mask & groups.sampled
     ratio = log_ratio.exp()
     limited = ratio.clamp(settings.least, settings.most)
     cut = ratio != limited

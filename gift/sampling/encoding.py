@@ -102,14 +102,14 @@ def render_chats(
     _check_template(tokenizer, variables, policy)
     texts = []
     for chat in chats:
-        texts.append(_render(tokenizer, chat, variables, policy))
+        texts.append(render(tokenizer, chat, variables, policy))
         dropped = [each for each in chat if each["role"] == "system" and each["content"].strip() not in texts[-1]]
         if dropped:
             raise UserError(
                 f"{policy}: its chat template leaves out the system message ({dropped[0]['content']!r:.40}); "
                 + NO_SYSTEM.format("it")
             )
-    closed = _render(tokenizer, chats[0], variables, policy, add_generation_prompt=False)
+    closed = render(tokenizer, chats[0], variables, policy, add_generation_prompt=False)
     places = (place for place, (one, other) in enumerate(zip(texts[0], closed, strict=False)) if one != other)
     opening = texts[0][next(places, min(len(texts[0]), len(closed))) :]
     for number, text in enumerate(texts):
@@ -142,9 +142,10 @@ def _check_template(tokenizer: Any, variables: dict[str, Any], policy: Path) -> 
             )
 
 
-def _render(
+def render(
     tokenizer: Any, chat: Chat, variables: dict[str, Any], policy: Path, add_generation_prompt: bool = True
 ) -> str:
+    """A chat as text; `add_generation_prompt`: up to where the policy's answer begins."""
     import jinja2
 
     options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **variables}
@@ -185,7 +186,7 @@ def end_token_ids(folder: Path, tokenizer: Any, stop_tokens: Sequence[str], key:
 def end_of_turn(tokenizer: Any, variables: dict[str, Any], policy: Path) -> str | None:
     """The special token that the template writes behind an answer, such as `<|im_end|>`; None where it writes none."""
     chat = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-    text = _render(tokenizer, chat, variables, policy, add_generation_prompt=False)
+    text = render(tokenizer, chat, variables, policy, add_generation_prompt=False)
     ids = tokenizer(text[text.rindex(PROBE) + len(PROBE) :], add_special_tokens=False)["input_ids"]
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     end = next((number for number in ids if number in special), None)

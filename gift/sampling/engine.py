@@ -29,7 +29,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """Sampled token ids [T] (the end token included, where it came), their log-probs in nats [T], and why it ended."""
+    """Sampled token ids [T] (the end token included, where it came), their log-probs in nats [T], and why it ended.
+
+    A given answer has no log-probs.
+    """
 
     completion_ids: Tokens
     logprobs: NDArray[np.float32]

@@ -14,13 +14,15 @@ from gift.project.console import Progress
 from gift.project.params import settings_of
 from gift.project.ragged import Ragged
 from gift.project.work import Work, file_digest
-from gift.sampling.encoding import EncodedPrompts, encode_split, refuse_long_prompts
+from gift.sampling.encoding import EncodedPrompts, Tokens, encode_split, refuse_long_prompts
 from gift.sampling.engine import Completion, Request, Sampler, start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parquet import part_name
 from gift.tables.parts import read_part, write_part
 from gift.tables.prompts import read_prompts
-from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.rollouts import GIVEN, NO_SEED, ROLLOUTS, check_rollouts
+
+Given = Mapping[str, Sequence[Tokens]]  # answers of a prompt that nobody samples, by prompt_id
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def sample(
     groups: Mapping[str, Sequence[Request]],
     sampling: Sampling,
     launch: GenerateLaunch,
+    given: Given | None = None,
     **metadata: Any,
 ) -> Work:
     """A stage's work with all of the groups in its folder `rollouts`; `prompts` is the file of the split."""
@@ -65,7 +68,8 @@ def sample(
     work = Work(label, {**metadata, "prompts": file_digest(prompts)})
     start = partial(start_sampler, split.files, sampling, split.encoded.ends, split.encoded.context, launch)
     decode = partial(split.tokenizer.decode, skip_special_tokens=True)
-    write_rollouts(work.folder / "rollouts", groups, sampling.groups_per_part, metadata, start, decode, label)
+    folder = work.folder / "rollouts"
+    write_rollouts(folder, groups, sampling.groups_per_part, metadata, start, decode, label, given)
     return work
 
 
@@ -77,11 +81,12 @@ def write_rollouts(
     start: Callable[[], tuple[Sampler, str]],
     decode: Callable[[list[int]], str],
     label: str,
+    given: Given | None = None,
 ) -> None:
     """Sample the groups part by part into `folder`; parts that are there already are kept.
 
-    groups: for each prompt_id the requests of its completions (sample 0, 1, ...). The engine starts only when a part is
-    missing. Its name and version go into each part's metadata.
+    groups: for each prompt_id the requests of its completions (sample 0, 1, ...); given: the answers that stand behind
+    these. The engine starts only when a part is missing. Its name and version go into each part's metadata.
     """
     prompt_ids = list(groups)
     parts = [prompt_ids[cut : cut + groups_per_part] for cut in range(0, len(groups), groups_per_part)]
@@ -94,25 +99,36 @@ def write_rollouts(
     done = len(groups) - sum(map(len, missing.values()))
     with Progress(label, len(groups), "prompts", done) as progress:
         for index, part in missing.items():
-            rows = [(prompt_id, *each) for prompt_id in part for each in enumerate(groups[prompt_id])]
-            completions = sampler([request for _, _, request in rows])
-            table = _table(rows, completions, decode)
+            completions = sampler([request for prompt_id in part for request in groups[prompt_id]])
+            table = _table({key: groups[key] for key in part}, completions, given or {}, decode)
             write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
             progress.advance(len(part), sum(len(completion.completion_ids) for completion in completions))
 
 
 def _table(
-    rows: list[tuple[str, int, Request]], completions: list[Completion], decode: Callable[[list[int]], str]
+    groups: Mapping[str, Sequence[Request]],
+    completions: Sequence[Completion],
+    given: Given,
+    decode: Callable[[list[int]], str],
 ) -> pa.Table:
-    prompt_ids, samples, requests = zip(*rows, strict=True)
+    """The groups of a part; completions: those of their requests, in order."""
+    sampled = iter(completions)
+    rows: list[tuple[str, int, Tokens, Completion, int]] = []
+    for prompt_id, requests in groups.items():
+        for number, request in enumerate(requests):
+            rows.append((prompt_id, number, request.prompt_ids, next(sampled), request.seed))
+        for number, answer in enumerate(given.get(prompt_id, ()), len(requests)):
+            completion = Completion(answer, np.empty(0, np.float32), GIVEN)
+            rows.append((prompt_id, number, requests[0].prompt_ids, completion, NO_SEED))
+    prompt_ids, samples, prompts, found, seeds = zip(*rows, strict=True)
     columns = [
         prompt_ids,
         samples,
-        Ragged.of([each.prompt_ids for each in requests], np.int32).to_arrow(),
-        Ragged.of([each.completion_ids for each in completions], np.int32).to_arrow(),
-        [decode(each.completion_ids.tolist()) for each in completions],
-        Ragged.of([each.logprobs for each in completions], np.float32).to_arrow(),
-        [each.finish_reason for each in completions],
-        [each.seed for each in requests],
+        Ragged.of(prompts, np.int32).to_arrow(),
+        Ragged.of([each.completion_ids for each in found], np.int32).to_arrow(),
+        [decode(each.completion_ids.tolist()) for each in found],
+        Ragged.of([each.logprobs for each in found], np.float32).to_arrow(),
+        [each.finish_reason for each in found],
+        seeds,
     ]
     return pa.table(columns, schema=ROLLOUTS)

@@ -26,6 +26,14 @@ class Generate(Sampling):
 
     prompts_per_round: Count
     group_size: Annotated[int, Field(ge=2)]
+    given: list[str] = Field([], description="columns of the prompts whose answers stand beside the sampled ones")
+
+    @field_validator("given")
+    @classmethod
+    def each_once(cls, given: list[str]) -> list[str]:
+        if repeated := [name for name in given if given.count(name) > 1]:
+            raise ValueError(f"names '{repeated[0]}' twice; a group needs an answer once")
+        return given
 
     @model_validator(mode="after")
     def whole_distribution(self) -> "Generate":

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from gift.project.errors import UserError
 from gift.rewards.total import counted
 from gift.scoring.settings import Reward, Score
+from gift.tables.rollouts import GIVEN
 from gift.tables.scores import STATUSES
 
 FAILED = ("timeout", "error", "invalid")
@@ -58,8 +59,21 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
     """Rewards, their spread inside groups (n - 1, as TRL), lengths in tokens, and what became of every completion.
 
     Means are over what has a value. A group with fewer than two rewards has no spread: it counts in
-    `frac_reward_zero_std` and not in `reward_std`. `rows` has num_tokens and finish_reason of each completion.
+    `frac_reward_zero_std` and not in `reward_std`. `rows` has num_tokens and finish_reason of each completion. All is
+    of what was sampled; answers that were given have a ledger and a mean reward of their own.
     """
+    given = pc.equal(rows["finish_reason"], GIVEN)
+    if not pc.any(given).as_py():
+        return _of_sampled(rows, scores, components)
+    numbers = _of_sampled(rows.filter(pc.invert(given)), scores.filter(pc.invert(given)), components)
+    answers = scores.filter(given)
+    failed, scored = _failed(answers, components), ~np.isnan(answers["reward"].to_numpy())
+    numbers |= {"num_given": answers.num_rows, "num_given_scored": int(scored.sum())}
+    numbers |= {"num_given_failed": int(failed.sum()), "num_given_abstained": int((~failed & ~scored).sum())}
+    return numbers | {"given/reward": _mean(answers["reward"].to_numpy())}
+
+
+def _of_sampled(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
     rewards = scores["reward"].to_numpy()  # NaN where there is none
     groups = rewards.reshape(len(set(scores["prompt_id"].to_pylist())), -1)
     scored = [group[~np.isnan(group)] for group in groups]
@@ -82,8 +96,7 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
         for status in STATUSES:
             numbers[f"rewards/{name}/num_{status}"] = counts[status]
     # Every completion is scored, failed (a component failed), or abstained (no component counts).
-    statuses = [scores[f"{name}_status"] for name in components]
-    failed = np.any([pc.is_in(each, value_set=pa.array(FAILED)).to_numpy() for each in statuses], axis=0)
+    failed = _failed(scores, components)
     abstained = ~np.any(list(counted(values, components).values()), axis=0)
     num_failed, num_abstained = int(failed.sum()), int((abstained & ~failed).sum())
     num_scored, total = scores.num_rows - scores["reward"].null_count, scores.num_rows
@@ -93,6 +106,13 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
         raise UserError(f"no completion has a reward: of {total}, {num_failed} failed and {num_abstained} abstained")
     numbers |= {"num_rollouts": total, "num_scored": num_scored}
     return numbers | {"num_failed": num_failed, "num_abstained": num_abstained}
+
+
+def _failed(scores: pa.Table, components: dict[str, Reward]) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    """The rows for which a component failed."""
+    statuses = [scores[f"{name}_status"] for name in components]
+    failed = np.any([pc.is_in(each, value_set=pa.array(FAILED)).to_numpy() for each in statuses], axis=0)
+    return np.asarray(failed, np.bool_)
 
 
 def _mean(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:

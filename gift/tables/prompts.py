@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from gift.project.errors import UserError
+from gift.project.sections import did_you_mean
 from gift.tables.parquet import read_file, write_file
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -54,6 +55,46 @@ def domains_in(table: pa.Table, path: Path) -> dict[str, str | None]:
             "each of prepare.sources a `domain`"
         )
     return dict(zip(*(table[name].to_pylist() for name in ("prompt_id", "domain")), strict=True))
+
+
+def given_texts(table: pa.Table, names: Sequence[str], path: Path) -> dict[str, list[str]]:
+    """The answers that columns give, by column and row: texts, or of lists of messages the assistant's at their end.
+
+    names: generate.given. A column that is missing, of another type, or empty in a row is refused: groups are whole.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        key = f"params.yaml: generate.given: {name}"
+        if name not in table.column_names:
+            known = did_you_mean(name, [each for each in table.column_names if each != "prompt_id"])
+            raise UserError(f"{key}: {path} has no such column; {known}")
+        kind = table.schema.field(name).type
+        if not (pt.is_string(kind) or _is_chat(kind)):
+            raise UserError(
+                f"{key}: the column has type {kind}, must be text, or messages that end with the assistant's; make it "
+                "text with prepare.as_text, or map another column to the name (prepare.columns)"
+            )
+        texts = [cell if isinstance(cell, str) else _last_answer(cell) for cell in table[name].to_pylist()]
+        empty = [row for row, text in enumerate(texts) if not (text or "").strip()]
+        if empty:
+            raise UserError(
+                f"{key}: {path}: {len(empty)} of {table.num_rows} prompts have no answer there, the first "
+                f"prompt_id={table['prompt_id'][empty[0]]}; every group needs one: leave such rows out, "
+                f"prepare.filters.length: {{{name}: [1, null]}}"
+            )
+        found[name] = [text for text in texts if text is not None]
+    return found
+
+
+def _is_chat(kind: pa.DataType) -> bool:
+    if not (pt.is_list(kind) and pt.is_struct(kind.value_type)):
+        return False
+    return {"role", "content"} <= {field.name for field in kind.value_type if pt.is_string(field.type)}
+
+
+def _last_answer(messages: list[dict[str, str | None]] | None) -> str | None:
+    last = messages[-1] if messages else None
+    return last["content"] if last and last["role"] == "assistant" else None
 
 
 def prompts_table(rows: list[dict[str, Any]], path: Path) -> pa.Table:

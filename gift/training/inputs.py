@@ -1,8 +1,8 @@
-"""What an update starts from: its files, as rank 0 finds them, its rows, which of them train, and in which steps."""
+"""What an update starts from: its files, as rank 0 finds them, its rows, and in which steps they train."""
 
 import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from gift.methods.groups import Groups, Need, Targets
+from gift.methods.choosing import Chosen, choose
+from gift.methods.groups import Groups, Need
 from gift.methods.making import groups_of
-from gift.methods.statistics import EPS
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
 from gift.policy.refusals import dropout_refusal
@@ -28,7 +28,7 @@ from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.prompts import read_domains
 from gift.tables.reference import REFERENCE, check_reference
-from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import check_schedule, steps_of_groups
@@ -90,6 +90,7 @@ def read_round(
         **rewards_of(scored, scores_source["rewards"], size),
         lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
         max_tokens=source["settings"]["max_tokens"],
+        sampled=torch.tensor(pc.not_equal(table["finish_reason"], GIVEN).to_numpy()).view(-1, size),
         truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
         ref_logprobs=_tensor(referenced["ref_logprobs"]),
         old_logprobs=_tensor(referenced["old_logprobs"]),
@@ -107,11 +108,23 @@ def _needed(
     """The fields of `Groups` that are read for what needs them alone."""
     found: dict[str, Any] = {}
     if "rollout_logprobs" in needs:
-        found["rollout_logprobs"] = _tensor(table["rollout_logprobs"])
+        found["rollout_logprobs"] = _sampler_logprobs(table)
     if "answers" in needs and find is not None:
         found["answers"] = number_answers([find(text) for text in table["completion"].to_pylist()], size)
     if "domains" in needs:
         found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
+    return found
+
+
+def _sampler_logprobs(table: pa.Table) -> Tensor:
+    """Float [N] beside the tokens of all completions; nan for those of given answers, which no sampler drew."""
+    given = pc.equal(table["finish_reason"], GIVEN)
+    if not pc.any(given).as_py():
+        return _tensor(table["rollout_logprobs"])
+    lengths = pc.list_value_length(table["completion_ids"]).to_numpy()
+    drawn = torch.from_numpy(np.repeat(~given.to_numpy(), lengths))
+    found = torch.full(drawn.shape, float("nan"))
+    found[drawn] = _tensor(table["rollout_logprobs"])
     return found
 
 
@@ -151,63 +164,6 @@ def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group
         "weights": torch.tensor([term.weight for term in terms.values()]),
         "names": tuple(terms),
     }
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A round's groups, in which the completions that train are in the mask; their targets, each within its group."""
-
-    groups: Groups
-    targets: Targets
-    indices: list[int]  # groups that train
-    ledger: dict[str, int]
-
-
-def choose(groups: Groups, update: Update) -> Chosen:
-    """Select, shape, then drop the groups in which nothing is at stake; the sums of the ledger close.
-
-    Of `groups` the scored completions are in the mask. A group with fewer than two has nothing to compare.
-    """
-    scored = kept = groups.mask
-    if update.kl_in_reward:
-        drift = groups.sum_tokens(groups.old_logprobs - groups.ref_logprobs)
-        groups = replace(groups, rewards=(groups.rewards - update.kl_in_reward * drift).where(scored, 0.0))
-    for select in update.select:
-        kept = select.record.keep(replace(groups, mask=kept), select.settings)
-    enough = kept.sum(-1) >= 2
-    groups = replace(groups, mask=kept & enough.unsqueeze(-1))
-    targets: Targets = update.shape.record.within(groups, update.shape.settings)
-    _check_bounds(groups, targets, update)
-    at_stake = (targets.completions.abs() > EPS).any(-1)
-    chosen = enough & at_stake if update.zero_targets == "drop" else enough
-    unscored = scored.sum(-1) < 2
-    ledger = {
-        "num_groups": len(scored),
-        "num_completions": scored.numel(),
-        "num_completions_unscored": int((~scored).sum()),
-        "num_completions_not_selected": int((scored & ~kept).sum()),
-        "num_groups_unscored": int(unscored.sum()),
-        "num_groups_not_selected": int((~enough & ~unscored).sum()),
-        "num_groups_zero_targets": int((enough & ~at_stake).sum()),
-        "num_groups_selected": int(chosen.sum()),
-    }
-    return Chosen(groups, targets, chosen.nonzero().squeeze(-1).tolist(), ledger)
-
-
-def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
-    """Refuse targets that the loss has no value for."""
-    match, shape = update.match, update.shape
-    if match.record.bounds is None:
-        return
-    least, most = match.record.bounds
-    beyond = (targets.completions < least - EPS) | (targets.completions > most + EPS)
-    outside = targets.completions[groups.mask & beyond]
-    if len(outside):
-        raise UserError(
-            f"params.yaml: update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: "
-            f"{shape.name} made {len(outside)} others of these rewards, the first {outside[0].item():g}; change the "
-            "weights of score.rewards, or map them (update.shape: {raw: {map: sigmoid}})"
-        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from gift.logprobs.batches import row_batches
@@ -21,7 +22,7 @@ from gift.project.ragged import Ragged
 from gift.tables.parquet import part_name, part_paths, read_footer
 from gift.tables.parts import read_part, write_part
 from gift.tables.reference import REFERENCE, check_reference
-from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
 from gift.training.reference_settings import ReferenceLaunch
 
 
@@ -88,8 +89,13 @@ class _Part:
 def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[str, float]:
     """How far the sampler's log-probs are from the trainer's for the same policy, nats a token; above the limit: fail.
 
-    A gap means that the two engines do not run the same model (weights, precision, temperature, template).
+    A gap means that the two engines do not run the same model (weights, precision, temperature, template). Answers that
+    were given have no log-probs of the sampler: they are counted.
     """
+    given = pc.equal(rollouts["finish_reason"], GIVEN)
+    num_given = pc.sum(given).as_py()
+    if num_given:
+        rollouts, reference = (each.filter(pc.invert(given)) for each in (rollouts, reference))
     column = Ragged.from_arrow(rollouts["rollout_logprobs"])
     sampled = column.values.astype(np.float64)
     trained = Ragged.from_arrow(reference["old_logprobs"]).values.astype(np.float64)
@@ -104,7 +110,7 @@ def audit(rollouts: pa.Table, reference: pa.Table, max_mean_gap: float) -> dict[
             "update.dtype, or raise the limit if that is the cause"
         )
     ratio = np.exp(trained - sampled)
-    return {
+    return ({"num_given": num_given} if num_given else {}) | {
         "sampling/sampling_logp_difference/mean": mean,
         "sampling/sampling_logp_difference/max": float(gap.max()),
         "sampling/importance_sampling_ratio/mean": float(ratio.mean()),

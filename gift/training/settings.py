@@ -140,10 +140,18 @@ class Update(Section):
     def methods_fit(self) -> "Update":
         shape, match = self.shape.record, self.match.record
         if shape.makes not in match.takes:
-            fitting = [name for name, each in SHAPE.items() if each.makes in match.takes]
+            fitting = [
+                name for name, each in SHAPE.items() if each.makes in match.takes and (match.given or not each.given)
+            ]
             raise ValueError(
                 f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
                 f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
+            )
+        if shape.given and not match.given:
+            fitting = [name for name, each in MATCH.items() if each.given and shape.makes in each.takes]
+            raise ValueError(
+                f"shape: {self.shape.name}: makes targets of given answers, which match: {self.match.name} would train "
+                f"on as if they had been sampled; set match to one of {', '.join(fitting)}"
             )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(

@@ -10,10 +10,11 @@ from torch import Tensor
 from gift.logprobs.batches import num_tokens
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout
+from gift.methods.choosing import Chosen
 from gift.methods.groups import Groups, Loss, Match, Outputs, Step, Targets
 from gift.methods.statistics import centre, spread
 from gift.training.engine import Engine
-from gift.training.inputs import Chosen, Rows
+from gift.training.inputs import Rows
 from gift.training.settings import Update
 from gift.training.steps import MicroBatches, micro_batches, share_groups
 
@@ -28,17 +29,18 @@ class Tally:
         self._own = tuple(own)
         self._names = (*COMMON, *own, *(f"{name}_known" for name in own))
         self._sums = torch.zeros(len(self._names), dtype=torch.float64)
-        self._mask = groups.mask
+        self._mask = groups.mask & groups.sampled
         self._log_ratio = torch.zeros_like(groups.mask, dtype=torch.float32)
 
     @torch.no_grad()
     def add(self, rows: Sequence[int], groups: Groups, logprobs: Tensor, anchor: Tensor, loss: Loss) -> None:
         """A part: its rows of the round, as `groups`, and what the loss said of it; anchor: log-probs [N]."""
-        to_reference = groups.ref_logprobs - logprobs
+        sampled = groups.to_tokens(groups.sampled)
+        to_reference = (groups.ref_logprobs - logprobs).where(sampled, 0.0)
         sums = {
             "loss": loss.value.detach(),
             "kl": (to_reference.exp() - to_reference - 1).sum(),
-            "entropy": -logprobs.sum(),
+            "entropy": -logprobs.where(sampled, 0.0).sum(),
             **{name: loss.metrics[name].nansum() for name in self._own},
             **{f"{name}_known": (~loss.metrics[name].isnan()).sum() for name in self._own},
         }
@@ -49,7 +51,8 @@ class Tally:
 
     def means(self, own_groups: Sequence[int], step: Step, device: torch.device) -> dict[str, float | None]:
         """Over groups (log_ratio: of each its mean, and its spread), tokens (kl to the reference by k3, entropy), or
-        what is known (the method's own); loss is the sum. A collective: all ranks call it, with the groups they had."""
+        what is known (the method's own); loss is the sum. Given answers are in the loss and the method's own alone.
+        A collective: all ranks call it, with the groups they had."""
         log_ratio, mask = self._log_ratio[list(own_groups)], self._mask[list(own_groups)]
         self._sums[1] = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp_min(1)).sum()
         self._sums[2] = spread(centre(log_ratio, mask), mask).sum()
@@ -154,7 +157,7 @@ class Trainer:
 
     def _totals(self, groups: Sequence[int]) -> Step:
         chosen, pairs = self.chosen.groups, self.chosen.targets.pairs
-        mask, lengths = chosen.mask[list(groups)], chosen.lengths[list(groups)]
+        mask, lengths = (chosen.mask & chosen.sampled)[list(groups)], chosen.lengths[list(groups)]
         num_pairs = 0 if pairs is None else int(torch.isin(pairs[:, 0] // self._size, torch.tensor(groups)).sum())
         return Step(len(groups), int(mask.sum()), int((lengths * mask).sum()), chosen.step.max_tokens, num_pairs)
 

@@ -30,7 +30,7 @@ def off_policy(groups: Groups, settings: OffPolicy) -> Tensor:
         raise ValueError("update.select: off_policy: the sampler's log-probs were not read")
     gap = groups.mean_tokens(groups.rollout_logprobs - groups.old_logprobs)
     below = centre(groups.rewards, groups.mask) < -EPS
-    return groups.mask & ~(below & (gap > settings.threshold))
+    return groups.mask & ~(groups.sampled & below & (gap > settings.threshold))
 
 
 METHOD = Select(OffPolicy, off_policy, needs=("rollout_logprobs",))

@@ -81,4 +81,4 @@ def given_pairs(groups: Groups, _: GivenPairs) -> Targets:
 
 METHOD = Shape(Pairs, pairs, makes="pairs")
 ALL = Shape(AllPairs, all_pairs, makes="pairs")
-GIVEN = Shape(GivenPairs, given_pairs, makes="pairs")
+GIVEN = Shape(GivenPairs, given_pairs, makes="pairs", given=True)

@@ -35,4 +35,4 @@ def _standardise(rewards: Tensor, mask: Tensor) -> Tensor:
     return standardise(rewards, mask) * (count / (count - 1).clamp_min(1)).sqrt()
 
 
-METHOD = Shape(WithGiven, with_given)
+METHOD = Shape(WithGiven, with_given, given=True)

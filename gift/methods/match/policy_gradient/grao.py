@@ -31,4 +31,4 @@ def grao(groups: Groups, targets: Targets, outputs: Outputs, settings: Grao) -> 
     return Loss(-objective.sum() / groups.step.num_groups, {})
 
 
-METHOD = Match(Grao, grao, aggregate=lambda _: "grpo")
+METHOD = Match(Grao, grao, aggregate=lambda _: "grpo", given=True)

@@ -46,4 +46,11 @@ def dpo(groups: Groups, targets: Targets, outputs: Outputs, settings: Dpo) -> Lo
     return Loss(loss.sum() / max(1, groups.step.num_pairs), {"margin": margin, "accuracy": accuracy})
 
 
-METHOD = Match(Dpo, dpo, metrics=("margin", "accuracy"), anchor=lambda settings: settings.anchor, takes=("pairs",))
+METHOD = Match(
+    Dpo,
+    dpo,
+    metrics=("margin", "accuracy"),
+    anchor=lambda settings: settings.anchor,
+    takes=("pairs",),
+    given=True,  # a pair is one, whoever said it
+)

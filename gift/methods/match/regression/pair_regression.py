@@ -26,4 +26,4 @@ def pair_regression(groups: Groups, targets: Targets, outputs: Outputs, settings
     return Loss((better - worse).square().sum() / max(1, groups.step.num_pairs), {})
 
 
-METHOD = Match(PairRegression, pair_regression, anchor=lambda settings: settings.anchor, takes=("pairs",))
+METHOD = Match(PairRegression, pair_regression, anchor=lambda settings: settings.anchor, takes=("pairs",), given=True)
