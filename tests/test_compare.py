@@ -29,6 +29,7 @@ from gift.project.ragged import Ragged
 from gift.project.yaml import read_yaml
 from gift.tables.parts import write_part
 from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets" / "methods"
@@ -220,14 +221,19 @@ def test_mean_and_error_by_hand() -> None:
 
 
 def test_moved_by_hand(tmp_path: Path) -> None:
-    """Two groups of two: log-ratios 1 and 3, then 0 and -2; means and spreads, and the mean of five tokens."""
-    old = [[-1.0, -1.0], [-2.0], [-1.0], [-3.0]]
-    ref = [[-1.5, -1.5], [-5.0], [-1.0], [-1.0]]
-    columns = [["a", "a", "b", "b"], [0, 1, 0, 1], *(Ragged.of(each, np.float32).to_arrow() for each in (ref, old))]
+    """Two groups of two samples, log-ratios 1 and 3, then 0 and -2, and an answer that was given, which does not count."""
+    old = [[-1.0, -1.0], [-2.0], [-9.0], [-1.0], [-3.0], [-9.0]]
+    ref = [[-1.5, -1.5], [-5.0], [-2.0], [-1.0], [-1.0], [-2.0]]
+    key, why = [["a"] * 3 + ["b"] * 3, [0, 1, 2] * 2], ["stop", "stop", "given"] * 2
+    columns = [*key, *(Ragged.of(each, np.float32).to_arrow() for each in (ref, old))]
     metadata = {"policy": "p"}
-    write_part(tmp_path, 0, pa.table(columns, schema=REFERENCE), REFERENCE, check_reference, metadata)
-    root = math.sqrt(2)
-    assert moved(tmp_path) == pytest.approx({"kl": 0.5, "spread": root, "entropy": 8 / 5})
+    write_part(tmp_path / "reference", 0, pa.table(columns, schema=REFERENCE), REFERENCE, check_reference, metadata)
+    tokens = Ragged.of([[1] * len(each) for each in old], np.int32).to_arrow()
+    drawn = Ragged.of([[] if said == "given" else each for each, said in zip(old, why, strict=True)], np.float32)
+    seeds = [-1 if said == "given" else 0 for said in why]
+    rows = [*key, tokens, tokens, ["x"] * 6, drawn.to_arrow(), why, seeds]
+    write_part(tmp_path / "rollouts", 0, pa.table(rows, schema=ROLLOUTS), ROLLOUTS, check_rollouts, metadata)
+    assert moved(tmp_path) == pytest.approx({"kl": 0.5, "spread": math.sqrt(2), "entropy": 8 / 5})
 
 
 # Tables and figures.
@@ -371,11 +377,11 @@ def test_a_run_is_the_pipelines_rounds(started: Path, tmp_path: Path) -> None:
         assert {key: made.rows[number][key] for key in theirs if not key.endswith("_se")} == {
             key: value for key, value in theirs.items() if not key.endswith("_se")
         }
-    assert moved(folder / "data/rounds/r2/reference")["kl"] == made.rows[1]["kl"]
+    assert moved(folder / "data/rounds/r2")["kl"] == made.rows[1]["kl"]
 
 
 def test_a_killed_run_goes_on(started: Path, tmp_path: Path) -> None:
-    """Killed while its first round was published, then run again: the same bytes, and the round is not sampled again."""
+    """Killed while its first round was published, then run again: the same bytes, and nothing is sampled again."""
     words = ["stages.compare.run", "--name", "y", *RUN, "--split", "test", "--rounds", "2", "--out", "y.json"]
     work = started / "data/.work/compare_run@y/project/data/rounds"
     process = subprocess.Popen(
