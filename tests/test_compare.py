@@ -221,7 +221,7 @@ def test_mean_and_error_by_hand() -> None:
 
 
 def test_moved_by_hand(tmp_path: Path) -> None:
-    """Two groups of two samples, log-ratios 1 and 3, then 0 and -2, and an answer that was given, which does not count."""
+    """Two groups of two samples, log-ratios 1 and 3, then 0 and -2; an answer that was given does not count."""
     old = [[-1.0, -1.0], [-2.0], [-9.0], [-1.0], [-3.0], [-9.0]]
     ref = [[-1.5, -1.5], [-5.0], [-2.0], [-1.0], [-1.0], [-2.0]]
     key, why = [["a"] * 3 + ["b"] * 3, [0, 1, 2] * 2], ["stop", "stop", "given"] * 2
