@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.project.work import tree_digest, write_json
-from gift.tables.parts import read_table
-from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.reference import read_reference
 
 Stages = Mapping[str, click.Command]
 POLICY, OPTIMIZER = "data/rounds/{}/policy", "data/rounds/{}/optimizer"
@@ -103,7 +102,7 @@ def moved(reference: Path) -> dict[str, float]:
     kl: mean of the log-ratio of completions, nats, an estimate of KL(policy | reference) without bias. spread: mean
     over groups of its standard deviation (n - 1). entropy: minus the mean log-prob of the tokens, nats.
     """
-    table, _ = read_table(reference, REFERENCE, check_reference)
+    table, _ = read_reference(reference)
     old, ref = (Ragged.from_arrow(table[name]) for name in ("old_logprobs", "ref_logprobs"))
     gap = old.values.astype(np.float64) - ref.values
     ratio = np.add.reduceat(gap, old.offsets[:-1])
