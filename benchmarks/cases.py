@@ -1,9 +1,11 @@
 """What the benchmarks share: their options, the settings a run is kept with, and models with rollouts to run on."""
 
+import math
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import click
 
 from benchmarks.measure import fresh
+from benchmarks.real_tasks import TASKS
+from benchmarks.real_weights import real_weights
 from benchmarks.results import start
 from benchmarks.shapes import SHAPES, Rollouts, Shape, make_model, make_rollouts, shape_of
 
@@ -87,9 +91,14 @@ def model_of(shape: Shape) -> Iterator[tuple[Path, int]]:
         yield Path(work), fresh(make_model, shape, Path(work))
 
 
+REAL = "smollm2"
+# The steps of the real weights: the chats of `real_tasks` as prompts, and random tokens behind them.
+REAL_SHAPE = Shape(576, 30, 9, 1536, 49_152, groups=2, group_size=8, prompt=1, shortest=10, longest=48)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A model of random weights in a folder, and rollouts for it."""
+    """A model in a folder, and rollouts for it."""
 
     name: str
     shape: Shape
@@ -104,3 +113,26 @@ def cases(models: Sequence[str], quick: bool, change: Callable[[Shape], Shape] =
         shape = change(shape_of(name, quick))
         with model_of(shape) as (folder, parameters):
             yield Case(name, shape, make_rollouts(shape), folder, parameters)
+
+
+def real_case(quick: bool) -> Case:
+    """The trained weights of benchmarks/real_model.py, which random ones cannot stand for in all things."""
+    shape = replace(REAL_SHAPE, groups=1, group_size=2) if quick else REAL_SHAPE
+    folder = real_weights()
+    prompts, parameters = fresh(chats_of, folder, shape.groups)
+    rollouts = make_rollouts(shape)
+    prompt_ids = [prompts[row // shape.group_size] for row in range(len(rollouts.rewards))]
+    return Case(REAL, shape, replace(rollouts, prompt_ids=prompt_ids), folder, parameters)
+
+
+def chats_of(folder: Path, number: int) -> tuple[list[list[int]], int]:
+    """The tokens of some chats, a task each, under the model's chat template; and the model's number of parameters."""
+    from safetensors import safe_open
+
+    from gift.policy.folder import load_tokenizer
+
+    tokenizer, rng = load_tokenizer(folder), random.Random("chats")
+    asked = [[{"role": "user", "content": ask(rng)[0]}] for ask in list(TASKS.values())[:number]]
+    chats = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in asked]
+    with safe_open(folder / "model.safetensors", framework="np") as file:
+        return chats, sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

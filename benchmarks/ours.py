@@ -17,9 +17,19 @@ LR, CLIP = 1e-5, 1.0  # both sides of a comparison take these
 
 
 def update_steps(
-    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, warmup: int, steps: int, packing: str = "auto"
+    folder: Path,
+    rollouts: Rollouts,
+    dtype: str,
+    tokens_per_batch: int,
+    warmup: int,
+    steps: int,
+    packing: str = "auto",
+    method: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Optimizer steps on all of the rollouts, again and again; what `Recorder.results` says of them."""
+    """Optimizer steps on all of the rollouts, again and again; what `Recorder.results` says of them.
+
+    method: keys of `update`, as in a file of presets/methods; without it GIFT.
+    """
     import deepspeed  # noqa: F401 - an import of the engine's, so that it counts as a library
     import torch
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
@@ -28,7 +38,7 @@ def update_steps(
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
-        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, packing)
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, packing, method)
         groups = list(range(len(rollouts.rewards) // rollouts.group_size))
         metrics: dict[str, Any] = {}
 
@@ -43,18 +53,23 @@ def update_steps(
 
 
 def start_trainer(
-    folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, packing: Any = "auto"
+    folder: Path,
+    rollouts: Rollouts,
+    dtype: str,
+    tokens_per_batch: int,
+    packing: Any = "auto",
+    method: dict[str, Any] | None = None,
 ) -> tuple[Any, Callable[[], None]]:
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
 
-    from gift.logprobs.tokens import TokenLogprobs
     from gift.methods.making import groups_of
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
     from gift.training.engine import Engine, EngineSettings
     from gift.training.inputs import Rows, choose
+    from gift.training.learned import policy_module
     from gift.training.settings import Update
     from gift.training.trainer import Trainer
 
@@ -70,12 +85,14 @@ def start_trainer(
         max_tokens=int(completions.lengths.max()),
         ref_logprobs=logprob,
         old_logprobs=logprob,
+        rollout_logprobs=logprob,
     )
     rows = Rows(Ragged.of(rollouts.prompt_ids, np.int32), completions, groups)
     stage = 1 if dtype == "bfloat16" else 0
-    logprobs = TokenLogprobs(model, 1.0, packing)
+    fields = {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}
+    settings = check(Update, fields | (method or {}), "benchmark")
+    logprobs = policy_module(model, 1.0, packing, settings.match, 0)
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
-    settings = check(Update, {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}, "benchmark")
     chosen = choose(groups, settings)
     return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close
 

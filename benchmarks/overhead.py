@@ -94,13 +94,18 @@ def main(run: Run, cases: tuple[str, ...], rounds: int) -> None:
     finish("overhead", {**run.settings, "rounds": rounds}, {"cases": found}, table, run.out)
 
 
-def make_project(folder: Path, model: Path, name: str, quick: bool) -> int:
-    """A copy of the project that times its stages, with the shipped task or a model of 100M parameters."""
+def copy_project(folder: Path) -> None:
+    """The files of the project that git keeps, without its data, benchmarks and tests."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for path in filter(None, listed.stdout.split("\0")):
         if path.split("/")[0] not in ("data", "dvc.lock", "benchmarks", "tests"):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, folder / path)
+
+
+def make_project(folder: Path, model: Path, name: str, quick: bool) -> int:
+    """A copy of the project that times its stages, with the shipped task or a model of 100M parameters."""
+    copy_project(folder)
     shutil.copyfile(Path(__file__).with_name("timed_stage.py"), folder / "timed_stage.py")
     (folder / "timed.sh").write_text(SCRIPT, encoding="utf-8")
     graph = folder / "dvc.yaml"

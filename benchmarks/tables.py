@@ -4,7 +4,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, join, layouts, limit, memory, overhead, reference, results, rewards, sampler, update
+from benchmarks import (
+    growth,
+    join,
+    layouts,
+    limit,
+    memory,
+    methods,
+    overhead,
+    real_model,
+    reference,
+    results,
+    rewards,
+    sampler,
+    update,
+)
 
 README = Path(__file__).parent / "README.md"
 TABLES = {
@@ -13,11 +27,13 @@ TABLES = {
     "layouts": layouts.table,
     "reference": reference.table,
     "memory": memory.table,
+    "methods": methods.table,
     "growth": growth.table,
     "join": join.table,
     "sampler": sampler.table,
     "rewards": rewards.table,
     "overhead": overhead.table,
+    "real_model": real_model.table,
 }
 
 

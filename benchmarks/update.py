@@ -1,11 +1,12 @@
 """One optimizer step on frozen rollouts: this project against TRL's GRPOTrainer, in alternating fresh processes."""
 
+from itertools import chain
 from typing import Any
 
 import click
 
 from benchmarks import ours, peer_trl
-from benchmarks.cases import Run, cases, measured, models_option
+from benchmarks.cases import REAL, Run, cases, measured, real_case
 from benchmarks.measure import fresh, pooled, say
 from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import SHAPES
@@ -14,12 +15,19 @@ SPEED_GOAL, MEMORY_GOAL = 3.0, 0.4
 
 
 @measured(quick={"repeats": 1, "steps": 2}, repeats=3, steps=3, warmup=1, tokens_per_batch=16384)
-@models_option
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Choice([*SHAPES, REAL]),
+    help=f"Without it: all of random weights. {REAL}: trained ones.",
+)
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(peer_trl.VARIANTS)), help="TRL's; all.")
 def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
     """Seconds a step and memory, against TRL; goals: 3 times its tokens/s at 40% of its peak on the wide model."""
     found = {}
-    for case in cases(models, run.quick):
+    shapes = [name for name in models or SHAPES if name != REAL]
+    for case in chain(cases(shapes, run.quick) if shapes else (), [real_case(run.quick)] if REAL in models else ()):
         rollouts = case.rollouts
         runs: dict[str, list[dict[str, Any]]] = {}
         for turn in range(run.repeats):
@@ -47,7 +55,7 @@ def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
 def table(result: dict[str, Any]) -> str:
     """A row a side: median seconds a step, completion tokens/s, MiB; ratios are ours against that row of TRL."""
     rows = []
-    for name in (each for each in SHAPES if each in result["models"]):
+    for name in (each for each in (*SHAPES, REAL) if each in result["models"]):
         model = result["models"][name]
         own = model["sides"]["ours"]
         for side in (each for each in ("ours", *peer_trl.VARIANTS) if each in model["sides"]):

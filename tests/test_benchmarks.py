@@ -14,7 +14,10 @@ from benchmarks import (
     layouts,
     limit,
     memory,
+    methods,
     overhead,
+    real_model,
+    real_tasks,
     reference,
     results,
     rewards,
@@ -24,8 +27,11 @@ from benchmarks import (
     timed_stage,
     update,
 )
+from benchmarks.real_project.rewards import chats
 
-COMMANDS = (update, limit, layouts, reference, memory, growth, join, sampler, rewards, overhead)
+COMMANDS = (
+    *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
+)
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
@@ -95,6 +101,45 @@ def test_limit_counts_the_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) 
     for count, positions in tokens.items():
         head, attention = 6 * 32 * 8 * 12, 6 * 2 * 2 * 2 * 4 * pairs[count]
         assert found[count]["operations"] == 6 * weights * positions + head + attention
+
+
+GOOD = {
+    "sums": "The answer is 4 + 3 = 7.",
+    "words": "A cat sat on the moon.",
+    "question": "Is there a cat on the moon?",
+    "short": "Cats like the moon.",
+}
+
+
+def test_every_chat_has_a_judge_that_tells_right_from_wrong(tmp_path: Path) -> None:
+    real_tasks.write_chats(tmp_path / "chats.jsonl", 30)
+    real_tasks.write_chats(tmp_path / "again.jsonl", 30)
+    assert (tmp_path / "chats.jsonl").read_text() == (tmp_path / "again.jsonl").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
+    assert {row["domain"] for row in rows} == set(GOOD) == set(chats.JUDGES)
+    assert len({row["messages"][0]["content"] for row in rows}) == len(rows) == 30 * len(GOOD)
+    right = {"sums": "7", "words": "cat moon", "question": "cat moon", "short": "6"}
+    for task, text in GOOD.items():
+
+        def judged(said: str, task: str = task) -> list[float]:
+            answers = [[{"role": "assistant", "content": said}]]
+            return chats.does_it([[]], answers, [[]], domain=[task], answer=[right[task]])
+
+        assert judged(text) == judged(f"  {text}\n") == [1.0]
+        for wrong in ("", "Certainly! I would be glad to help you with that, 8", text + " And so on and on and on, 8"):
+            assert judged(wrong) == [0.0]
+
+
+def test_a_run_of_the_real_model_reaches_its_table() -> None:
+    def run(*curve: float) -> dict[str, Any]:
+        seconds = dict.fromkeys(real_model.ROUND, 2.0)
+        return {"rounds": [{"seconds": seconds, "eval/avg@4": each, "eval/accuracy_greedy": 0.5} for each in curve]}
+
+    runs = {"grpo-0": run(0.25, 0.5, 0.75), "grpo-1": run(0.25, 0.75), "dpo-0": run(0.25, 0.25)}
+    said = real_model.table({"runs": runs})
+    assert "| grpo | 2 | avg@4 | 0.250 | 0.625 |  | +0.375 (0.125) |" in said
+    assert "| dpo | 1 | avg@4 | 0.250 | 0.250 |  | +0.000 |" in said
+    assert "overrides 2, generate 2" in said
 
 
 def test_math_pairs_are_right_and_wrong_by_turns_of_a_seeded_coin() -> None:

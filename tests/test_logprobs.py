@@ -1,6 +1,7 @@
 """Log-probs of completions: closed-form head, layouts and packed attention against whole logits row by row."""
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
 
-from gift.logprobs.attention import gather_rows
+from gift.logprobs import attention, tokens
+from gift.logprobs.attention import PACKED_ATTENTION, gather_rows, packed_attention
 from gift.logprobs.head import LogprobHead
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
@@ -364,15 +367,137 @@ def test_a_model_that_cannot_be_packed_is_padded_or_refused() -> None:
             TokenLogprobs(model, TEMPERATURE, "shared")
 
 
-def test_a_model_whose_log_probs_change_under_packing_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that ignores position_ids would put every completion at a wrong place: the trial forward notices."""
-    model = make_model("GPT2")
-    forward = model.transformer.forward
+def cancelling(special: bool) -> Any:
+    """A Llama in which rounding grows: huge values, those of every token or of tokens 1 to 8 only, cancel each other.
 
-    def deaf(*args: Any, position_ids: Tensor | None = None, **others: Any) -> Any:
+    As attention sinks do in trained models, they meet no other weight, so that in exact arithmetic they change nothing.
+    """
+    model = make_model("Llama", vocab_size=200)
+    attention = model.model.layers[0].self_attn
+    value, out = attention.v_proj.weight.data, attention.o_proj.weight.data
+    embedding, size = model.get_input_embeddings().weight.data, attention.head_dim
+    embedding[:, 0] = 0.0 if special else 1.0
+    embedding[1:9, 0] = 1.0
+    value[0::size] = value[1::size] = 0.0
+    value[0::size, 0], value[1::size, 0] = 2.0**14, 3 * 2.0**14
+    out[:, 0::size] = 3 * out[:, 1::size]
+    out[:, 1::size] *= -1
+    return model
+
+
+def rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed attention as on a machine where its sums end in another last place."""
+
+    def moved(*args: Any, **others: Any) -> tuple[Tensor, None]:
+        out, _ = packed_attention(*args, **others)
+        signs = torch.randint(0, 2, out.shape, generator=torch.Generator().manual_seed(1)).to(out) * 2 - 1
+        return out * (1 + torch.finfo(out.dtype).eps * signs), None
+
+    monkeypatch.setattr("gift.logprobs.tokens.packed_attention", moved)
+
+
+def packed_gap(model: Any, prompts: Ragged, completions: Ragged) -> float:
+    """How far shared rows are from single ones."""
+    AttentionInterface.register(PACKED_ATTENTION, tokens.packed_attention)
+    logprobs = TokenLogprobs(model, 1.0)
+    found = []
+    for layout, batches in (("padded", [[0], [1], [2]]), ("shared", [[0, 1, 2]])):
+        logprobs.layout = layout
+        model.set_attn_implementation({"padded": "sdpa", "shared": PACKED_ATTENTION}[layout])
+        found.append(completion_logprobs(logprobs, prompts, completions, batches).values)
+    model.set_attn_implementation("sdpa")
+    return float(np.abs(found[0] - found[1]).max())
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "every token"])
+def test_rounding_that_grows_does_not_keep_a_model_from_being_packed(
+    special: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds_otherwise(monkeypatch)
+    text = tokens.trial_rows(200)
+    unlike = columns([[1, 2, 3, 4], [1, 2, 3, 4], [7, 1, 2]], [[5, 6, 7], [8, 3], [3, 4, 5, 6, 1]])
+    bound = tokens.ROUNDING[torch.float32]
+    assert packed_gap(cancelling(special), *unlike) > 3 * bound
+    assert (packed_gap(cancelling(special), *text) > 3 * bound) is not special
+    for given in (text, unlike):
+        assert packed_gap(cancelling(special).double(), *given) < 1e-5
+    found = TokenLogprobs(cancelling(special), TEMPERATURE, "auto")
+    assert (found.layout, found.note) == ("shared", None)
+
+
+def test_a_trained_model_is_packed() -> None:
+    """Sharp log-probs, from 0 to -20 nats: sequences in which a token is followed by the next one but two."""
+    model = make_model("Llama").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    torch.manual_seed(0)
+    for _ in range(60):
+        ids = (torch.randint(0, 50, (16, 1)) + 3 * torch.arange(12)) % 50
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = TokenLogprobs(model.eval(), 1.0, "auto")
+    assert (found.layout, found.note) == ("shared", None)
+    prompts, completions = columns([[1, 4, 7], [1, 4, 7], [2, 5]], [[10, 13, 16], [10, 14], [8, 11, 30, 33]])
+    logprobs = found(token_batch(prompts, completions, "shared"))
+    assert logprobs.max() > -0.1
+    assert logprobs.min() < -5
+    assert packed_gap(model, prompts, completions) < 1e-4
+
+
+def deaf(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignores position_ids, so that every completion is put at a wrong place."""
+    forward = model.get_decoder().forward
+
+    def called(*args: Any, position_ids: Tensor | None = None, **others: Any) -> Any:
         return forward(*args, **others)
 
-    monkeypatch.setattr(model.transformer, "forward", deaf)
-    assert TokenLogprobs(model, TEMPERATURE, "auto").layout == "padded"
-    with pytest.raises(UserError, match="its log-probs become others by"):
-        TokenLogprobs(model, TEMPERATURE, "packed")
+    monkeypatch.setattr(model.get_decoder(), "forward", called)
+
+
+def shifted(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts from 1 where it is given positions, and from 0 else."""
+    forward = model.get_decoder().forward
+
+    def called(*args: Any, position_ids: Tensor | None = None, **others: Any) -> Any:
+        return forward(*args, position_ids=None if position_ids is None else position_ids + 1, **others)
+
+    monkeypatch.setattr(model.get_decoder(), "forward", called)
+
+
+def blind(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong mask: completions do not see the second token of their prompt."""
+    mask = attention._mask
+
+    def hidden(block: Any, device: torch.device, window: int | None, own: bool) -> Tensor | None:
+        seen = mask(block, device, window, own)
+        if own and seen is not None:
+            seen = seen.clone()
+            seen[..., 1] = False
+        return seen
+
+    monkeypatch.setattr(attention, "_mask", hidden)
+
+
+@pytest.mark.parametrize(
+    ("make", "break_it"),
+    [
+        (partial(make_model, "GPT2"), deaf),
+        (partial(make_model, "GPT2"), shifted),  # learned positions; to RoPE a shift is none
+        (partial(make_model, "Llama"), deaf),
+        (partial(make_model, "Llama"), blind),
+        (partial(cancelling, False), deaf),
+        (partial(cancelling, False), blind),
+    ],
+    ids=["places", "shifted places", "turns", "mask", "turns, and rounding grows", "mask, and rounding grows"],
+)
+def test_a_model_whose_log_probs_change_under_packing_is_not_packed(
+    make: Any, break_it: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    break_it(model, monkeypatch)
+    padded = TokenLogprobs(model, TEMPERATURE, "auto")
+    assert padded.layout == "padded"
+    assert "rows are padded, and prompts not shared: packed, log-probs of a trial are others by" in str(padded.note)
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(UserError, match=r"packing: shared: not with this model: packed, log-probs .* set it to padded"):
+        TokenLogprobs(model, TEMPERATURE, "shared")

@@ -33,12 +33,20 @@ class Sweep(Section):
     seeds: Seeds
 
 
+class More(Section):
+    """Further seeds for some methods: those of which a difference is to be called one."""
+
+    run: list[str] = Field([])
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([])
+
+
 class Plan(Section):
     """A comparison. A method is a file of presets/methods/, the keys of params.yaml in which it differs, or both."""
 
     rounds: Count
     run: Annotated[list[str], Field(min_length=1, description="the methods that run, by name")]
     seeds: Seeds
+    more: More = More()
     sweep: Sweep
     metric: str = Field("eval/reward", description="which number of stage evaluate chooses a rate, and is compared")
     baseline: str = Field(description="the method with which every other one is compared")
@@ -60,9 +68,20 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def sweep_is_apart(self) -> "Plan":
-        if both := sorted({*self.seeds} & {*self.sweep.seeds}):
+        if both := sorted({*self.seeds, *self.more.seeds} & {*self.sweep.seeds}):
             raise ValueError(f"sweep.seeds: {both[0]} is one of seeds, too; what chooses a rate must not report on it")
         return self
+
+    @model_validator(mode="after")
+    def more_is_more(self) -> "Plan":
+        if others := [name for name in self.more.run if name not in self.run]:
+            raise ValueError(f"more.run: {others[0]}: is not among those that run; add it to run")
+        if both := sorted({*self.seeds} & {*self.more.seeds}):
+            raise ValueError(f"more.seeds: {both[0]} is one of seeds already; take it away")
+        return self
+
+    def seeds_of(self, name: str) -> list[int]:
+        return [*self.seeds, *(self.more.seeds if name in self.more.run else ())]
 
 
 def read_plan(path: Path) -> Plan:

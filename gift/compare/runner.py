@@ -19,6 +19,7 @@ def phases(plan: Plan) -> list[list[str]]:
     sweep = [f"sweep@{name}-{lr}-{seed}" for seed in plan.sweep.seeds for name in plan.run for lr in plan.sweep.lrs]
     choose = [f"choose@{name}" for name in plan.run]
     runs = [f"run@{name}-{seed}" for seed in plan.seeds for name in plan.run]
+    runs += [f"run_more@{name}-{seed}" for seed in plan.more.seeds for name in plan.more.run]
     return [["start", "methods"], sweep, choose, runs, ["report"]]
 
 

@@ -1,61 +1,69 @@
 """The table of a comparison: a row a method, as records, as Markdown, and what of it is called a difference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gift.compare.numbers import CONFIDENCE, ENOUGH, Choice, Difference, Run, difference, mean_and_error
 
 Runs = Mapping[str, Sequence[Run]]
-SHOWN = {
-    "kl": "nats a completion, from the base",
-    "spread": "nats",
-    "entropy": "nats a token",
-    "eval/mean_length": "tokens",
-}
-"""Numbers of the last policy beside the one that is compared."""
+SHOWN = {"kl": "nats", "spread": "nats", "entropy": "nats a token", "eval/mean_length": "tokens"}
+"""Numbers of a policy beside the one that is compared, and their units; kl and spread from the base, a completion."""
 
 
 def rows_of(runs: Runs, choices: Mapping[str, Choice], baseline: str, metric: str) -> list[dict[str, Any]]:
     """A record for each method, with means over its seeds; numbers that are not known are None."""
-    return [_row(name, runs, choices[name], baseline, metric) for name in runs]
+    rows = []
+    for name, own in runs.items():
+        choice, rounds = choices[name], own[0].rounds
+        row: dict[str, Any] = {
+            "method": name,
+            "seeds": len(own),
+            "stopped": sum(run.stopped is not None for run in own),
+            "lr": choice.lr,
+            "lr_at_the_edge": choice.at_the_edge,
+            "sensitivity": choice.sensitivity,
+            "first": mean_and_error([run.at(1, metric) for run in own])[0],
+            "gap": mean_and_error([run.at(rounds, "reward") - run.at(rounds, "eval/reward") for run in own])[0],
+            **{key: mean_and_error([run.at(rounds, key) for run in own])[0] for key in SHOWN},
+        }
+        for kind, value in (("last", lambda run: run.at(run.rounds, metric)), ("area", lambda run: run.area(metric))):
+            row |= _compared(kind, own, runs[baseline], value)
+        rows.append(_known(row))
+    return rows
 
 
-def _row(name: str, runs: Runs, choice: Choice, baseline: str, metric: str) -> dict[str, Any]:
-    own, rounds = runs[name], runs[name][0].rounds
-    last, area = (mean_and_error(values) for values in (_last(own, metric), [run.area(metric) for run in own]))
-    row: dict[str, Any] = {
-        "method": name,
-        "seeds": len(own),
-        "stopped": sum(run.stopped is not None for run in own),
-        "lr": choice.lr,
-        "lr_at_the_edge": choice.at_the_edge,
-        "sensitivity": choice.sensitivity,
-        "first": mean_and_error([run.at(1, metric) for run in own])[0],
-        "last": last[0],
-        "last_se": last[1],
-        "area": area[0],
-        "area_se": area[1],
-        "gap": mean_and_error([run.at(rounds, "reward") - run.at(rounds, "eval/reward") for run in own])[0],
-        **{key: mean_and_error(_last(own, key))[0] for key in SHOWN},
-    }
-    for kind in ("last", "area"):
-        gap = gap_of(own, runs[baseline], metric, kind)
-        row |= {f"{kind}_{key}": getattr(gap, key) for key in ("mean", "low", "high", "is_one")}
+def frozen_rows(runs: Runs, baseline: str, metric: str) -> list[dict[str, Any]]:
+    """Of each method the policy after one round: one update on rollouts that are the baseline's, byte for byte.
+
+    Methods that sample another first round (another group size, other prompts) are left out.
+    """
+    theirs = {run.seed: run.rollouts["r1"] for run in runs[baseline]}
+    rows = []
+    for name, every in runs.items():
+        own = [run for run in every if theirs.get(run.seed) == run.rollouts["r1"]]
+        if not own:
+            continue
+        row: dict[str, Any] = {"method": name, "seeds": len(own), "steps": own[0].at(0, "update/num_steps")}
+        row |= _compared("first", own, runs[baseline], lambda run: run.at(1, metric))
+        row |= {key: mean_and_error([run.at(1, key) - run.at(0, key) for run in own])[0] for key in SHOWN}
+        rows.append(_known(row))
+    return rows
+
+
+def _compared(
+    kind: str, ours: Sequence[Run], theirs: Sequence[Run], value: Callable[[Run], float]
+) -> dict[str, float | bool]:
+    """A number of runs: its mean over seeds, the error of that, and the difference to the baseline's runs."""
+    mean, error = mean_and_error([value(run) for run in ours])
+    by_seed = [{run.seed: value(run) for run in runs} for runs in (ours, theirs)]
+    gap: Difference = difference(by_seed[0], by_seed[1])
+    found = {f"{kind}_{key}": getattr(gap, key) for key in ("mean", "low", "high", "is_one")}
+    return {kind: mean, f"{kind}_se": error, **found}
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-
-
-def gap_of(ours: Sequence[Run], theirs: Sequence[Run], metric: str, kind: str) -> Difference:
-    """`last`: of the last policies; `area`: of the means over all rounds."""
-
-    def by_seed(runs: Sequence[Run]) -> dict[int, float]:
-        return {run.seed: run.at(run.rounds, metric) if kind == "last" else run.area(metric) for run in runs}
-
-    return difference(by_seed(ours), by_seed(theirs))
-
-
-def _last(runs: Sequence[Run], metric: str) -> list[float]:
-    return [run.at(run.rounds, metric) for run in runs]
 
 
 def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds: int) -> str:
@@ -105,3 +113,25 @@ def _interval(row: dict[str, Any], kind: str) -> str:
     between = "" if row[f"{kind}_low"] is None else f" [{row[f'{kind}_low']:+.3f}, {row[f'{kind}_high']:+.3f}]"
     text = f"{row[f'{kind}_mean']:+.3f}{between}"
     return f"**{text}**" if row[f"{kind}_is_one"] else text
+
+
+def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:
+    """The records of `frozen_rows`, best first."""
+    head = [
+        "method",
+        "seeds",
+        "steps",
+        metric,
+        "less the baseline's",
+        *(f"{key} ({unit})" for key, unit in SHOWN.items()),
+    ]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in sorted(rows, key=lambda row: -row["first"]):
+        cells = [row["method"], str(row["seeds"]), _number(row["steps"]), _with_error(row, "first")]
+        cells += [_interval(row, "first"), *(_number(row[key]) for key in SHOWN)]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = (
+        "\nThe policy after one round: one update of each method at its own learning rate, on rollouts of the base "
+        "that are the same for all, byte for byte. The last columns are changes from the base.\n"
+    )
+    return "\n".join([*lines, notes])

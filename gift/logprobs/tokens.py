@@ -1,5 +1,8 @@
 """Token log-probs of completions under a causal LM, without ever holding the [tokens, vocabulary] logits."""
 
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,12 @@ from gift.logprobs.settings import Layout, Packing
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged, ranges
 
-# The largest difference in nats between two ways to the same log-prob that rounding explains.
+# The largest difference in nats between two ways to the same log-prob that rounding explains. In some models it
+# grows: those are tried again in float64, where next to nothing is left of it.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-# Rows that a packed forward is tried on: two that share a prompt, and another.
-TRIAL = (([1, 2, 3, 4], [5, 6, 7]), ([1, 2, 3, 4], [8, 3]), ([7, 1, 2], [3, 4, 5, 6, 1]))
+EXACT = 1e-3
+# Rows that a packed forward is tried on: tokens of the prompt and of the completion. The first two share their prompt.
+TRIAL = ((6, 7), (6, 4), (3, 9))
 
 
 class TokenLogprobs(nn.Module):
@@ -59,37 +64,97 @@ class TokenLogprobs(nn.Module):
         AttentionInterface.register(PACKED_ATTENTION, packed_attention)
         config = self.model.config.get_text_config()
         others = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
-        trouble = f"it has layers of the kind {others[0]}" if others else None
+        trouble = f"the model has layers of the kind {others[0]}" if others else None
         if trouble is None and not self.model._can_set_attn_implementation():
-            trouble = "it does not take another attention function"
+            trouble = "the model takes no other attention function"
         if trouble is None:
-            alone = self._trial("padded")
-            before = config._attn_implementation
+            trouble = self._try(layout, config._attn_implementation)
+        if trouble is None:
             self.model.set_attn_implementation(PACKED_ATTENTION)
-            try:
-                gap = float((self._trial(layout) - alone).abs().max())
-                if not gap <= ROUNDING[self.head.weight.dtype]:
-                    trouble = f"its log-probs become others by {gap:.3g} nats"
-            except (TypeError, UserError) as error:  # attention of a kind of its own
-                trouble = str(error)
-            if trouble is not None:
-                self.model.set_attn_implementation(before)
-        if trouble is None:
             self.layout = layout
         elif must:
-            raise UserError(
-                f"launch.yaml: packing: {layout}: not with a {type(self.model).__name__}: {trouble}; set it to padded"
-            )
+            raise UserError(f"launch.yaml: packing: {layout}: not with this model: {trouble}; set it to padded")
         else:
-            self.note = f"rows are padded, and prompts not shared: a {type(self.model).__name__} cannot: {trouble}"
+            self.note = f"rows are padded, and prompts not shared: {trouble}"
+
+    def _try(self, layout: Layout, attention: str) -> str | None:
+        """What speaks against a packed forward, if anything; the model keeps the `attention` it has."""
+        try:
+            gap = self._gap(layout, attention)
+            if gap <= ROUNDING[self.head.weight.dtype]:
+                return None
+            with in_float64(self.model.get_decoder()):
+                exact = self._gap(layout, attention)
+        except (TypeError, RuntimeError, UserError) as error:  # attention of a kind of its own, or no float64
+            return str(error).partition("\n")[0]
+        if exact <= EXACT:
+            return None
+        return f"packed, log-probs of a trial are others by {gap:.2g} nats ({exact:.2g} in float64)"
+
+    def _gap(self, layout: Layout, attention: str) -> float:
+        """The largest difference between the log-probs of a trial's rows together, packed, and of each by itself."""
+        alone = self._trial("padded", [[row] for row in range(len(TRIAL))])
+        self.model.set_attn_implementation(PACKED_ATTENTION)
+        try:
+            return float((self._trial(layout, [list(range(len(TRIAL)))]) - alone).abs().max())
+        finally:
+            self.model.set_attn_implementation(attention)
 
     @torch.no_grad()
-    def _trial(self, layout: Layout) -> Tensor:
-        size = len(self.head.weight)
-        prompts, completions = (Ragged.of([np.array(row[part]) % size for row in TRIAL], np.int32) for part in (0, 1))
-        together = [range(len(TRIAL))] if layout != "padded" else [[row] for row in range(len(TRIAL))]
-        batches = (token_batch(prompts.take(rows), completions.take(rows), layout) for rows in together)
-        return torch.cat([self(batch.to(self.head.weight.device)) for batch in batches])
+    def _trial(self, layout: Layout, batches: list[list[int]]) -> Tensor:
+        """The head, which no layout concerns, is given the rows of all batches at once."""
+        weight = self.head.weight
+        prompts, completions = trial_rows(len(weight))
+        states, targets = [], []
+        for rows in batches:
+            batch = token_batch(prompts.take(rows), completions.take(rows), layout).to(weight.device)
+            states.append(gather_rows(self.states(batch), batch.positions).to(weight.dtype))
+            targets.append(batch.targets)
+        logprobs: Tensor = self.head(torch.cat(states), torch.cat(targets))
+        return logprobs
+
+
+def trial_rows(vocabulary: int) -> tuple[Ragged, Ragged]:
+    """Prompts and completions of a trial, of tokens that are spread over the vocabulary's middle.
+
+    Special tokens stand at its ends. In a row, as no text has them, they make trained models round as no text does.
+    """
+    edge = vocabulary // 8
+    spread = np.arange(sum(map(sum, TRIAL))) * (math.sqrt(5) - 1) / 2 % 1 * (vocabulary - 2 * edge)
+    parts = np.split(edge + spread.astype(np.int32), np.cumsum(TRIAL)[:-1])
+    prompts, completions = parts[0::2], parts[1::2]
+    return Ragged.of([prompts[0], prompts[0], *prompts[2:]], np.int32), Ragged.of(completions, np.int32)
+
+
+@contextmanager
+def in_float64(decoder: nn.Module) -> Iterator[None]:
+    """Let a decoder compute in float64, with the weights of one module at a time in it: all of them may not fit.
+
+    An embedding is looked up in its own type. Norms of transformers' models still round to float32 inside.
+    """
+    kept: dict[nn.Parameter, Tensor] = {}
+
+    def wide(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def widen(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        if not isinstance(module, nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                kept[parameter] = parameter.data
+                parameter.data = parameter.data.double()
+        return tuple(map(wide, inputs)), {name: wide(value) for name, value in named.items()}
+
+    def restore(module: nn.Module, _: Any, output: Any) -> Any:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = kept.pop(parameter, parameter.data)
+        return wide(output)
+
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                stack.callback(module.register_forward_pre_hook(widen, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(restore, always_call=True).remove)
+        yield
 
 
 def completion_logprobs(model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: list[list[int]]) -> Ragged:

@@ -195,9 +195,9 @@ def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
     outside = targets.completions[groups.mask & beyond]
     if len(outside):
         raise UserError(
-            f"update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: {shape.name} made "
-            f"{len(outside)} others of these rewards, the first {outside[0].item():g}; change the weights of "
-            "score.rewards, or map them (update.shape: {raw: {map: sigmoid}})"
+            f"params.yaml: update.match: {match.name} takes targets between {least:g} and {most:g}, but shape: "
+            f"{shape.name} made {len(outside)} others of these rewards, the first {outside[0].item():g}; change the "
+            "weights of score.rewards, or map them (update.shape: {raw: {map: sigmoid}})"
         )
 
 

@@ -26,7 +26,7 @@ class LearnedLogprobs(TokenLogprobs):
     def forward(self, batch: TokenBatch, prompts: tuple[Tensor, ...] = ()) -> Any:
         """Log-probs [N], and float32 [P]; prompts: of each, int64 places of its tokens in the flattened batch.
 
-        Without prompts (a trial of layouts) the log-probs alone.
+        Without prompts the log-probs alone.
         """
         states = self.states(batch)
         logprobs = self.logprobs(states, batch)

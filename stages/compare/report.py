@@ -7,7 +7,7 @@ import click
 from gift.compare.figures import CURVES, figure
 from gift.compare.numbers import read_choice, read_run
 from gift.compare.plan import read_plan
-from gift.compare.tables import markdown, rows_of
+from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import refuse_existing, write_json, write_text
@@ -21,17 +21,22 @@ def main(plan: Path, data: Path, out: Path) -> None:
     console.quiet()
     refuse_existing(out)
     wanted = read_plan(plan)
-    runs = {name: [read_run(data / "runs" / name / f"{seed}.json") for seed in wanted.seeds] for name in wanted.run}
+    runs = {
+        name: [read_run(data / "runs" / name / f"{seed}.json") for seed in wanted.seeds_of(name)] for name in wanted.run
+    }
     choices = {name: read_choice(data / "chosen" / f"{name}.json") for name in wanted.run}
     for name in runs:
         if missing := {wanted.metric} - runs[name][0].rows[0].keys():
             raise UserError(f"{plan}: metric: {min(missing)}: no such number in the runs of {name}")
     rows = rows_of(runs, choices, wanted.baseline, wanted.metric)
-    write_json(out / "table.json", {"metric": wanted.metric, "baseline": wanted.baseline, "rows": rows})
+    frozen = frozen_rows(runs, wanted.baseline, wanted.metric)
+    facts = {"metric": wanted.metric, "baseline": wanted.baseline, "rounds": wanted.rounds}
+    write_json(out / "table.json", {**facts, "rows": rows, "frozen": frozen})
     write_text(out / "table.md", markdown(rows, wanted.baseline, wanted.metric, wanted.rounds))
+    write_text(out / "frozen.md", frozen_markdown(frozen, wanted.metric))
     for name in CURVES:
         write_text(out / f"{name}.svg", figure(runs, wanted.baseline, name))
-    console.say("compare_report", methods=len(rows), seeds=len(wanted.seeds))
+    console.say("compare_report", methods=len(rows), runs=sum(map(len, runs.values())))
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ def main(params: Path, out: Path) -> None:
 
 
 def link(root: Path, folder: Path) -> None:
-    """The user's own code and files, where the stages look for them."""
-    for name in ("rewards", "sources", "launch.yaml"):
-        if (root / name).exists() and not (folder / name).exists():
-            (folder / name).symlink_to(root / name)
+    """The comparison's own rewards, local files and launch settings, where the stages look for them."""
+    places = {"rewards": "compare/rewards", "sources": "sources", "launch.yaml": "launch.yaml"}
+    for name, place in places.items():
+        if (root / place).exists() and not (folder / name).exists():
+            (folder / name).symlink_to(root / place)
 
 
 if __name__ == "__main__":

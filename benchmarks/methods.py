@@ -1,0 +1,65 @@
+"""What an optimizer step of each method costs against GRPO's: seconds and memory, with whole groups and cut ones."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import ours
+from benchmarks.cases import Run, measured, model_of
+from benchmarks.measure import fresh, pooled, say
+from benchmarks.results import finish, markdown
+from benchmarks.shapes import make_rollouts, shape_of
+from gift.compare.presets import read_preset
+
+PRESETS = Path(__file__).parents[1] / "presets" / "methods"
+BASELINE = "grpo"
+# One for each loss, and those whose shape or selection may cost: what reads further columns is not among them.
+NAMES = (
+    *(BASELINE, "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "vespo", "dppo-tv", "rloo-paper", "reinforce_pp"),
+    *("gift", "gift-paper", "gvpo", "una-mse", "flowrl", "pair_regression", "f_grpo"),
+    *("dpo", "dpo-all-pairs", "rpo", "amir", "gdpo"),
+)
+
+
+@measured(quick={"repeats": 1, "steps": 1}, repeats=2, steps=4)
+@click.option("--method", "names", multiple=True, help="A file of presets/methods; without it one for each loss.")
+def main(run: Run, names: tuple[str, ...]) -> None:
+    """An optimizer step of the hundred model, in micro-batches of whole groups, and where a group is cut in four."""
+    shape = shape_of("hundred", run.quick)
+    rollouts = make_rollouts(shape)
+    rows = [len(prompt) + len(text) for prompt, text in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)]
+    budgets = {"whole": sum(rows), "cut": max(max(rows), sum(rows) // (4 * shape.groups))}
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with model_of(shape) as (folder, _):
+        for _ in range(run.repeats):
+            for name in dict.fromkeys((BASELINE, *(names or NAMES))):
+                method = read_preset(PRESETS / f"{name}.yaml")
+                for how, budget in budgets.items():
+                    timed = (run.dtype, budget, 1, run.steps)
+                    done = fresh(ours.update_steps, folder, rollouts, *timed, "auto", method)
+                    runs.setdefault((name, how), []).append(done)
+                    say(f"{name}, {how}: {min(done['seconds']):.3g} s, {done['peak_mib'] - done['rest_mib']:,.0f} MiB")
+    content: dict[str, dict[str, Any]] = {}
+    for (name, how), each in runs.items():
+        content.setdefault(name, {})[how] = {**pooled(each), "runs": each}
+    finish("methods", {**run.settings, **budgets}, {"methods": content}, table, run.out)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row a method: seconds of a step and MiB at its peak above rest, and both against GRPO's."""
+    found = result["methods"]
+    rows = []
+    for name, each in found.items():
+        row = [name]
+        for how in ("whole", "cut"):
+            seconds, base = each[how]["seconds"], found[BASELINE][how]["seconds"]
+            above, theirs = (one[how]["peak_mib"] - one[how]["rest_mib"] for one in (each, found[BASELINE]))
+            row += [f"{seconds:.3g}", f"{seconds / base:.2f}", f"{above:,.0f}", f"{above / theirs:.2f}"]
+        rows.append(row)
+    head = [f"{text}{how}" for how in ("", ", cut") for text in ("s a step", "x GRPO", "MiB above rest", "x GRPO's")]
+    return markdown(["method", *head], rows)
+
+
+if __name__ == "__main__":
+    main()
