@@ -129,7 +129,7 @@ def _reference_seconds(
 
 
 def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") -> Any:
-    """The model of the log-prob pass, as gift/training/reference.py loads it."""
+    """The model of the log-prob pass, as gift/training/reference/table.py loads it."""
     from gift.logprobs.tokens import TokenLogprobs
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
@@ -138,7 +138,7 @@ def load_logprobs(folder: Path, dtype: str, device: Any, packing: Any = "auto") 
 
 
 def reference_pass(model: Any, rollouts: Rollouts, tokens_per_batch: int) -> object:
-    """The log-probs of every completion, as gift/training/reference.py computes them for one part of a table."""
+    """The log-probs of every completion, as gift/training/reference/table.py computes them for one part of a table."""
     from gift.logprobs.batches import row_batches
     from gift.logprobs.tokens import completion_logprobs
 

@@ -8,13 +8,14 @@ from gift.policy.folder import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.options import of_round, paths
-from gift.project.params import read_launch, read_section
+from gift.project.params import read_launch, read_section, settings_of
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parts import check_same_rows, read_table
-from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.reference import read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.training.reference import audit, write_reference
-from gift.training.reference_settings import Precision, Reference, ReferenceLaunch
+from gift.training.reference.settings import Precision, Reference, ReferenceLaunch
+from gift.training.reference.table import audit, write_reference
+from gift.training.reference.weights import weight_metrics
 
 
 @click.command()
@@ -41,13 +42,16 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: 
         "reference": reference_digest,
         "settings": {"policy": settings.policy, "dtype": dtype},
     }
+    weights = settings.token_weights
+    if weights:  # a table without them has the bytes that it had before there were any
+        metadata["settings"] |= {"token_weights": settings_of(weights)}
     label = f"reference@{name}"
     work = Work(label, {**metadata, "rollouts": tree_digest(rollouts)})
     folder = work.folder / "reference"
-    write_reference(folder, rollouts, files, reference, dtype, launch, metadata, label)
-    table, _ = read_table(folder, REFERENCE, check_reference)
+    write_reference(folder, rollouts, files, reference, dtype, launch, weights, metadata, label)
+    table, _ = read_reference(folder)
     check_same_rows(table, sampled, folder)
-    numbers = audit(sampled, table, settings.max_mean_gap)
+    numbers = audit(sampled, table, settings.max_mean_gap) | (weight_metrics(table) if weights else {})
     write_json(work.folder / "reference.json", numbers)
     work.publish({folder: out, work.folder / "reference.json": metrics})
     gap = numbers["sampling/sampling_logp_difference/mean"]

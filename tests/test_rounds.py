@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gift.project.errors import UserError
 from gift.project.params import read_section, write_overrides
 from gift.project.rounds import Round, branches, lay_over, read_rounds, round_problems
-from gift.training.reference_settings import Reference
+from gift.training.reference.settings import Reference
 
 
 def rounds_of(**parents: str) -> dict[str, Round]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gift.methods.groups import Need
+from gift.methods.making import number_answers
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -21,7 +22,7 @@ from gift.tables.prompts import prompts_table, write_prompts
 from gift.tables.reference import REFERENCE, check_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, scores_schema
-from gift.training.inputs import Rows, number_answers, read_round, rewards_of
+from gift.training.inputs import Rows, read_round, rewards_of
 from tests.groups import make_groups
 
 NAMES = ("rollouts", "scores", "reference")

@@ -16,7 +16,7 @@ from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.project.work import tree_digest, write_json
 from gift.tables.parts import read_table
-from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.reference import read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
 
 Stages = Mapping[str, click.Command]
@@ -131,7 +131,7 @@ def moved(folder: Path) -> dict[str, float]:
     kl: mean of the log-ratio of completions, nats, an estimate of KL(policy | reference) without bias. spread: mean
     over groups of its standard deviation (n - 1). entropy: minus the mean log-prob of the tokens, nats.
     """
-    table, _ = read_table(folder / "reference", REFERENCE, check_reference)
+    table, _ = read_reference(folder / "reference")
     rollouts, _ = read_table(folder / "rollouts", ROLLOUTS, check_rollouts, ["finish_reason"])
     table = without_given(table.append_column("finish_reason", rollouts["finish_reason"]))
     old, ref = (Ragged.from_arrow(table[name]) for name in ("old_logprobs", "ref_logprobs"))

@@ -11,7 +11,7 @@ from gift.project.sections import Count, Positive, Section, check, did_you_mean
 from gift.project.yaml import read_yaml
 from gift.sampling.settings import Evaluate, Generate
 from gift.scoring.settings import Score
-from gift.training.reference_settings import Reference
+from gift.training.reference.settings import Reference
 from gift.training.settings import Update
 
 SECTIONS: dict[str, Any] = {

@@ -20,9 +20,10 @@ from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
 from gift.sampling.settings import Evaluate, Generate, GenerateLaunch, Sampling
 from gift.scoring.settings import Score, ScoreLaunch, unknown_judge
+from gift.tables.reference import SET_WEIGHTS
 from gift.training.deepspeed_config import engine_settings
 from gift.training.launcher import processes_problem
-from gift.training.reference_settings import Reference, ReferenceLaunch
+from gift.training.reference.settings import Reference, ReferenceLaunch
 from gift.training.settings import Update, UpdateLaunch
 
 say = Theme("settings")
@@ -49,6 +50,12 @@ class Params(Section):
         for key, name in self.update.rewards_read.items():
             if name not in self.score.rewards:
                 raise ValueError(f"{key}: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})")
+        return self
+
+    @model_validator(mode="after")
+    def tokens_have_weights(self) -> "Params":
+        if self.reference.token_weights is None and (method := self.update.who_needs("token_weights")):
+            raise ValueError(f"update: {method}: needs what each token weighs; {SET_WEIGHTS}")
         return self
 
     @property

@@ -45,10 +45,11 @@ class TokenLogprobs(nn.Module):
         """Log-probs in nats, float32 [N], under softmax(logits / temperature)."""
         return self.logprobs(self.states(batch), batch)
 
-    def states(self, batch: TokenBatch) -> Tensor:
-        """The last hidden states [B * T, H]."""
+    def states(self, batch: TokenBatch, embedded: Tensor | None = None) -> Tensor:
+        """The last hidden states [B * T, H]; embedded: [B, T, H], what stands in for the embeddings of the tokens."""
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
-        out = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed)
+        tokens = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
+        out = self.model.get_decoder()(**tokens, use_cache=False, **packed)
         states: Tensor = out.last_hidden_state.flatten(0, 1)
         return states
 

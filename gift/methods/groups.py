@@ -17,7 +17,9 @@ S = TypeVar("S", bound=Section)
 Anchor = Literal["old", "reference"]  # the policy that the round started from, or the reference
 Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
 Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
-Need = Literal["rollout_logprobs", "answers", "domains"]  # what of `Groups` is read only where a method needs it
+Need = Literal[
+    "rollout_logprobs", "answers", "domains", "token_weights"
+]  # what of `Groups` is read only where a method needs it
 
 
 @dataclass(frozen=True)

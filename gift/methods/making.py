@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gift.methods.groups import Groups, Step
@@ -31,3 +32,15 @@ def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, *
     order = lengths.new_ones(mask.numel()).cumsum(0) - 1
     step = Step(len(mask), int(mask.sum()), int((lengths * mask).sum()), max_tokens)
     return Groups(mask=mask, rewards=rewards, lengths=lengths, **(unknown | {"order": order, "step": step} | fields))
+
+
+def number_answers(answers: Sequence[Hashable | None], size: int) -> Tensor:
+    """int64 [P, G]: equal answers of a group share a number, counted from 0; -1 is none."""
+    import torch
+
+    numbers = []
+    for first in range(0, len(answers), size):
+        known: dict[Hashable, int] = {}
+        for each in answers[first : first + size]:
+            numbers.append(-1 if each is None else known.setdefault(each, len(known)))
+    return torch.tensor(numbers).view(-1, size)

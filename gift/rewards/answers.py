@@ -1,7 +1,7 @@
 """Rewards that compare a completion, or a part of it, with gold answers: texts, patterns, one letter, or a number."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 from unicodedata import category, normalize
@@ -252,11 +252,31 @@ def _marked(text: str) -> Decimal | None:
     return found[0] if len(found) == 1 else None
 
 
+def last_number_place(text: str) -> tuple[int, int] | None:
+    """Where the last number of a text is, signs included: its first character, and that behind its last."""
+    plain = plain_digits(text)
+    found = [match.span() for match in _matches(plain)]
+    if not found or plain == text:
+        return found[-1] if found else None
+    places: list[int] = []  # of the characters of `plain`, in `text`
+    for place, letter in enumerate(text):
+        piece = plain_digits(letter)
+        if not plain.startswith(piece, len(places)):  # a wide comma between thousands, which has no space behind it
+            piece = piece.rstrip()
+        places += [place] * len(piece)
+    begin, end = found[-1]
+    return places[begin], places[end - 1] + 1
+
+
 def _numbers(text: str) -> list[Decimal]:
     """All numbers of a text: thousands separators, currency signs, a final period and units are left out."""
     found = []
-    for match in _NUMBER.finditer(text.replace("\u2212", "-")):
+    for match in _matches(text):
         value = Decimal(match["digits"].replace(",", ""))
         # copy_negate, for a minus would round to 28 digits
         found.append(value.copy_negate() if match["sign"] or match["inner"] else value)
     return found
+
+
+def _matches(text: str) -> Iterator[re.Match[str]]:
+    return _NUMBER.finditer(text.replace("\u2212", "-"))

@@ -1,7 +1,7 @@
 """What an update starts from: its files, as rank 0 finds them, its rows, and in which steps they train."""
 
 import warnings
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gift.methods.choosing import Chosen, choose
 from gift.methods.groups import Groups, Need
-from gift.methods.making import groups_of
+from gift.methods.making import groups_of, number_answers
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
 from gift.policy.refusals import dropout_refusal
@@ -27,7 +27,7 @@ from gift.project.work import file_digest, refuse_existing, tree_digest
 from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.prompts import read_domains
-from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.reference import WEIGHTS, read_reference
 from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
 from gift.training.settings import Update, UpdateLaunch
@@ -74,7 +74,7 @@ def read_round(
     columns += [name for name, need in (("rollout_logprobs",) * 2, ("completion", "answers")) if need in needs]
     table, source = read_table(rollouts, ROLLOUTS, check_rollouts, columns)
     scored, scores_source = read_scores(scores)
-    referenced, reference_source = read_table(reference, REFERENCE, check_reference)
+    referenced, reference_source = read_reference(reference, weighted=WEIGHTS in needs)
     for path, metadata in ((rollouts, source), (scores, scores_source), (reference, reference_source)):
         if metadata["policy"] != lineage.digest:
             raise UserError(
@@ -94,6 +94,7 @@ def read_round(
         truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
         ref_logprobs=_tensor(referenced["ref_logprobs"]),
         old_logprobs=_tensor(referenced["old_logprobs"]),
+        token_weights=_tensor(referenced[WEIGHTS]) if WEIGHTS in needs else None,
         **_needed(table, size, needs, prompts, find_answer),
     )
     rows = Rows(Ragged.from_arrow(table["prompt_ids"]), completion_ids, groups)
@@ -126,16 +127,6 @@ def _sampler_logprobs(table: pa.Table) -> Tensor:
     found = torch.full(drawn.shape, float("nan"))
     found[drawn] = _tensor(table["rollout_logprobs"])
     return found
-
-
-def number_answers(answers: Sequence[Hashable | None], size: int) -> Tensor:
-    """int64 [P, G]: equal answers of a group share a number, counted from 0; -1 is none."""
-    numbers = []
-    for first in range(0, len(answers), size):
-        known: dict[Hashable, int] = {}
-        for each in answers[first : first + size]:
-            numbers.append(-1 if each is None else known.setdefault(each, len(known)))
-    return torch.tensor(numbers).view(-1, size)
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:

@@ -1,11 +1,9 @@
 """How a round trains: the section `update` of params.yaml, and that of launch.yaml."""
 
-import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from gift.logprobs.settings import Packing
 from gift.methods.groups import Need
@@ -13,56 +11,12 @@ from gift.methods.names import MADE, MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
 from gift.project.sections import Choice, Count, Dtype, Positive, Section, Share, choice
-from gift.rewards.answers import last_number_of
-from gift.rewards.math_answer import boxed_answer
+from gift.training.final_answer import ANSWER
 
 SUPPLIES: dict[Need, tuple[str, str]] = {
     "answers": ("final_answer", "the final answers; set final_answer, such as final_answer: {boxed: {}}"),
 }
 """The key without which a need is not met, and what to say then."""
-
-
-class Plain(Section):
-    """No choices."""
-
-
-class Pattern(Section):
-    """A regular expression in Python's syntax: the text of its one group, or all that it finds, where it is last."""
-
-    regex: str
-
-    @field_validator("regex")
-    @classmethod
-    def is_a_pattern(cls, regex: str) -> str:
-        try:
-            groups = re.compile(regex).groups
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
-        if groups > 1:
-            raise ValueError(f"has {groups} groups; one alone is the answer: write the others as (?:...)")
-        return regex
-
-
-def last_match(text: str, settings: Pattern) -> str | None:
-    """What the last match says, without white space at its ends."""
-    form = re.compile(settings.regex)
-    found = [match[form.groups] for match in form.finditer(text)]
-    return (found[-1] or "").strip() or None if found else None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Where a completion has its final answer; None: it has none."""
-
-    settings: type[Section]
-    find: Callable[[str, Any], Hashable | None]
-
-
-ANSWER = {
-    "boxed": Answer(Plain, lambda text, _: boxed_answer(text)),
-    "last_number": Answer(Plain, lambda text, _: last_number_of(text)),
-    "pattern": Answer(Pattern, last_match),
-}
 
 
 def needs_of(method: Choice) -> tuple[Need, ...]:
@@ -114,6 +68,10 @@ class Update(Section):
         """What of the groups is read for these methods alone."""
         needs = {need for _, method in self._methods for need in needs_of(method)}
         return needs | {"rollout_logprobs"} if self.correction else needs
+
+    def who_needs(self, need: Need) -> str | None:
+        """The first method that reads something of the groups, behind its axis."""
+        return next((f"{axis}: {method.name}" for axis, method in self._methods if need in needs_of(method)), None)
 
     @property
     def find_answer(self) -> Callable[[str], Hashable | None] | None:

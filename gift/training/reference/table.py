@@ -1,4 +1,4 @@
-"""Log-probs of the rollouts under the reference and the starting policy, and the audit of sampler against trainer."""
+"""The parts of the reference table, from two policies, and the audit of sampler against trainer."""
 
 from contextlib import nullcontext
 from itertools import groupby
@@ -14,16 +14,18 @@ import torch
 from gift.logprobs.batches import row_batches
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import adapter_off
-from gift.policy.folder import PolicyFiles
+from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.policy.open import open_policy
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
+from gift.project.sections import Choice
 from gift.tables.parquet import part_name, part_paths, read_footer
 from gift.tables.parts import read_part, write_part
-from gift.tables.reference import REFERENCE, check_reference
+from gift.tables.reference import REFERENCE, WEIGHTED, check_reference
 from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
-from gift.training.reference_settings import ReferenceLaunch
+from gift.training.reference.settings import ReferenceLaunch
+from gift.training.reference.weights import token_weights
 
 
 def write_reference(
@@ -33,10 +35,11 @@ def write_reference(
     reference: PolicyFiles,
     dtype: str,
     launch: ReferenceLaunch,
+    weights: Choice | None,
     metadata: dict[str, Any],
     label: str,
 ) -> None:
-    """One part of log-probs for each part of rollouts; finished parts are kept.
+    """One part of log-probs for each part of rollouts, with `weights` of its tokens' weights too; finished ones stay.
 
     Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns. Where
     the policy is an adapter on the reference, one model gives both: with the adapter on, and off.
@@ -54,6 +57,7 @@ def write_reference(
     own = opened(policy)
     if own.note:
         click.echo(f"{label}: {own.note}", err=True)
+    tokenizer = load_tokenizer(policy.model) if weights else None
     is_base = policy.adapter is not None and reference == PolicyFiles(policy.model)
     other = own if is_base or reference == policy else opened(reference)
     with Progress(label, len(parts), "parts", len(parts) - len(missing)) as progress:
@@ -64,8 +68,11 @@ def write_reference(
             if reference != policy:
                 with adapter_off(other) if is_base else nullcontext():
                     ref = part.logprobs(other)
-            made = pa.table([table["prompt_id"], table["sample"], ref, old], names=REFERENCE.names)
-            write_part(folder, index, made, REFERENCE, check_reference, metadata)
+            columns = [table["prompt_id"], table["sample"], ref, old]
+            if weights:
+                columns.append(token_weights(own, table, part.groups, tokenizer, weights.settings, launch))
+            schema = WEIGHTED if weights else REFERENCE
+            write_part(folder, index, pa.table(columns, names=schema.names), schema, check_reference, metadata)
             progress.advance(1, len(old.values) * (1 if ref is old else 2))
 
 
