@@ -11,7 +11,7 @@ from gift.methods.names import MATCH, SELECT, SHAPE
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 AXES = {"Losses: update.match": MATCH, "Targets: update.shape": SHAPE, "Selection: update.select": SELECT}
-OTHERS = {"Not offered"}
+OTHERS = {"Given answers", "Not offered"}
 
 
 def section(heading: str) -> str:
