@@ -24,7 +24,7 @@ from gift.tables.reference import SET_WEIGHTS
 from gift.training.deepspeed_config import engine_settings
 from gift.training.launcher import processes_problem
 from gift.training.reference.settings import Reference, ReferenceLaunch
-from gift.training.settings import Update, UpdateLaunch
+from gift.training.settings import TOO_FEW_REWARDS, Update, UpdateLaunch
 
 say = Theme("settings")
 Read = TypeVar("Read")
@@ -50,6 +50,12 @@ class Params(Section):
         for key, name in self.update.rewards_read.items():
             if name not in self.score.rewards:
                 raise ValueError(f"{key}: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})")
+        return self
+
+    @model_validator(mode="after")
+    def there_are_rewards_to_choose_from(self) -> "Params":
+        if len(self.score.rewards) < self.update.match.record.least_rewards:
+            raise ValueError(TOO_FEW_REWARDS.format(self.update.match.name, len(self.score.rewards)))
         return self
 
     @model_validator(mode="after")

@@ -30,8 +30,11 @@ from gift.tables.prompts import read_domains
 from gift.tables.reference import WEIGHTS, read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
-from gift.training.settings import Update, UpdateLaunch
+from gift.training.settings import TOO_FEW_REWARDS, Update, UpdateLaunch
 from gift.training.steps import check_schedule, steps_of_groups
+
+NEEDED: dict[str, Need] = {"rollout_logprobs": "rollout_logprobs", "completion": "answers", "seed": "draws"}
+"""Columns of the rollouts that are read for a need alone."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_round(
     needs: what is read for them alone; `domains` are in the prompts, `answers` are what `find_answer` finds.
     """
     columns = ["prompt_ids", "completion_ids", "finish_reason"]
-    columns += [name for name, need in (("rollout_logprobs",) * 2, ("completion", "answers")) if need in needs]
+    columns += [name for name, need in NEEDED.items() if need in needs]
     table, source = read_table(rollouts, ROLLOUTS, check_rollouts, columns)
     scored, scores_source = read_scores(scores)
     referenced, reference_source = read_reference(reference, weighted=WEIGHTS in needs)
@@ -111,6 +114,9 @@ def _needed(
         found["rollout_logprobs"] = _tensor(table["rollout_logprobs"])
     if "answers" in needs and find is not None:
         found["answers"] = number_answers([find(text) for text in table["completion"].to_pylist()], size)
+    if "draws" in needs:  # 24 bits, so that float32 holds each of them, and none becomes 1
+        draws = [(seed_of("draw", seed) >> 39) / 2**24 for seed in table["seed"].to_pylist()]
+        found["draws"] = torch.tensor(draws).view(-1, size)
     if "domains" in needs:
         found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
     return found
@@ -186,8 +192,10 @@ def choose(groups: Groups, update: Update) -> Chosen:
 
 
 def _check_bounds(groups: Groups, targets: Targets, update: Update) -> None:
-    """Refuse targets that the loss has no value for."""
+    """Refuse rewards, and targets, that the loss has no value for."""
     match, shape = update.match, update.shape
+    if len(groups.names) < match.record.least_rewards:
+        raise UserError(f"params.yaml: {TOO_FEW_REWARDS.format(match.name, len(groups.names))}")
     if match.record.bounds is None:
         return
     least, most = match.record.bounds

@@ -17,6 +17,7 @@ SUPPLIES: dict[Need, tuple[str, str]] = {
     "answers": ("final_answer", "the final answers; set final_answer, such as final_answer: {boxed: {}}"),
 }
 """The key without which a need is not met, and what to say then."""
+TOO_FEW_REWARDS = "update.match: {} chooses among reward functions, and score.rewards has {}; add one, or another match"
 
 
 def needs_of(method: Choice) -> tuple[Need, ...]:
@@ -103,6 +104,10 @@ class Update(Section):
                 f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
                 f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
             )
+        if match.makes_targets and self.shape.name != "zscore":
+            raise ValueError(
+                f"shape: {self.shape.name}: match: {self.match.name} makes its targets itself; remove shape"
+            )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
@@ -116,10 +121,10 @@ class Update(Section):
             raise ValueError(
                 f"correction: match: {self.match.name} weighs by the sampler's log-probs itself; remove one"
             )
-        if self.kl_in_reward and not shape.of_total:
+        if self.kl_in_reward and (match.makes_targets or not shape.of_total):
+            reader = f"match: {self.match.name}" if match.makes_targets else f"shape: {self.shape.name}"
             raise ValueError(
-                f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the rewards as they were given; "
-                "use update.kl"
+                f"kl_in_reward: {self.kl_in_reward:g}: {reader} reads the rewards as they were given; use update.kl"
             )
         if self.groups_per_step < shape.least_groups:
             raise ValueError(
