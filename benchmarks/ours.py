@@ -92,7 +92,7 @@ def start_trainer(
     stage = 1 if dtype == "bfloat16" else 0
     fields = {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}
     settings = check(Update, fields | (method or {}), "benchmark")
-    logprobs = policy_module(model, 1.0, packing, settings.match, 0)
+    logprobs = policy_module(model, 1.0, packing, settings.match, 0, ("reward",))
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
     chosen = choose(groups, settings)
     return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close

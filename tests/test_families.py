@@ -13,7 +13,7 @@ from gift.methods.groups import Groups, Outputs, Targets
 from gift.methods.names import MATCH, SHAPE
 from gift.methods.shape.zscore import standardise
 from gift.methods.statistics import centre, spread
-from tests.groups import make_groups
+from tests.groups import make_groups, two_components
 from tests.losses import gradients, run
 
 P, G = 3, 4
@@ -264,7 +264,7 @@ def of_equal_rewards(name: str, fields: dict[str, Any], shape: str, learned: Ten
 
 def test_every_loss_says_what_equal_rewards_do() -> None:
     named = {name.split(",")[0] for name in (*PULLS, *SILENT)}
-    assert named | {"una", "flowrl"} == MATCH.keys()
+    assert named | {"una", "flowrl", "maestro"} == MATCH.keys()
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -288,6 +288,16 @@ def test_una_and_flowrl_learn_from_equal_rewards() -> None:
     close(flowrl, 2 * (0.25 + RATIOS) / (P * G))
     assert MATCH["una"].learns_from_zero
     assert MATCH["flowrl"].learns_from_zero
+
+
+def test_maestro_learns_from_equal_rewards_by_what_it_draws() -> None:
+    """Where all have the same two rewards, 1 and 0, A is which of them was drawn; with the same twice it is 0."""
+    draws = torch.tensor([[0.1, 0.9, 0.6, 0.2]], dtype=torch.float64).expand(P, G)
+    learned = torch.zeros(P, G, 2, dtype=torch.float64)
+    for second, target in ((0.0, standardise((draws < 0.5).double(), N)), (1.0, torch.zeros(P, G))):
+        groups = two_components(torch.ones(P, G), torch.full((P, G), second), (1.0, 1.0), draws=draws)
+        gradient = value_and_gradient("maestro", {}, groups, Targets(target), torch.zeros(P, G), learned)[1]
+        close(gradient.view(P, G), -target.double() / (P * G))
 
 
 def test_pairs_of_a_step_count_alike_whatever_their_group() -> None:

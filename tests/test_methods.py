@@ -12,6 +12,7 @@ from torch import Tensor
 from gift.methods.choosing import choose
 from gift.methods.groups import Groups, Outputs, Step, Targets
 from gift.methods.match.policy_gradient.clipped import Clipped, clipped
+from gift.methods.match.policy_gradient.maestro import drawn, weights
 from gift.methods.match.preference.amir import Amir, follow
 from gift.methods.match.preference.f_grpo import Divergence
 from gift.methods.match.regression.flowrl import Flowrl, flowrl
@@ -59,6 +60,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dppo", {"divergence": "kl", "low": 0.005, "high": 0.005}),
     ("grao", {}),
     ("grao", {"beta": 0.2, "alignment": 0.0}),
+    ("maestro", {"tau": 0.5}),
+    ("maestro", {"entropy": 0.0, "spread": 0.5, "clip_low": 0.1}),
     ("flowrl", {}),
     ("flowrl", {"weighting": "released_unclipped", "beta": 2.0}),
     ("flowrl", {"weighting": "verl_min10"}),
@@ -129,6 +132,7 @@ def some_groups(order: list[int] | None = None, absent: bool = True) -> Groups:
         names=("right", "style"),
         answers=torch.tensor([[0, 1, 0, 2, -1], [0, 0, 0, 0, 0], [-1, -1, 1, 2, 2]])[:, order],
         domains=("math", None, "code"),
+        draws=draw(9, P, G)[:, order],
     )
     return replace(groups, step=replace(groups.step, num_pairs=7))
 
@@ -138,7 +142,10 @@ def some_outputs(groups: Groups, name: str) -> Outputs:
     noise = draw(5, P, G, 4)
     places = torch.cat([torch.arange(int(count)) for count in groups.lengths.flatten()])
     logprobs = groups.old_logprobs + 0.6 * noise.view(P * G, 4)[groups.completion, places] - 0.3
-    return Outputs(logprobs, draw(6, P) if MATCH[name].head else None)
+    head = MATCH[name].head
+    if head is None:
+        return Outputs(logprobs)
+    return Outputs(logprobs, draw(6, P) if head.where == "prompt_mean" else draw(6, P, G, 2))
 
 
 def targets_for(groups: Groups, name: str) -> Targets:
@@ -171,13 +178,14 @@ def test_gradient_is_that_of_finite_differences(
     step = 1e-6
     with torch.no_grad():
         for leaf, gradient in zip(leaves, exact, strict=True):
-            for index in range(len(leaf)):
-                leaf[index] += step
+            flat = leaf.view(-1)
+            for index in range(len(flat)):
+                flat[index] += step
                 above = value()
-                leaf[index] -= 2 * step
+                flat[index] -= 2 * step
                 below = value()
-                leaf[index] += step
-                assert (above - below) / (2 * step) == pytest.approx(float(gradient[index]), abs=1e-7)
+                flat[index] += step
+                assert (above - below) / (2 * step) == pytest.approx(float(gradient.view(-1)[index]), abs=1e-7)
 
 
 def cut(name: str, fields: dict[str, Any]) -> list[list[int]]:
@@ -262,7 +270,10 @@ def test_order_of_siblings_does_not_matter(name: str, fields: dict[str, Any]) ->
     by_place = [outputs.logprobs[groups.completion == row] for row in range(P * G)]
     moved = torch.cat([by_place[group * G + place] for group in range(P) for place in ORDER])
     one = run(name, fields, groups, targets_for(groups, name), outputs)
-    two = run(name, fields, other, targets_for(other, name), Outputs(moved, outputs.learned))
+    learned = outputs.learned
+    if learned is not None and learned.dim() > 1:
+        learned = learned[:, ORDER]
+    two = run(name, fields, other, targets_for(other, name), Outputs(moved, learned))
     torch.testing.assert_close(one.value, two.value)
 
 
@@ -312,6 +323,52 @@ def test_every_select_has_a_case() -> None:
     assert SELECT.keys() - {name for name, _ in SELECTS} == {"at_stake"}
 
 
+def conducted(rewards: list[list[float]], draws: list[float], **fields: Any) -> tuple[Groups, Outputs, float]:
+    """One group with two reward functions, on the policy that sampled; the conductor chooses either."""
+    first, second = (torch.tensor([each]) for each in rewards)
+    groups = two_components(first, second, (1.0, 2.0), draws=torch.tensor([draws]), names=("right", "style"))
+    outputs = Outputs(groups.old_logprobs.clone().requires_grad_(), torch.zeros(1, len(draws), 2, dtype=torch.float64))
+    assert outputs.learned is not None
+    outputs.learned.requires_grad_()
+    return groups, outputs, run("maestro", fields, groups, targets_for(groups, "maestro"), outputs).value.item()
+
+
+def test_maestro_by_hand() -> None:
+    """Draws below 1/2 choose the first: R = .95 x 1 + .05 x 2 x .5, .05 x 0 + .95 x 2 x 1, .95 x 0 + .05 x 2 x 0."""
+    groups, outputs, value = conducted([[1, 0, 0], [0.5, 1, 0]], [0.2, 0.7, 0.4])
+    target = standardise(torch.tensor([[1.0, 1.9, 0.0]], dtype=torch.float64), groups.mask)
+    # The policy's part is -mean A = 0, and the conductor's -mean(A log 1/2) = 0, less entropy x log 2.
+    assert value == pytest.approx(-0.01 * math.log(2), abs=1e-9)
+    by_logprob, by_logit = gradients(
+        run("maestro", {"entropy": 0.0, "tau": 2.0}, groups, Targets(target), outputs).value, leaves_of(outputs)
+    )
+    assert by_logprob.tolist() == pytest.approx((-target[0] / 3).tolist())
+    chosen = torch.tensor([[0.5, -0.5], [-0.5, 0.5], [0.5, -0.5]], dtype=torch.float64)
+    torch.testing.assert_close(by_logit[0], -target[0].unsqueeze(-1) * chosen / 3 / 2)
+
+
+def test_what_maestro_draws() -> None:
+    shares = torch.tensor([[0.25, 0.0, 0.5, 0.25]] * 7)
+    draws = torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75, 0.99, 1 - 2**-24])
+    assert drawn(shares, draws).tolist() == [0, 0, 2, 2, 3, 3, 3]
+    assert drawn(torch.tensor([[0.0, 0.9999, 0.0]]), torch.tensor([0.99995])).tolist() == [1]  # rounding
+    known = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+    assert weights(torch.tensor([2]), known, 0.3).tolist()[0] == pytest.approx([0.1, 0.0, 0.8, 0.1])
+
+
+def test_maestro_chooses_no_reward_function_that_gave_nothing() -> None:
+    groups = some_groups()
+    known = groups.known.clone()
+    known[..., 1] = False
+    outputs = some_outputs(groups, "maestro")
+    alone = replace(groups, known=known)
+    loss = run("maestro", {}, alone, targets_for(groups, "maestro"), outputs)
+    first = standardise(groups.components[..., 0], groups.mask)
+    expected = run("clipped", {}, groups, Targets(first), outputs)
+    torch.testing.assert_close(loss.value, expected.value)
+    assert loss.metrics["choice_entropy"].nanmean() == 0
+
+
 # What settings may say.
 
 
@@ -325,6 +382,15 @@ def test_every_select_has_a_case() -> None:
         ({"match": {}}, "update.match: must name exactly one of gift, .*, not nothing"),
         ({"match": "gift"}, "update.match: 'gift': must be a map"),
         ({"match": {"gift": None}}, "update.match.gift: None: must be a map"),
+        (
+            {"match": {"maestro": {}}, "shape": {"gdpo": {}}, "zero_targets": "keep"},
+            "update: shape: gdpo: match: maestro makes its targets itself; remove shape",
+        ),
+        (
+            {"match": {"maestro": {}}, "kl_in_reward": 0.1, "zero_targets": "keep"},
+            "update: kl_in_reward: 0.1: match: maestro reads the rewards as they were given; use update.kl",
+        ),
+        ({"match": {"maestro": {}}}, "update: zero_targets: drop: match: maestro learns from targets of 0, too; set"),
         (
             {"match": {"dpo": {}}},
             "update: shape: zscore: makes a target for each completion, but match: dpo takes pairs; set shape",
@@ -672,7 +738,7 @@ def test_flowrl_by_hand(weighting: str, expected: float) -> None:
 def test_the_head_of_flowrl_gives_one_number_a_prompt() -> None:
     head = MATCH["flowrl"].head
     assert head is not None
-    module = head.build(8, Flowrl())
+    module = head.build(8, Flowrl(), ())
     assert sum(isinstance(part, torch.nn.Linear) for part in module) == 3
     assert module(torch.ones(5, 8)).shape == (5,)
 

@@ -230,6 +230,8 @@ def test_a_method_can_be_laid_over_any_params(path: Path) -> None:
         whole = read_yaml(PRESETS / f"{name}.yaml")
         if beside:
             whole["reference"] |= {"token_weights": YAML(typ="safe").load(beside[1])}
+        if "needs two rewards" in first:
+            whole["score"]["rewards"]["second"] = {"function": "rewards/example.py:brevity"}
         update = check(Params, {**whole, "update": lay_over(whole["update"], content["update"])}, path.name).update
         given = content["update"]
         assert [{update.shape.name}, {update.match.name}] == [set(given["shape"]), set(given["match"])]

@@ -96,6 +96,8 @@ def round_rows(given: bool = False) -> Rows:
         old_logprobs=torch.from_numpy(logprobs(2).values),
         rollout_logprobs=torch.from_numpy(logprobs(3).values).masked_fill(~drawn, math.nan),
         token_weights=torch.from_numpy(-logprobs(4).values),
+        draws=torch.tensor([rng.random() for _ in range(20)]).view(5, 4),
+        names=("right", "long"),
     )
     return Rows(*columns, groups)
 
@@ -136,6 +138,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dpo, given": ({"dpo": {"sft": 0.5}}, {"shape": {"given_pairs": {}}}),
     "flowrl, coupled": ({"flowrl_coupled": {"beta": 2.0}}, {"zero_targets": "keep"}),
+    "maestro": ({"maestro": {"entropy": 0.3, "clip_low": 0.05}}, {"zero_targets": "keep"}),
     "oar": ({"clipped": {}}, {"shape": {"token_weighted": {}}}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
 }
@@ -153,7 +156,7 @@ def settings(name: str = "gift") -> Update:
 
 
 def module(update: Update, layout: str = "padded") -> TokenLogprobs:
-    return policy_module(model(), TEMPERATURE, layout, update.match, seed=0)
+    return policy_module(model(), TEMPERATURE, layout, update.match, 0, round_rows().groups.names)
 
 
 def plain_autograd(
@@ -168,20 +171,26 @@ def plain_autograd(
     seen, norms = [], []
     for groups in STEPS:
         own = [row for group in groups for row in range(4 * group, 4 * group + 4) if chosen.groups.mask.view(-1)[row]]
-        parts, prompts = [], {}
+        parts, prompts, lasts = [], {}, []
         for row in own:
             ids = torch.tensor([[*rows.prompt_ids[row], *rows.completion_ids[row]]])
             start = len(rows.prompt_ids[row])
             logits = policy(ids).logits[0, start - 1 : -1] / TEMPERATURE
             parts.append(logits.log_softmax(-1).gather(-1, ids[0, start:, None]).squeeze(-1))
-            prompts[row // 4] = policy.get_decoder()(ids).last_hidden_state[0, :start].mean(0)
-        learned = whole.learned(torch.stack(list(prompts.values()))) if match.head else None
+            states = policy.get_decoder()(ids).last_hidden_state[0]
+            prompts[row // 4] = states[:start].mean(0)
+            lasts.append(states[-2].detach())  # the policy learns nothing by what chooses among rewards
         drawn = [row for row in own if chosen.groups.sampled.flatten()[row]]
         step = replace(chosen.groups.step, num_groups=len(groups), num_completions=len(drawn))
         if chosen.targets.pairs is not None:
             step = replace(step, num_pairs=sum(int(worse) // 4 in groups for _, worse in chosen.targets.pairs))
         num_tokens = int(rows.completion_ids.lengths[drawn].sum())
         part = chosen.groups.part(own, replace(step, num_tokens=num_tokens))
+        learned = None
+        if match.head:
+            by_row = match.head.where == "last_token"
+            learned = whole.learned(torch.stack(lasts if by_row else list(prompts.values())))
+            learned = part.to_places(learned) if by_row else learned
         targets = chosen.targets.part(chosen.groups, own)
         if update.shape.record.across:
             targets = update.shape.record.across(part, targets, update.shape.settings)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from gift.doctor.findings import Finding, Theme
 from gift.embedded.task import Arithmetic
+from gift.methods.choosing import TOO_FEW_REWARDS
 from gift.policy.settings import Base
 from gift.project.errors import UserError
 from gift.project.params import LAUNCH, PARAMS
@@ -50,6 +51,12 @@ class Params(Section):
         for key, name in self.update.rewards_read.items():
             if name not in self.score.rewards:
                 raise ValueError(f"{key}: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})")
+        return self
+
+    @model_validator(mode="after")
+    def there_are_rewards_to_choose_from(self) -> "Params":
+        if len(self.score.rewards) < self.update.match.record.least_rewards:
+            raise ValueError(TOO_FEW_REWARDS.format(self.update.match.name, len(self.score.rewards)))
         return self
 
     @model_validator(mode="after")

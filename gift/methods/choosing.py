@@ -7,6 +7,8 @@ from gift.methods.groups import Groups, Targets
 from gift.methods.statistics import EPS
 from gift.project.errors import UserError
 
+TOO_FEW_REWARDS = "update.match: {} chooses among reward functions, and score.rewards has {}; add one, or another match"
+
 
 class Methods(Protocol):
     """What of the section `update` says which completions train."""
@@ -80,8 +82,10 @@ def choose(groups: Groups, update: Methods) -> Chosen:
 
 
 def _check_bounds(groups: Groups, targets: Targets, update: Methods) -> None:
-    """Refuse targets that the loss has no value for."""
+    """Refuse rewards, and targets, that the loss has no value for."""
     match, shape = update.match, update.shape
+    if len(groups.names) < match.record.least_rewards:
+        raise UserError(f"params.yaml: {TOO_FEW_REWARDS.format(match.name, len(groups.names))}")
     if match.record.bounds is None:
         return
     least, most = match.record.bounds

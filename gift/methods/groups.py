@@ -18,7 +18,7 @@ Anchor = Literal["old", "reference"]  # the policy that the round started from, 
 Aggregate = Literal["grpo", "dr_grpo", "dapo", "luspo"]  # how a loss of tokens is summed: `Groups.aggregate`
 Kind = Literal["completions", "tokens", "pairs"]  # what a shape makes, and a loss takes
 Need = Literal[
-    "rollout_logprobs", "answers", "domains", "token_weights"
+    "rollout_logprobs", "answers", "domains", "token_weights", "draws"
 ]  # what of `Groups` is read only where a method needs it
 
 
@@ -45,6 +45,7 @@ class Groups:
     where its gate is shut; known: bool [P, G, K], where it gave a value; weights: float [K]; names: K words.
     lengths: int64 [P, G], tokens; truncated: bool [P, G]; answers: int64 [P, G], equal final answers of a group share
     a number, -1 is unknown. domains: P words; solved: float [P], share right in earlier rounds, nan if new.
+    draws: float [P, G], from [0, 1), what a loss draws for a completion; nan if not read.
     order: int64 [R], the places (0 .. P*G-1) of completions in the order in which their tokens lie; tokens of others
     are not here. ref_logprobs, old_logprobs, rollout_logprobs: float [N], nats, of each token under the reference, the
     policy that the round started from, and the sampler (None: not read). token_weights: float [N], None: all are 1.
@@ -62,6 +63,7 @@ class Groups:
     answers: Tensor
     domains: tuple[str | None, ...]
     solved: Tensor
+    draws: Tensor
     order: Tensor
     ref_logprobs: Tensor
     old_logprobs: Tensor
@@ -86,6 +88,11 @@ class Groups:
     def to_tokens(self, values: Tensor) -> Tensor:
         """The value of a token's completion: [P, G] to [N]."""
         return values.flatten()[self.completion]
+
+    def to_places(self, values: Tensor) -> Tensor:
+        """Values of the completions of `order`, in its order, in their places: [R, K] to [P, G, K], 0 elsewhere."""
+        flat = values.new_zeros(self.mask.numel(), *values.shape[1:])
+        return flat.index_copy(0, self.order, values).view(*self.mask.shape, *values.shape[1:])
 
     def aggregate(self, values: Tensor, how: Aggregate) -> Tensor:
         """This part's share of a loss of tokens [N], of those that train.
@@ -116,7 +123,7 @@ class Groups:
         """
         group, local, token = _places(self, rows)
         mask = self.mask.new_zeros(len(group) * self.mask.shape[1]).index_fill(0, local, True)
-        of_group = ("sampled", "rewards", "components", "known", "lengths", "truncated", "answers", "solved")
+        of_group = ("sampled", "rewards", "components", "known", "lengths", "truncated", "answers", "solved", "draws")
         of_token = ("ref_logprobs", "old_logprobs", "rollout_logprobs", "token_weights")
         taken = {name: getattr(self, name)[group] for name in of_group}
         taken |= {name: None if (all_ := getattr(self, name)) is None else all_[token] for name in of_token}
@@ -189,11 +196,14 @@ class Loss:
 class Head(Generic[S]):
     """A module of a method's own on the last hidden states: where it looks, and how it is built.
 
-    build: hidden size and settings to a module from [M, hidden size] to [M] or [M, K].
+    where: the mean over the tokens of a prompt, or the state that has seen a completion up to its last token, which it
+    predicts. build: hidden size, settings and names of the reward functions to a module from [M, hidden size] to [M],
+    or [M, K]. detached: what the head learns does not reach the policy.
     """
 
     where: Literal["prompt_mean", "last_token"]
-    build: Callable[[int, S], nn.Module]
+    build: Callable[[int, S, tuple[str, ...]], nn.Module]
+    detached: bool = False
 
 
 def _old(_: Any) -> Anchor:
@@ -213,7 +223,8 @@ class Match(Generic[S]):
     this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads.
     bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
     learns_from_zero: a target of 0 is one like any other. given: it has a term for given answers, and does not take
-    them for its own samples. needs: see `Need`.
+    them for its own samples. makes_targets: it makes them itself of the components, and reads none. least_rewards: how
+    many reward functions it wants. needs: see `Need`.
     """
 
     settings: type[S]
@@ -228,6 +239,8 @@ class Match(Generic[S]):
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
     given: bool = False
+    makes_targets: bool = False
+    least_rewards: int = 1
     needs: tuple[Need, ...] | Callable[[S], tuple[Need, ...]] = ()
 
     def is_coupled(self, settings: S) -> bool:

@@ -26,6 +26,7 @@ def groups_of(rewards: Tensor, mask: Tensor, lengths: Tensor, max_tokens: int, *
         "answers": lengths.new_full(mask.shape, -1),
         "domains": (None,) * len(mask),
         "solved": rewards.new_full((len(mask),), float("nan")),
+        "draws": rewards.new_full(mask.shape, float("nan")),
         "rollout_logprobs": None,
         "token_weights": None,
     }

@@ -33,6 +33,9 @@ from gift.tables.scores import read_scores
 from gift.training.settings import Update, UpdateLaunch
 from gift.training.steps import check_schedule, steps_of_groups
 
+NEEDED: dict[str, Need] = {"rollout_logprobs": "rollout_logprobs", "completion": "answers", "seed": "draws"}
+"""Columns of the rollouts that are read for a need alone."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -71,7 +74,7 @@ def read_round(
     needs: what is read for them alone; `domains` are in the prompts, `answers` are what `find_answer` finds.
     """
     columns = ["prompt_ids", "completion_ids", "finish_reason"]
-    columns += [name for name, need in (("rollout_logprobs",) * 2, ("completion", "answers")) if need in needs]
+    columns += [name for name, need in NEEDED.items() if need in needs]
     table, source = read_table(rollouts, ROLLOUTS, check_rollouts, columns)
     scored, scores_source = read_scores(scores)
     referenced, reference_source = read_reference(reference, weighted=WEIGHTS in needs)
@@ -112,6 +115,9 @@ def _needed(
         found["rollout_logprobs"] = _sampler_logprobs(table)
     if "answers" in needs and find is not None:
         found["answers"] = number_answers([find(text) for text in table["completion"].to_pylist()], size)
+    if "draws" in needs:  # 24 bits, so that float32 holds each of them, and none becomes 1
+        draws = [(seed_of("draw", seed) >> 39) / 2**24 for seed in table["seed"].to_pylist()]
+        found["draws"] = torch.tensor(draws).view(-1, size)
     if "domains" in needs:
         found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
     return found

@@ -17,35 +17,38 @@ PREFIX = "learned."  # of the head's parameters, which are no part of the policy
 
 
 class LearnedLogprobs(TokenLogprobs):
-    """`TokenLogprobs` whose module `learned` makes one number a prompt of the mean of its last hidden states."""
+    """`TokenLogprobs` whose module `learned` makes numbers of the mean of some last hidden states."""
 
-    def __init__(self, model: Any, temperature: float, packing: Packing, learned: nn.Module) -> None:
+    def __init__(self, model: Any, temperature: float, packing: Packing, learned: nn.Module, detached: bool) -> None:
         super().__init__(model, temperature, packing)
-        self.learned = learned
+        self.learned, self.detached = learned, detached
 
-    def forward(self, batch: TokenBatch, prompts: tuple[Tensor, ...] = ()) -> Any:
-        """Log-probs [N], and float32 [P]; prompts: of each, int64 places of its tokens in the flattened batch.
+    def forward(self, batch: TokenBatch, places: tuple[Tensor, ...] = ()) -> Any:
+        """Log-probs [N], and float32 [M] or [M, K] of M means; places: int64, of the states of each in the batch.
 
-        Without prompts the log-probs alone.
+        Without places the log-probs alone.
         """
         states = self.states(batch)
         logprobs = self.logprobs(states, batch)
-        if not prompts:
+        if not places:
             return logprobs
-        gathered = gather_rows(states, torch.cat(prompts)).split([len(tokens) for tokens in prompts])
+        seen = states.detach() if self.detached else states
+        gathered = gather_rows(seen, torch.cat(places)).split([len(tokens) for tokens in places])
         means = torch.stack([tokens.float().mean(0) for tokens in gathered])
         return logprobs, self.learned(means.to(next(self.learned.parameters()).dtype)).float()
 
 
-def policy_module(model: Any, temperature: float, packing: Packing, match: Choice, seed: int) -> TokenLogprobs:
-    """The module that trains: the policy's log-probs and, where the method has one, its head."""
+def policy_module(
+    model: Any, temperature: float, packing: Packing, match: Choice, seed: int, names: tuple[str, ...]
+) -> TokenLogprobs:
+    """The module that trains: the policy's log-probs and, where the method has one, its head; names: of the rewards."""
     head = match.record.head
     if head is None:
         return TokenLogprobs(model, temperature, packing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("head", seed))
-        learned = head.build(model.config.get_text_config().hidden_size, match.settings)
-    return LearnedLogprobs(model, temperature, packing, learned)
+        learned = head.build(model.config.get_text_config().hidden_size, match.settings, names)
+    return LearnedLogprobs(model, temperature, packing, learned, head.detached)
 
 
 def refuse_other_head(path: Any, stored: set[str], module: set[str]) -> None:
@@ -54,6 +57,6 @@ def refuse_other_head(path: Any, stored: set[str], module: set[str]) -> None:
     if mine != theirs:
         (which, name) = ("has", min(theirs - mine)) if theirs - mine else ("lacks", min(mine - theirs))
         raise UserError(
-            f"{path}: it {which} {name}, a parameter of the head that another update.match trains; name the match that "
-            "the round before had, or set update.optimizer_state to reset"
+            f"{path}: it {which} {name}, a parameter of the head that another update.match, or other rewards, trained; "
+            "name those that the round before had, or set update.optimizer_state to reset"
         )

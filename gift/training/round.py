@@ -57,7 +57,7 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
     """All that the ranks do together; the result is rank 0's."""
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
     policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
-    model = policy_module(policy, temperature, launch.packing, update.match, settings.seed)
+    model = policy_module(policy, temperature, launch.packing, update.match, settings.seed, plan.rows.groups.names)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{work.label}: {note}", err=True)

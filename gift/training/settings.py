@@ -111,6 +111,10 @@ class Update(Section):
                 f"shape: {self.shape.name}: makes targets of given answers, which match: {self.match.name} would train "
                 f"on as if they had been sampled; set match to one of {', '.join(fitting)}"
             )
+        if match.makes_targets and self.shape.name != "zscore":
+            raise ValueError(
+                f"shape: {self.shape.name}: match: {self.match.name} makes its targets itself; remove shape"
+            )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
@@ -124,10 +128,10 @@ class Update(Section):
             raise ValueError(
                 f"correction: match: {self.match.name} weighs by the sampler's log-probs itself; remove one"
             )
-        if self.kl_in_reward and not shape.of_total:
+        if self.kl_in_reward and (match.makes_targets or not shape.of_total):
+            reader = f"match: {self.match.name}" if match.makes_targets else f"shape: {self.shape.name}"
             raise ValueError(
-                f"kl_in_reward: {self.kl_in_reward:g}: shape: {self.shape.name} reads the rewards as they were given; "
-                "use update.kl"
+                f"kl_in_reward: {self.kl_in_reward:g}: {reader} reads the rewards as they were given; use update.kl"
             )
         if self.groups_per_step < shape.least_groups:
             raise ValueError(

@@ -71,10 +71,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """dLoss/doutput of the first pass: [T_i] by row and, of what a head has learned, a number by prompt (group)."""
+    """dLoss/doutput of the first pass: [T_i] by row; of what a head has learned by what it looks at: group, or row."""
 
     rows: dict[int, Tensor]
-    prompts: dict[int, Tensor]
+    learned: dict[int, Tensor]
 
 
 class Trainer:
@@ -95,6 +95,7 @@ class Trainer:
         self.match: Match[Any] = update.match.record
         self.objective = update.objective
         self.settings: Any = update.match.settings
+        self._by_row = self.match.head is not None and self.match.head.where == "last_token"
         self._size = chosen.groups.mask.shape[1]
         self._trains = chosen.groups.mask.flatten().tolist()
 
@@ -137,13 +138,16 @@ class Trainer:
         """What the forward gives of some rows; without rows, of the shortest one (to be weighted with 0)."""
         rows = rows or [self.rows.shortest]
         batch = token_batch(self.rows.prompt_ids.take(rows), self.rows.completion_ids.take(rows), self.layout)
-        prompts = self._prompts(rows, batch) if self.match.head else ()
-        made = self.engine.forward(batch.to(self.engine.device), *prompts)
-        return Outputs(*made) if prompts else Outputs(made)
+        places = self._places(rows, batch) if self.match.head else ()
+        made = self.engine.forward(batch.to(self.engine.device), *places)
+        return Outputs(*made) if places else Outputs(made)
 
-    def _prompts(self, rows: list[int], batch: TokenBatch) -> tuple[tuple[Tensor, ...]]:
-        """The places in the batch of one prompt of each group, in order: its tokens lie together in every layout."""
+    def _places(self, rows: list[int], batch: TokenBatch) -> tuple[tuple[Tensor, ...]]:
+        """Where in the batch the method's head looks: of each row where its last token is predicted, or
+        of one prompt of each group, in order; its tokens lie together in every layout."""
         lengths, counts = self.rows.lengths[rows].T
+        if self._by_row:
+            return (batch.positions[counts.cumsum() - 1].to(self.engine.device).split(1),)
         last = batch.positions.numpy()[counts.cumsum() - counts]  # of a prompt; it predicts the first of a completion
         first = {row // self._size: index for index, row in reversed(list(enumerate(rows)))}
         places = [
@@ -182,22 +186,22 @@ class Trainer:
     ) -> Coefficients:
         """Of the rows in `parts`, which make whole groups: the coefficients of all outputs."""
         by_row: dict[int, Tensor] = {}
-        by_prompt: dict[int, Tensor] = {}
+        by_place: dict[int, Tensor] = {}
         with torch.no_grad():
             for part in [*parts, *[[]] * (count - len(parts))]:
                 outputs = self.outputs(part)
                 by_row |= zip(part, self._split(outputs.logprobs, part), strict=True) if part else ()
                 if outputs.learned is not None and part:
-                    by_prompt |= zip(self._groups_of(part), outputs.learned, strict=True)
+                    by_place |= zip(self._looked_at(part), outputs.learned, strict=True)
         if not parts:
             return Coefficients({}, {})
-        own, prompts = sorted(by_row), sorted(by_prompt)
+        own, places = sorted(by_row), sorted(by_place)
         leaves = [torch.cat([by_row[row] for row in own]).requires_grad_()]
-        leaves += [torch.stack([by_prompt[group] for group in prompts]).requires_grad_()] if prompts else []
+        leaves += [torch.stack([by_place[place] for place in places]).requires_grad_()] if places else []
         loss = self._loss(own, Outputs(*leaves), targets, step, tally)
         gradients = torch.autograd.grad(loss.value, leaves)
         of_rows = dict(zip(own, self._split(gradients[0], own), strict=True))
-        return Coefficients(of_rows, dict(zip(prompts, gradients[1], strict=True)) if prompts else {})
+        return Coefficients(of_rows, dict(zip(places, gradients[1], strict=True)) if places else {})
 
     def _weighted(self, part: list[int], coefficients: Coefficients) -> Tensor:
         """sum(c * output) of a part; a prompt whose group stands in several parts counts in the first of them."""
@@ -206,13 +210,15 @@ class Trainer:
         if outputs.learned is None:
             return value
         nothing = torch.zeros_like(outputs.learned[0])
-        weights = [coefficients.prompts.pop(group, nothing) for group in self._groups_of(part)]
+        weights = [coefficients.learned.pop(place, nothing) for place in self._looked_at(part)]
         return value + (torch.stack(weights) * outputs.learned).sum()
 
     def _loss(self, rows: list[int], outputs: Outputs, targets: Targets, step: Step, tally: Tally) -> Loss:
         """The loss of some rows, and its numbers to the tally."""
         device = outputs.logprobs.device
         part: Groups = self.chosen.groups.part(rows, step).to(device)
+        if self._by_row and outputs.learned is not None:
+            outputs = Outputs(outputs.logprobs, part.to_places(outputs.learned))
         loss = self.objective.loss(part, targets.part(self.chosen.groups, rows).to(device), outputs, self.settings)
         tally.add(rows, part, outputs.logprobs.detach(), part.anchor(self.match.anchor(self.settings)), loss)
         return loss
@@ -220,8 +226,9 @@ class Trainer:
     def _split(self, values: Tensor, rows: list[int]) -> Sequence[Tensor]:
         return values.split(self.rows.completion_ids.lengths[rows].tolist())
 
-    def _groups_of(self, rows: list[int]) -> list[int]:
-        return sorted({row // self._size for row in rows})
+    def _looked_at(self, rows: list[int]) -> list[int]:
+        """What the method's head looks at in some rows: each of them, or their groups."""
+        return rows if self._by_row else sorted({row // self._size for row in rows})
 
 
 def _nothing(outputs: Outputs) -> Tensor:

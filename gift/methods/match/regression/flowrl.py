@@ -41,7 +41,7 @@ def _weight(log_ratio: Tensor, settings: Flowrl) -> Tensor:
     return log_ratio.exp().clamp_max(10.0 if settings.weighting == "verl_min10" else float("inf"))
 
 
-def head(hidden_size: int, settings: Flowrl) -> nn.Module:
+def head(hidden_size: int, settings: Flowrl, names: tuple[str, ...]) -> nn.Module:
     """The authors' projection from [M, hidden size] to [M], without its dropout: every look must see the same log Z."""
     from torch import nn
 
