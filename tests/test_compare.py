@@ -380,6 +380,7 @@ def test_a_run_is_the_pipelines_rounds(started: Path, tmp_path: Path) -> None:
     assert moved(folder / "data/rounds/r2")["kl"] == made.rows[1]["kl"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(started: Path, tmp_path: Path) -> None:
     """Killed while its first round was published, then run again: the same bytes, and nothing is sampled again."""
     words = ["stages.compare.run", "--name", "y", *RUN, "--split", "test", "--rounds", "2", "--out", "y.json"]
@@ -406,6 +407,7 @@ def test_a_killed_run_goes_on(started: Path, tmp_path: Path) -> None:
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_drifts_away_is_a_result(started: Path) -> None:
     words = [word.replace("m/mine.json", "far.json") for word in RUN]
     (started / "far.json").write_text(json.dumps({"update": {"max_drift": 1e-9}}))

@@ -93,7 +93,13 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
     "a release that keeps its numbers": (release, CODE, set()),
     "a check of the doctor": (write("gift/doctor/machine.py", "MORE = 1\n"), CODE | DOCTOR, set()),
     "the loss": (write("gift/methods/match/regression/gift.py", "MORE = 1\n"), CODE | UPDATED, set()),
-    "a reward": (write("gift/rewards/answers.py", "MORE = 1\n"), CODE | DOCTOR | REWARDED, set()),
+    "a reward": (write("gift/rewards/form.py", "MORE = 1\n"), CODE | DOCTOR | REWARDED, set()),
+    # Weights of tokens (reference.token_weights) look for the answer by the code of the rewards.
+    "where an answer is": (
+        write("gift/rewards/answers.py", "MORE = 1\n"),
+        CODE | DOCTOR | REWARDED | {"reference@r1"},
+        set(),
+    ),
     "a reward of the user": (write("rewards/example.py"), DOCTOR | REWARDED, set()),
     "a reward's weight": (setting(score={"rewards": WEIGHTED}), DOCTOR | REWARDED, set()),
     "the learning rate": (setting(update={"lr": RATE / 2}), DOCTOR | UPDATED, set()),
