@@ -4,18 +4,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import pyarrow.parquet as pq
 
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.project.work import tree_digest, write_json
 from gift.tables.parts import read_table
+from gift.tables.prompts import read_prompts, write_prompts
 from gift.tables.reference import read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
 
@@ -34,7 +34,8 @@ def run_chain(
     What stands in `folder` already is not made again. A round whose update publishes nothing is the last.
     """
     write_json(folder / "params.yaml", content)
-    with _inside(folder):
+    log = (folder / "log.txt").open("a", encoding="utf-8")
+    with log, redirect_stdout(log), redirect_stderr(log), inside(folder):  # what the stages say is in the log
         digests: dict[str, str] = {}
         rows: list[dict[str, float]] = []
         stopped = None
@@ -55,17 +56,15 @@ def run_chain(
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """In `folder` as the working directory, outside DVC, and with all that stages say in its file log.txt."""
-    before, under_dvc = Path.cwd(), os.environ.pop("DVC_STAGE", None)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        os.chdir(folder)
-        try:
+def inside(folder: Path) -> Iterator[None]:
+    """In `folder` as the working directory, as the stages of a project there, and as if outside DVC."""
+    under_dvc = os.environ.pop("DVC_STAGE", None)
+    try:
+        with chdir(folder):
             yield
-        finally:
-            os.chdir(before)
-            if under_dvc is not None:
-                os.environ["DVC_STAGE"] = under_dvc
+    finally:
+        if under_dvc is not None:
+            os.environ["DVC_STAGE"] = under_dvc
 
 
 def _call(stages: Stages, stage: str, name: str, *outputs: str, **paths: str | Path) -> None:
@@ -162,7 +161,6 @@ def _read(path: str) -> dict[str, Any]:
 
 def held_out(table: Path, folder: Path) -> None:
     """Cut a table of held-out prompts in two: dev.parquet, which chooses learning rates, and test.parquet."""
-    whole = pq.read_table(table)
-    folder.mkdir(parents=True, exist_ok=True)
+    whole, metadata = read_prompts(table)
     for first, name in enumerate(("dev", "test")):
-        pq.write_table(whole.take(list(range(first, whole.num_rows, 2))), folder / f"{name}.parquet")
+        write_prompts(folder / f"{name}.parquet", whole.take(list(range(first, whole.num_rows, 2))), metadata)

@@ -21,18 +21,12 @@ def curve(runs: Sequence[Run], metric: str) -> list[dict[str, float]]:
     """Points over the completions that were sampled so far: the mean over seeds, and one standard error around it."""
     points = []
     for number in range(runs[0].rounds + 1):
-        values = [_value(run, number, metric) for run in runs]
+        values = [run.gap(number) if metric == "gap" else run.at(number, metric) for run in runs]
         spent = sum(runs[0].at(before, "completions") for before in range(number))
         mean, error = mean_and_error(values)
         error = 0.0 if len(values) < 2 else error
         points.append({"rollouts": spent, "mean": mean, "low": mean - error, "high": mean + error})
     return points
-
-
-def _value(run: Run, number: int, metric: str) -> float:
-    if metric == "gap":
-        return run.at(number, "reward") - run.at(number, "eval/reward")
-    return run.at(number, metric)
 
 
 def figure(runs: Mapping[str, Sequence[Run]], baseline: str, name: str) -> str:

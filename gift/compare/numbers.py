@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gift.evaluation import estimates
 from gift.project.errors import UserError
 
 ENOUGH = 10
@@ -38,6 +39,10 @@ class Run:
         row = self.rows[min(number, len(self.rows) - 1)]
         return row.get(metric, math.nan)
 
+    def gap(self, number: int) -> float:
+        """The reward on training prompts less that on held-out ones, of the policy after so many rounds."""
+        return self.at(number, "reward") - self.at(number, "eval/reward")
+
     def area(self, metric: str) -> float:
         """The mean over the policies after round 1, 2, ...: high for what rises early and stays up."""
         return float(np.mean([self.at(number, metric) for number in range(1, self.rounds + 1)]))
@@ -53,8 +58,8 @@ def read_run(path: Path) -> Run:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean over seeds and its standard error (n - 1), nan for one."""
-    array = np.asarray(values, dtype=np.float64)
-    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+    mean, error = estimates.mean_and_error(values)
+    return mean, error if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def rows_of(runs: Runs, choices: Mapping[str, Choice], baseline: str, metric: st
             "lr_at_the_edge": choice.at_the_edge,
             "sensitivity": choice.sensitivity,
             "first": mean_and_error([run.at(1, metric) for run in own])[0],
-            "gap": mean_and_error([run.at(rounds, "reward") - run.at(rounds, "eval/reward") for run in own])[0],
+            "gap": mean_and_error([run.gap(rounds) for run in own])[0],
             **{key: mean_and_error([run.at(rounds, key) for run in own])[0] for key in SHOWN},
         }
         for kind, value in (("last", lambda run: run.at(run.rounds, metric)), ("area", lambda run: run.area(metric))):

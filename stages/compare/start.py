@@ -1,11 +1,11 @@
 """Make what all runs of a comparison start from: the prompts, cut into train, dev and test, and the base policy."""
 
-import os
+import shutil
 from pathlib import Path
 
 import click
 
-from gift.compare.chain import held_out
+from gift.compare.chain import held_out, inside
 from gift.project import console
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.project.yaml import read_yaml
@@ -22,26 +22,20 @@ def main(params: Path, out: Path) -> None:
     work = Work("compare_start", {key: content.get(key) for key in ("seed", "prepare", "arithmetic", "base")})
     folder = work.folder / "project"
     folder.mkdir(exist_ok=True)
-    root = Path.cwd()
-    link(root, folder)
+    link(Path.cwd(), folder)
     write_json(folder / "params.yaml", content)
-    under_dvc = os.environ.pop("DVC_STAGE", None)
-    os.chdir(folder)
-    if not Path("prompts").exists():
-        prepare.main(["prompts/train.parquet", "prompts/eval.parquet", "prompts/prepare.json"], standalone_mode=False)
-    if not Path("base/policy").exists():
-        base.main(["base/policy", "base/optimizer"], standalone_mode=False)
-    os.chdir(root)
-    if under_dvc is not None:
-        os.environ["DVC_STAGE"] = under_dvc
+    with inside(folder):
+        # What each publishes last is there, or nothing is: it may have been killed in between.
+        if not Path("prompts/prepare.json").exists():
+            shutil.rmtree("prompts", ignore_errors=True)
+            tables = ["prompts/train.parquet", "prompts/eval.parquet", "prompts/prepare.json"]
+            prepare.main(tables, standalone_mode=False)
+        if not Path("base/policy").exists():
+            shutil.rmtree("base", ignore_errors=True)
+            base.main(["base/policy", "base/optimizer"], standalone_mode=False)
     held_out(folder / "prompts/eval.parquet", folder / "prompts")
-    made = work.folder / "start"
-    made.mkdir(exist_ok=True)
-    for name in ("prompts", "base"):
-        (folder / name).rename(made / name)
-    digest = tree_digest(made)
-    work.publish({made: out})
-    console.say("compare_start", digest=digest[:12])
+    work.publish({folder / name: out / name for name in ("prompts", "base")})
+    console.say("compare_start", digest=tree_digest(out)[:12])
 
 
 def link(root: Path, folder: Path) -> None:
