@@ -22,8 +22,8 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
     console.quiet()
     refuse_existing(train, evaluation, ledger)
     settings, seed = read_section("prepare", Prepare), read_seed()
-    num_operands = read_section("arithmetic", Arithmetic).num_operands
-    made = prepare_prompts(settings, seed, num_operands)
+    task = read_section("arithmetic", Arithmetic)
+    made = prepare_prompts(settings, seed, task)
     metadata = {
         "artifact": "prompts",
         "settings": settings_of(settings),
@@ -31,7 +31,7 @@ def main(train: Path, evaluation: Path, ledger: Path) -> None:
         "chat_template_kwargs": settings.chat_template_kwargs,
     }
     if settings.source == "arithmetic":
-        metadata["num_operands"] = num_operands
+        metadata["num_operands"] = task.num_operands
     work = Work("prepare", metadata)
     moves = {}
     for rows, path, split in ((made.train, train, "train"), (made.eval, evaluation, "eval")):

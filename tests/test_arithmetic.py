@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from gift.embedded.task import CHARACTERS, Arithmetic, completion, problems, slip, split_of
+from gift.embedded.task import CHARACTERS, Arithmetic, completion, problems, slip, split_of, with_solution
 from gift.project.errors import UserError
 from gift.project.sections import check
-from gift.rewards.arithmetic import arithmetic_format, final_answer
+from gift.rewards.arithmetic import arithmetic_format, arithmetic_steps, final_answer
 
 
 def is_worked(text):
@@ -149,3 +149,11 @@ def test_problems_are_unique_and_depend_on_the_seed_only(rows):
 def test_more_problems_than_there_are_is_refused():
     with pytest.raises(ValueError, match="9999 eval problems of 3 operands"):
         problems(9999, seed=0, num_operands=3, split="eval")
+
+
+def test_a_solution_is_the_worked_answer_with_every_step_right(rows):
+    for row in rows[:50]:
+        whole = with_solution(row)
+        assert {**whole, "solution": ""} == {**row, "solution": ""}
+        assert whole["solution"].endswith(f" #{row['answer']}")
+        assert arithmetic_steps([row["prompt"]], [whole["solution"]], [[]]) == [1.0]

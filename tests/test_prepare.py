@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from gift.embedded.task import Arithmetic
 from gift.project.errors import UserError
 from gift.prompts.settings import Prepare
 from gift.prompts.sources import prepare_prompts
@@ -59,6 +60,9 @@ def test_arithmetic_is_seeded_and_its_splits_are_disjoint() -> None:
     assert made.train != other.train
     assert not {row["prompt"] for row in made.train} & {row["prompt"] for row in made.eval}
     assert made.train[0].keys() == {"prompt", "answer", "prompt_id"}
+    with_it = prepare_prompts(choice, 0, Arithmetic(solution=True))
+    assert {row["prompt"] for row in with_it.train} == {row["prompt"] for row in made.train}
+    assert with_it.train[0].keys() == {"prompt", "answer", "solution", "prompt_id"}
 
 
 def test_a_mapped_column_is_renamed_and_every_other_is_kept() -> None:

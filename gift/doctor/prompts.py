@@ -55,7 +55,7 @@ def find_prompts(params: Params, limit: float) -> tuple[Prompts | None, list[Fin
             text = "a large source is not looked at in a quick check; `gift doctor` does before `prepare` has run"
             return None, [say.note(f"params.yaml: prepare: {text}")]
         if tables is None:
-            made = prepare_prompts(params.prepare, params.seed, params.arithmetic.num_operands)
+            made = prepare_prompts(params.prepare, params.seed, params.arithmetic)
             tables = Prompts(prompts_table(made.train, TRAIN), prompts_table(made.eval, EVAL))
             check_prompts(tables.train, TRAIN)
             check_prompts(tables.eval, EVAL)

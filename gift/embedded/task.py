@@ -27,6 +27,7 @@ class Arithmetic(Section):
     """Of params.yaml: the task, and a small Qwen3 trained from scratch on answers to it in a mixture of styles."""
 
     num_operands: Annotated[int, Field(ge=2, le=8)] = 4
+    solution: bool = Field(False, description="whether prompts get a column `solution`, their worked answer")
     hidden_size: Count = 128
     num_layers: Count = 2
     num_heads: Count = 4
@@ -110,6 +111,11 @@ def split_of(expression: str) -> Split:
 def terms(expression: str) -> list[int]:
     """The signed numbers that an expression adds up: "7+5-3" gives 7, 5, -3."""
     return [int(term) for term in re.findall(r"[+-]?\d+", expression)]
+
+
+def with_solution(problem: dict[str, str]) -> dict[str, str]:
+    """A problem with the column `solution`: its worked answer, without a slip."""
+    return {**problem, "solution": completion(problem, "worked", random.Random(0))}
 
 
 def completion(problem: dict[str, str], style: Style, rng: random.Random, slips: float = 0.0) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.embedded.task import Split, problems
+from gift.embedded.task import Arithmetic, Split, problems, with_solution
 from gift.project.errors import UserError, wrong_param
 from gift.prompts.files import Row, local_files, read_hub, read_local
 from gift.prompts.settings import Filters, Prepare, Rows
@@ -77,14 +77,16 @@ def check_origins(settings: Prepare) -> None:
             raise _wrong("num_train", None, "arithmetic makes as many problems as you ask for; give a number")
 
 
-def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, num_operands: int) -> Iterator[Row]:
+def read_rows(origin: Origin, settings: Prepare, seed: int, split: Split, task: Arithmetic) -> Iterator[Row]:
     """The rows of a source."""
     if origin.source == "arithmetic":
         num = settings.num_eval if split == "eval" else settings.num_train
         try:
-            rows = problems(num or 0, seed, num_operands, split)
+            rows = problems(num or 0, seed, task.num_operands, split)
         except ValueError as error:
             raise UserError(f"params.yaml: prepare: {error}") from None
+        if task.solution:
+            rows = list(map(with_solution, rows))
         return (Row(f"arithmetic problem {number}", dict(row)) for number, row in enumerate(rows))
     if origin.source.startswith(HUB):
         return read_hub(origin.source.removeprefix(HUB), origin.hub_config, origin.split, origin.source_key)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gift.embedded.task import Split
+from gift.embedded.task import Arithmetic, Split
 from gift.project.errors import UserError, wrong_param
 from gift.prompts.decontamination import normalized, shared_runs
 from gift.prompts.files import Row
@@ -51,17 +51,17 @@ class Candidate:
     origin: Origin
 
 
-def prepare_prompts(settings: Prepare, seed: int, num_operands: int = 4) -> Prompts:
+def prepare_prompts(settings: Prepare, seed: int, task: Arithmetic | None = None) -> Prompts:
     """Read the sources, make prompts, drop duplicates, split, choose; the ledger's sums close or it raises.
 
-    A prompt that eval holds (all of the eval source, not just the `num_eval` chosen) is never in train. `num_operands`
-    is that of the embedded task's problems.
+    A prompt that eval holds (all of the eval source, not just the `num_eval` chosen) is never in train. task: of the
+    embedded task's problems; None: its defaults.
     """
     check_origins(settings)
     ledger = Ledger()
-    train = _gather(settings, seed, "train", ledger, num_operands)
+    train = _gather(settings, seed, "train", ledger, task or Arithmetic())
     if origins(settings, "eval"):
-        whole_eval = _gather(settings, seed, "eval", ledger, num_operands)
+        whole_eval = _gather(settings, seed, "eval", ledger, task or Arithmetic())
         chosen_eval = _take(whole_eval, settings.num_eval, seed, "eval", ledger)
     else:
         if settings.num_eval >= len(train):
@@ -102,11 +102,11 @@ def _summed(ledger: Ledger) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
     return totals, by_source
 
 
-def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, num_operands: int) -> list[Candidate]:
+def _gather(settings: Prepare, seed: int, split: Split, ledger: Ledger, task: Arithmetic) -> list[Candidate]:
     """The different rows of a split's sources that pass their filters, as prompts; sorted by id."""
     found: dict[str, Candidate] = {}
     for origin in origins(settings, split):
-        rows, num_read = _distinct(read_rows(origin, settings, seed, split, num_operands), origin.rows)
+        rows, num_read = _distinct(read_rows(origin, settings, seed, split, task), origin.rows)
         ledger[split, origin.source_key, "read"] += num_read
         ledger[split, origin.source_key, "duplicates"] += num_read - len(rows)
         mapped = map_rows([row.values for row in rows], origin.rows, origin.key)
