@@ -95,7 +95,7 @@ def test_a_method_takes_the_keys_of_a_method_from_nowhere_else() -> None:
     content["generate"] = {"group_size": 8, "max_tokens": 9}
     made = laid_over(content, changes_of("mine", plan, PRESETS, Path("p.yaml")), 1e-3, 7)
     preset = read_preset(PRESETS / "gspo.yaml")
-    assert made["update"] == {"epochs": 2, "lr": 1e-3, "lr_schedule": "constant", **preset}
+    assert made["update"] == {"epochs": 2, "lr": 1e-3, "lr_schedule": "constant", **preset["update"]}
     assert (made["seed"], made["generate"]) == (7, {"group_size": 4, "max_tokens": 9})
     assert laid_over(content, {}, None, 7)["update"]["lr"] == 1.0
 
@@ -120,10 +120,14 @@ def test_a_preset_is_laid_over_a_file(tmp_path: Path) -> None:
     assert lay_over_file(path, PRESETS / "rloo-trl.yaml")[-1].startswith("update.zero_targets")
     after, preset = read_yaml(path), read_preset(PRESETS / "rloo-trl.yaml")
     kept = {key: value for key, value in before["update"].items() if key not in ("select", "shape", "match")}
-    assert after == before | {"update": {**kept, **preset}}
+    assert after == before | {"update": {**kept, **preset["update"]}}
     assert "# Sources: arithmetic" in path.read_text()
     lay_over_file(path, PRESETS / "gift.yaml")
     assert "kl_in_reward" not in read_yaml(path)["update"]
+    assert lay_over_file(path, PRESETS / "igrpo.yaml")[0] == 'generate.sample: {"refine": {"drafts": 4}}'
+    assert read_yaml(path)["generate"] == before["generate"] | {"sample": {"refine": {"drafts": 4}}}
+    lay_over_file(path, PRESETS / "gift.yaml")
+    assert read_yaml(path)["generate"] == before["generate"]
 
 
 def test_what_cannot_be_laid_over_leaves_the_file_alone(tmp_path: Path) -> None:
@@ -137,7 +141,10 @@ def test_what_cannot_be_laid_over_leaves_the_file_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mine.yaml: update.lr: a method is update's select, shape, [^\n]*$"):
         lay_over_file(path, preset)
     preset.write_text("generate: {}\n")
-    with pytest.raises(UserError, match=r"mine.yaml: generate: a method is update's [^\n]*$"):
+    with pytest.raises(UserError, match=r"mine.yaml: update: missing; a method is update's [^\n]*$"):
+        lay_over_file(path, preset)
+    preset.write_text("update: {match: {gift: {}}}\nscore: {}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: score: a method is update's [^\n]*$"):
         lay_over_file(path, preset)
     with pytest.raises(UserError, match=r"gsop.yaml: no such method; did you mean 'gspo'\?$"):
         lay_over_file(path, PRESETS / "gsop.yaml")

@@ -7,10 +7,16 @@ import pytest
 
 from gift.compare.presets import read_preset
 from gift.methods.names import MATCH, SELECT, SHAPE
+from gift.methods.sample.names import SAMPLE
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-AXES = {"Losses: update.match": MATCH, "Targets: update.shape": SHAPE, "Selection: update.select": SELECT}
+AXES = {
+    "Losses: update.match": MATCH,
+    "Targets: update.shape": SHAPE,
+    "Selection: update.select": SELECT,
+    "Sampling: generate.sample": SAMPLE,
+}
 OTHERS = {"Given answers", "Not offered"}
 
 
@@ -30,12 +36,12 @@ def test_every_method_has_a_section_and_a_row(heading: str) -> None:
 
 def test_the_table_names_nothing_else() -> None:
     named = re.findall(r"^\| \[(\w+)\]\(#\1\)", section("All of them"), re.MULTILINE)
-    assert sorted(named) == sorted(MATCH.keys() | SHAPE.keys() | SELECT.keys())
+    assert sorted(named) == sorted(name for axis in AXES.values() for name in axis)
 
 
 def test_every_section_names_the_file_of_its_method() -> None:
     """A path that is written in the docs is there; short ones are those below the folder of the axis."""
-    for heading, folder in zip(AXES, ("match", "shape", "select"), strict=True):
+    for heading, folder in zip(AXES, ("match", "shape", "select", "sample"), strict=True):
         for path in re.findall(r"`((?:gift/|\w+/)?\w+\.py)(?:: \w+)?`", section(heading)):
             there = ROOT / path if path.startswith(("gift/", "tests/")) else ROOT / "gift/methods" / folder / path
             assert there.exists(), path
@@ -46,7 +52,7 @@ def test_every_preset_says_whose_settings_it_has(path: Path) -> None:
     """Its first line names a source, and it holds a method and nothing else."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert re.match(r"# .*(arXiv|verl|Ours)", first), first
-    assert read_preset(path).keys() >= {"shape", "match"}
+    assert read_preset(path)["update"].keys() >= {"shape", "match"}
 
 
 def test_all_links_between_the_docs_are_there() -> None:

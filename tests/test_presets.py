@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from gift.compare.presets import read_preset
 from gift.doctor.whole import Params, read_params
 from gift.methods.names import MATCH, SHAPE
+from gift.methods.sample.names import SAMPLE
 from gift.project.rounds import lay_over
 from gift.project.sections import check
 from gift.project.yaml import read_yaml
@@ -220,28 +222,32 @@ METHODS = sorted((PRESETS / "methods").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_can_be_laid_over_any_params(path: Path) -> None:
-    """It says whose settings they are, changes `update` alone, and names each choice."""
+    """It says whose settings they are, changes the keys of a method alone, and names each choice."""
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     assert re.match(r"# .*(arXiv|verl)", first)
     beside = re.search(r"reference.token_weights, such as (.*\}), for it", first)
     content = read_yaml(path)
-    assert content.keys() == {"update"}
+    assert content == read_preset(path)
     for name in PARAMS:
         whole = read_yaml(PRESETS / f"{name}.yaml")
         if beside:
             whole["reference"] |= {"token_weights": YAML(typ="safe").load(beside[1])}
         if "needs two rewards" in first:
             whole["score"]["rewards"]["second"] = {"function": "rewards/example.py:brevity"}
-        update = check(Params, {**whole, "update": lay_over(whole["update"], content["update"])}, path.name).update
-        given = content["update"]
+        params = check(Params, whole | {key: lay_over(whole[key], own) for key, own in content.items()}, path.name)
+        update, given, sample = params.update, content["update"], content.get("generate", {}).get("sample", {})
+        chosen = params.generate.sample
+        assert ([chosen.name] if chosen else []) == [*sample]
         assert [{update.shape.name}, {update.match.name}] == [set(given["shape"]), set(given["match"])]
         assert [each.name for each in update.select] == [name for each in given.get("select", []) for name in each]
 
 
-def test_every_match_has_a_preset() -> None:
+def test_every_match_and_every_way_to_sample_has_a_preset() -> None:
+    sampled = [read_yaml(path).get("generate", {}).get("sample", {}) for path in METHODS]
+    assert {name for each in sampled for name in each} == SAMPLE.keys()
     assert {name for path in METHODS for name in read_yaml(path)["update"]["match"]} == MATCH.keys()
 
 
-def test_every_shape_has_a_preset_but_those_whose_formula_is_not_there() -> None:
+def test_every_shape_has_a_preset() -> None:
     named = {name for path in METHODS for name in read_yaml(path)["update"]["shape"]}
-    assert SHAPE.keys() - named == {"equal_right"}
+    assert SHAPE.keys() == named

@@ -186,7 +186,7 @@ def test_a_prompt_that_no_reward_is_asked_for_is_no_zero_and_does_not_train() ->
 
 def groups_with(known: Scored, settings: Score) -> Groups:
     """Groups of two completions of one token with these scores."""
-    fields = rewards_of(known.scores, weights(settings), 2)
+    fields = rewards_of(known.scores, weights(settings))
     return make_groups(**fields)
 
 

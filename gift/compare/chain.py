@@ -121,7 +121,8 @@ def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
     _call(stages, "reference", name, "out", "metrics", **own, rollouts=rollouts, **made)
     score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")
     numbers = {key: score[key] for key in ("reward", "reward_std", "completions/mean_length")}
-    return {**numbers, "completions": generate["num_completions"], **moved(Path(here))}
+    completions = generate.get("num_completions_sampled", generate["num_completions"])
+    return {**numbers, "completions": completions, **moved(Path(here))}
 
 
 def moved(folder: Path) -> dict[str, float]:

@@ -104,8 +104,9 @@ def changes_of(name: str, plan: Plan, presets: Path, file: Path) -> dict[str, di
             hint = did_you_mean(str(key), ["preset", *SECTIONS])
             raise UserError(f"{file}: methods.{name}.{key}: must be a section of params.yaml, a map; {hint}")
     changes = {key: dict(section) for key, section in own.items()}
-    chosen = read_preset(presets / f"{preset}.yaml") if preset else {}
-    changes["update"] = {**chosen, **changes.get("update", {})}
+    chosen = read_preset(presets / f"{preset}.yaml") if preset else {"update": {}}
+    for key, section in chosen.items():
+        changes[key] = {**section, **changes.get(key, {})}
     return changes
 
 
@@ -114,11 +115,9 @@ def laid_over(
 ) -> dict[str, Any]:
     """The content of params.yaml for one run: a method's changes, its learning rate (None: the file's) and the seed."""
     made = {**content, "seed": seed}
-    for key, section in changes.items():
-        before = dict(content.get(key, {}))
-        if key == "update":
-            before = {name: value for name, value in before.items() if name not in METHOD_KEYS}
-        made[key] = {**before, **section}
+    for key in (*changes, *(METHOD_KEYS.keys() - changes.keys())):
+        kept = {name: value for name, value in content.get(key, {}).items() if name not in METHOD_KEYS.get(key, ())}
+        made[key] = {**kept, **changes.get(key, {})}
     if lr is not None:
         made["update"] = {**made["update"], "lr": lr}
     return made

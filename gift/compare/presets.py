@@ -1,4 +1,4 @@
-"""Methods as files: the few keys of `update` that make one, laid over those of a params.yaml."""
+"""Methods as files: the few keys of params.yaml that make one, laid over those of another."""
 
 import json
 from pathlib import Path
@@ -7,24 +7,33 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from gift.project.errors import UserError
-from gift.project.sections import check, did_you_mean
+from gift.project.sections import Section, check, did_you_mean
 from gift.project.work import whole_file
 from gift.project.yaml import read_yaml
+from gift.sampling.settings import Generate
 from gift.training.settings import Update
 
 METHODS = Path("presets/methods")
-METHOD_KEYS = ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer")
-"""The keys of `update` that make a method: those that a preset does not name go to their defaults."""
+METHOD_KEYS: dict[str, tuple[str, ...]] = {
+    "generate": ("sample",),
+    "update": ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer"),
+}
+"""The keys that make a method, by section: those that a preset does not name go to their defaults."""
+SECTIONS: dict[str, type[Section]] = {"generate": Generate, "update": Update}
 
 
-def read_preset(path: Path) -> dict[str, Any]:
-    """The keys of `update` in a file of presets/methods; it has no others."""
+def read_preset(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a file of presets/methods, `update` among them; they have only keys that make a method."""
     content = read_yaml(path)
-    update = content.get("update")
-    if list(content) != ["update"] or not isinstance(update, dict) or (others := update.keys() - {*METHOD_KEYS}):
-        other = f"update.{min(others)}" if isinstance(update, dict) and list(content) == ["update"] else min(content)
-        raise UserError(f"{path}: {other}: a method is update's {', '.join(METHOD_KEYS)}, and no other key")
-    return update
+    rule = f"a method is update's {', '.join(METHOD_KEYS['update'])}, generate's sample, and no other key"
+    for name, section in content.items():
+        if name not in METHOD_KEYS or not isinstance(section, dict):
+            raise UserError(f"{path}: {name}: {rule}")
+        if others := sorted(section.keys() - {*METHOD_KEYS[name]}):
+            raise UserError(f"{path}: {name}.{others[0]}: {rule}")
+    if "update" not in content:
+        raise UserError(f"{path}: update: missing; {rule}")
+    return content
 
 
 def lay_over_file(params: Path, preset: Path) -> list[str]:
@@ -38,14 +47,21 @@ def lay_over_file(params: Path, preset: Path) -> list[str]:
     yaml.width = 120
     read_yaml(params)
     content = yaml.load(params.read_text(encoding="utf-8"))
-    chosen = yaml.load(preset.read_text(encoding="utf-8"))["update"]  # as it is written there, in one line
-    update = content.setdefault("update", {})
-    for name in METHOD_KEYS:
-        if name in chosen:
-            update[name] = chosen[name]
-        else:
-            update.pop(name, None)
-    check(Update, json.loads(json.dumps(update)), f"{params}: with {preset}: update", ".")
+    chosen = yaml.load(preset.read_text(encoding="utf-8"))  # as it is written there, in one line
+    for section, names in METHOD_KEYS.items():
+        own, keys = chosen.get(section, {}), content.setdefault(section, {})
+        for name in names:
+            if name in own:
+                keys[name] = own[name]
+            else:
+                keys.pop(name, None)
+        if own:
+            check(SECTIONS[section], json.loads(json.dumps(keys)), f"{params}: with {preset}: {section}", ".")
     with whole_file(params) as temporary, temporary.open("w", encoding="utf-8") as out:
         yaml.dump(content, out)
-    return [f"update.{name}: {json.dumps(chosen[name])}" for name in METHOD_KEYS if name in chosen]
+    return [
+        f"{section}.{name}: {json.dumps(chosen[section][name])}"
+        for section, names in METHOD_KEYS.items()
+        for name in names
+        if name in chosen.get(section, {})
+    ]

@@ -145,6 +145,6 @@ def round_bytes(params: Params, model: Model) -> tuple[int, int]:
     """Bytes that a round leaves: policy and optimizer state; and its tables, if every completion were the longest."""
     width = 2 if params.update.dtype == "bfloat16" else 4
     generate, evaluate = params.generate, params.evaluate
-    tokens = generate.prompts_per_round * generate.group_size * generate.max_tokens
+    tokens = generate.most[1] * generate.max_tokens
     tokens += params.prepare.num_eval * (1 + evaluate.num_samples) * evaluate.max_tokens
     return model.num_trained(params) * (width + STATE_BYTES), tokens * TOKEN_BYTES

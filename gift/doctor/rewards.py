@@ -193,7 +193,7 @@ def _time(project: Project, trials: list[Trial]) -> Finding:
     """Seconds that the calls of a round take, by the mean of those made here."""
     generate, workers = project.params.generate, project.launch.score.workers
     each = {one.name: one.share * sum(o.seconds for o in one.outcomes) / len(one.outcomes) for one in trials}
-    number = generate.prompts_per_round * (generate.group_size + len(generate.given))
+    number = generate.most[1] + generate.prompts_per_round * len(generate.given)
     total, slowest = number * sum(each.values()) / workers, max(each, key=lambda name: each[name])
     text = f"about {1000 * sum(each.values()):.2g} ms a completion, most of it '{slowest}': "
     text += f"{total:,.2g} s for {number:,} of a round with {workers} workers"

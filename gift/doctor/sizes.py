@@ -36,12 +36,15 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
     if num_train is None:
         yield say.note("the number of training prompts is not known before prepare has run", where)
         return
-    takes = {name: project.of(name).generate.prompts_per_round for name in project.rounds}
-    if problem := supply_problem(max(takes.values()), num_train):
+    generates = [project.of(name).generate for name in project.rounds]
+    takes = {name: min(project.of(name).generate.most[0], num_train) for name in project.rounds}
+    if problem := supply_problem(max(each.prompts_per_round for each in generates), num_train):
         yield say.error(problem)
         return
     chain, upto = project.longest_chain, list(accumulate(takes[name] for name in project.longest_chain))
-    text = f"{len(chain)} rounds take {upto[-1]:,} prompts, {upto[-1] / num_train:.3g} times the {num_train:,} here"
+    at_most = "up to " if any(each.sample for each in generates) else ""
+    text = f"{len(chain)} rounds take {at_most}{upto[-1]:,} prompts, "
+    text += f"{upto[-1] / num_train:.3g} times the {num_train:,} here"
     again = next((name for name, total in zip(chain, upto, strict=True) if total > num_train), None)
     yield say.note(f"{text}; from {again} on prompts come again", where) if again else say.ok(text)
 
@@ -49,6 +52,10 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
 def round_findings(params: Params) -> Iterator[Finding]:
     """Settings of one round that do not fit each other."""
     generate, evaluate, update = params.generate, params.evaluate, params.update
+    if generate.sample:
+        kept = generate.prompts_per_round * generate.group_size
+        text = f"a round samples up to {generate.most[1]:,} completions, calls the rewards for them, and keeps {kept:,}"
+        yield say.note(text, f"params.yaml: generate.sample: {generate.sample.name}")
     wanted, prompts, sizes = update.groups_per_step, generate.prompts_per_round, step_sizes(params)
     line = f"params.yaml: update.groups_per_step: {wanted}: "
     if wanted > prompts:

@@ -45,7 +45,7 @@ def choose(groups: Groups, update: Methods) -> Chosen:
     Of `groups` the scored completions are in the mask. A group with fewer than two has nothing to compare. Given
     answers are no matter of `select`, nor of `kl_in_reward`; a shape that makes no targets of them leaves them out.
     """
-    known, scored = groups.mask, groups.mask & groups.sampled
+    known, scored, there = groups.mask, groups.mask & groups.sampled, groups.lengths > 0
     given = (known & ~groups.sampled) if update.shape.record.given else known.new_zeros(known.shape)
     kept = scored
     if update.kl_in_reward:
@@ -62,8 +62,8 @@ def choose(groups: Groups, update: Methods) -> Chosen:
     unscored = ~scored.any(-1) | ((scored | given).sum(-1) < 2)
     ledger = {
         "num_groups": len(scored),
-        "num_completions": int(groups.sampled.sum()),
-        "num_completions_unscored": int((groups.sampled & ~known).sum()),
+        "num_completions": int((groups.sampled & there).sum()),
+        "num_completions_unscored": int((groups.sampled & there & ~known).sum()),
         "num_completions_not_selected": int((scored & ~kept).sum()),
         "num_groups_unscored": int(unscored.sum()),
         "num_groups_not_selected": int((~enough & ~unscored).sum()),

@@ -43,9 +43,10 @@ class Groups:
     mask: bool [P, G], a completion that trains stands here. sampled: bool [P, G], False for an answer that was given,
     not sampled. rewards: float [P, G], 0 where masked. components: float [P, G, K], one of each reward function, 0
     where its gate is shut; known: bool [P, G, K], where it gave a value; weights: float [K]; names: K words.
-    lengths: int64 [P, G], tokens; truncated: bool [P, G]; answers: int64 [P, G], equal final answers of a group share
-    a number, -1 is unknown. domains: P words; solved: float [P], share right in earlier rounds, nan if new.
-    draws: float [P, G], from [0, 1), what a loss draws for a completion; nan if not read.
+    lengths: int64 [P, G], tokens; 0 in the places that a group has less than the largest. truncated: bool [P, G].
+    answers: int64 [P, G], equal final answers of a group share a number, -1 is unknown. domains: P words; solved:
+    float [P], share right in earlier rounds, nan if new. draws: float [P, G], from [0, 1), what a loss draws for a
+    completion; nan if not read.
     order: int64 [R], the places (0 .. P*G-1) of completions in the order in which their tokens lie; tokens of others
     are not here. ref_logprobs, old_logprobs, rollout_logprobs: float [N], nats, of each token under the reference, the
     policy that the round started from, and the sampler (None: not read). token_weights: float [N], None: all are 1.

@@ -31,6 +31,12 @@ def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
+def rewards_digest(settings: Any, code: str) -> str:
+    """sha256 over what makes rewards: their settings, the stage's code, and the files of the folder rewards/."""
+    content = [settings, code, tree_digest(Path("rewards"))]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class Work:
     """The work folder of one run of a stage; parts finished before a crash are found again.
 

@@ -13,6 +13,7 @@ from gift.policy.folder import Lineage, PolicyFiles, find_policy, load_tokenizer
 from gift.project.console import Progress
 from gift.project.params import settings_of
 from gift.project.ragged import Ragged
+from gift.project.seeds import seed_of
 from gift.project.work import Work, file_digest
 from gift.sampling.encoding import EncodedPrompts, Tokens, encode_split, refuse_long_prompts
 from gift.sampling.engine import Completion, Request, Sampler, start_sampler
@@ -37,6 +38,10 @@ class Split:
     encoded: EncodedPrompts
     num_long: int
 
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of a completion."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
 
 def read_split(policy: Path, base: Path, prompts: Path, sampling: Sampling, section: str) -> Split:
     """What a stage samples from, under one section of params.yaml; all that does not fit is a `UserError`."""
@@ -46,6 +51,16 @@ def read_split(policy: Path, base: Path, prompts: Path, sampling: Sampling, sect
     tokenizer = load_tokenizer(files.model)
     every = encode_split(tokenizer, files.model, table, variables, sampling, section, policy)
     return Split(files, lineage, tokenizer, table, variables, *refuse_long_prompts(every, sampling, section))
+
+
+def requests_of_groups(
+    tokens: Mapping[str, Tokens], counts: Mapping[str, int], temperature: float, *drawn: object
+) -> dict[str, list[Request]]:
+    """So many requests of each prompt, by prompt_id, sorted; each has its own seed, made of `drawn` and its place."""
+    return {
+        key: [Request(tokens[key], seed_of("generate", *drawn, key, index), temperature) for index in range(count)]
+        for key, count in sorted(counts.items())
+    }
 
 
 def sample(
@@ -59,18 +74,18 @@ def sample(
     **metadata: Any,
 ) -> Work:
     """A stage's work with all of the groups in its folder `rollouts`; `prompts` is the file of the split."""
-    metadata |= {
-        "artifact": "rollouts",
-        "policy": split.lineage.digest,
-        "settings": settings_of(sampling),
-        "generation_prompt": split.encoded.opening,
-    }
+    metadata = metadata_of(split, sampling, metadata)
     work = Work(label, {**metadata, "prompts": file_digest(prompts)})
     start = partial(start_sampler, split.files, sampling, split.encoded.ends, split.encoded.context, launch)
-    decode = partial(split.tokenizer.decode, skip_special_tokens=True)
     folder = work.folder / "rollouts"
-    write_rollouts(folder, groups, sampling.groups_per_part, metadata, start, decode, label, given)
+    write_rollouts(folder, groups, sampling.groups_per_part, metadata, start, split.decode, label, given)
     return work
+
+
+def metadata_of(split: Split, sampling: Sampling, facts: dict[str, Any]) -> dict[str, Any]:
+    """What every part of a rollouts table says of itself, but for its engine."""
+    own = {"artifact": "rollouts", "policy": split.lineage.digest, "settings": settings_of(sampling)}
+    return {**facts, **own, "generation_prompt": split.encoded.opening}
 
 
 def write_rollouts(
@@ -100,12 +115,12 @@ def write_rollouts(
     with Progress(label, len(groups), "prompts", done) as progress:
         for index, part in missing.items():
             completions = sampler([request for prompt_id in part for request in groups[prompt_id]])
-            table = _table({key: groups[key] for key in part}, completions, given or {}, decode)
+            table = rollouts_table({key: groups[key] for key in part}, completions, given or {}, decode)
             write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
             progress.advance(len(part), sum(len(completion.completion_ids) for completion in completions))
 
 
-def _table(
+def rollouts_table(
     groups: Mapping[str, Sequence[Request]],
     completions: Sequence[Completion],
     given: Given,

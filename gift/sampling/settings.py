@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gift.project.sections import Count, Dtype, Positive, Section
+from gift.methods.sample.names import SAMPLE
+from gift.methods.sample.passes import Wanted
+from gift.project.sections import Choice, Count, Dtype, Positive, Section, choice
 
 
 class Sampling(Section):
@@ -26,6 +28,9 @@ class Generate(Sampling):
 
     prompts_per_round: Count
     group_size: Annotated[int, Field(ge=2)]
+    sample: choice(SAMPLE) | None = Field(  # type: ignore[valid-type]
+        None, description="how rewards decide what is sampled; null: they do not, prompts are taken in their order"
+    )
     given: list[str] = Field([], description="columns of the prompts whose answers stand beside the sampled ones")
 
     @field_validator("given")
@@ -34,6 +39,29 @@ class Generate(Sampling):
         if repeated := [name for name in given if given.count(name) > 1]:
             raise ValueError(f"names '{repeated[0]}' twice; a group needs an answer once")
         return given
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """How many prompts a round takes from their order at most, and how many completions it samples."""
+        if self.sample is None:
+            return self.prompts_per_round, self.prompts_per_round * self.group_size
+        wanted = Wanted(self.prompts_per_round, self.group_size)
+        prompts, completions = self.sample.record.most(wanted, self.sample.settings)
+        return int(prompts), int(completions)
+
+    @model_validator(mode="after")
+    def sample_fits(self) -> "Generate":
+        if self.sample is None:
+            return self
+        chosen: Choice = self.sample
+        key = f"sample.{chosen.name}"
+        if self.most[0] < self.prompts_per_round:
+            raise ValueError(f"{key}: takes {self.most[0]} prompts, fewer than prompts_per_round: raise its numbers")
+        if self.given and chosen.record.extends_prompts:
+            raise ValueError(f"given: does not go with {key}: a given answer is one to the prompt as it stands alone")
+        if self.given and getattr(chosen.settings, "quotas", False):
+            raise ValueError(f"given: does not go with {key}.quotas: beside given answers, groups are equally large")
+        return self
 
     @model_validator(mode="after")
     def whole_distribution(self) -> "Generate":

@@ -32,7 +32,8 @@ class RewardCache:
     """One file for each function and part: `<function's digest>/<label>-00000.parquet`, a null value an abstention.
 
     A value counts for the same function, settings and rows of its call (`function_digest`, `row_keys`). Each part
-    has the last rows that were scored as this part.
+    has the last rows that were scored as this part. Labels of a round's passes (score@r1.0, score@r1.1) begin as its
+    own (score@r1) and a dot.
     """
 
     def __init__(self, root: Path, label: str, rewards: Iterable[Loaded], user_folder: Path) -> None:
@@ -40,18 +41,11 @@ class RewardCache:
         self.folders = {reward.name: root / function_digest(reward, user_folder) for reward in rewards}
 
     def read(self, name: str, index: int, keys: Sequence[bytes]) -> dict[int, Outcome]:
-        """Outcomes by row for those of the part's rows that are kept; a file that is damaged is as good as none."""
-        try:
-            table, _ = read_file(self._path(name, index))
-        except UserError:
-            return {}
-        if (
-            not table.schema.equals(SCHEMA)
-            or table["row"].null_count
-            or not pc.all(pc.is_finite(table["value"])).as_py()
-        ):
-            return {}
-        kept = dict(zip(table["row"].to_pylist(), table["value"].to_pylist(), strict=True))
+        """Outcomes by row for those of the part's rows that are kept, as this part or in a pass of the round."""
+        kept = _read_values(self._path(name, index))
+        if not kept.keys() >= set(keys):
+            for path in sorted(self.folders[name].glob(f"{self.label}.*.parquet")):
+                kept = _read_values(path) | kept
         return {
             row: Outcome(kept[key], "abstain" if kept[key] is None else "ok", None)
             for row, key in enumerate(keys)
@@ -67,6 +61,17 @@ class RewardCache:
 
     def _path(self, name: str, index: int) -> Path:
         return self.folders[name] / f"{self.label}-{index:05d}.parquet"
+
+
+def _read_values(path: Path) -> dict[bytes, float | None]:
+    """The values of a file by the keys of their rows; one that is damaged is as good as none."""
+    try:
+        table, _ = read_file(path)
+    except UserError:
+        return {}
+    if not table.schema.equals(SCHEMA) or table["row"].null_count or not pc.all(pc.is_finite(table["value"])).as_py():
+        return {}
+    return dict(zip(table["row"].to_pylist(), table["value"].to_pylist(), strict=True))
 
 
 def row_keys(digests: Sequence[bytes], spans: Iterable[Sequence[int]]) -> list[bytes]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from gift.project.errors import UserError
 from gift.rewards.total import counted
 from gift.scoring.settings import Reward, Score
+from gift.tables.places import Places
 from gift.tables.rollouts import GIVEN
 from gift.tables.scores import STATUSES
 
@@ -75,7 +76,7 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
 
 def _of_sampled(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
     rewards = scores["reward"].to_numpy()  # NaN where there is none
-    groups = rewards.reshape(len(set(scores["prompt_id"].to_pylist())), -1)
+    groups = Places.of(scores).spread(rewards, np.nan)
     scored = [group[~np.isnan(group)] for group in groups]
     spreads = [float(group.std(ddof=1)) if group.min() < group.max() else 0.0 for group in scored if len(group) > 1]
     lengths = rows["num_tokens"]

@@ -16,11 +16,20 @@ METADATA_KEY = b"gift"
 
 
 def write_file(path: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
-    """Write one Parquet file, whole or not at all; `metadata` (JSON: artifact, policy, ...) goes into the schema."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
-    table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    """Write one Parquet file, whole or not at all; `metadata` goes into the schema (`with_metadata`)."""
     with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(with_metadata(table, metadata), temporary, compression="zstd", write_page_checksum=True)
+
+
+def metadata_of(table: pa.Table) -> dict[str, Any]:
+    """What a table that was read, or is to be written, says of itself; of another nothing."""
+    return dict(json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")))
+
+
+def with_metadata(table: pa.Table, metadata: dict[str, Any]) -> pa.Table:
+    """A table that says this of itself (JSON: artifact, policy, ...)."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **metadata}, sort_keys=True)
+    return table.replace_schema_metadata({METADATA_KEY: text.encode()})
 
 
 def read_file(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:

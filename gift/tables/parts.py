@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.tables.parquet import check_schema, part_name, part_paths, read_file, write_file
+from gift.tables.parquet import check_schema, part_name, part_paths, read_file, with_metadata, write_file
 
 KEY = [pa.field("prompt_id", pa.string(), nullable=False), pa.field("sample", pa.int32(), nullable=False)]
 
 Law = Callable[[pa.Table, Path], None]
+"""Raises a `UserError` where a table is wrong; its metadata are there (`metadata_of`)."""
 
 
 def write_part(
@@ -22,7 +23,7 @@ def write_part(
 ) -> None:
     """Check a part against its schema and law, then write it; nothing wrong ever reaches the disk."""
     path = folder / part_name(index)
-    _check(table, schema, law, path)
+    _check(with_metadata(table, metadata), schema, law, path)
     write_file(path, pa.table(table.columns, schema=schema), metadata)
 
 
@@ -66,6 +67,11 @@ def read_table(
     table = pa.concat_tables(parts)
     check_key(table, folder)
     return table, metadata[0]
+
+
+def keys_of(table: pa.Table) -> list[tuple[str, int]]:
+    """(prompt_id, sample) of every row."""
+    return list(zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True))
 
 
 def check_key(table: pa.Table, path: Path) -> None:

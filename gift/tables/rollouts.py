@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gift.project.errors import UserError
+from gift.tables.parquet import metadata_of
 from gift.tables.parts import KEY, check_lengths, check_logprobs, refuse_rows
 
 GIVEN = "given"
@@ -28,7 +29,8 @@ ROLLOUTS = pa.schema(
 def check_rollouts(table: pa.Table, path: Path) -> None:
     """Every completion has tokens, one finite log-prob a token, a known finish reason; groups are whole and equal.
 
-    A given answer has no log-prob and no seed; such rows stand behind the sampled ones, as many in every group.
+    A given answer has no log-prob and no seed; such rows stand behind the sampled ones, as many in every group. Where
+    the table's metadata have `group_sizes`, each group has the size that they say.
     """
     if not table.num_rows:
         raise UserError(f"{path}: has no row; run the stage that writes it again")
@@ -47,12 +49,16 @@ def check_rollouts(table: pa.Table, path: Path) -> None:
     groups = table.group_by("prompt_id", use_threads=False).aggregate(
         [("sample", "count"), ("sample", "min"), ("sample", "max")]
     )
-    size = groups["sample_count"][0].as_py()
+    sizes = metadata_of(table).get("group_sizes", {})
+    usual = groups["sample_count"][0].as_py()
     for prompt, count, first, last in zip(*(groups[name].to_pylist() for name in groups.column_names), strict=True):
+        size = sizes.get(prompt, usual)
         if count != size or first != 0 or last != count - 1:
             raise UserError(
                 f"{path}: prompt_id={prompt} has {count} samples; every group must have samples 0 to {size - 1}"
             )
+    if not pc.any(given).as_py():
+        return
     num_sampled = size - pc.sum(given).as_py() // groups.num_rows
     misplaced = pc.not_equal(given, pc.greater_equal(table["sample"], num_sampled))
     if not num_sampled or pc.any(misplaced).as_py():

@@ -26,6 +26,7 @@ from gift.project.seeds import seed_of
 from gift.project.work import file_digest, refuse_existing, tree_digest
 from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
+from gift.tables.places import Places
 from gift.tables.prompts import read_domains
 from gift.tables.reference import WEIGHTS, read_reference
 from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
@@ -41,7 +42,8 @@ NEEDED: dict[str, Need] = {"rollout_logprobs": "rollout_logprobs", "completion":
 class Rows:
     """A round's completions, groups in order: P groups of G rows, row = group * G + sample.
 
-    Tokens are int32 and flat; `groups` has the rest, with all that is scored in the mask.
+    Tokens are int32 and flat; `groups` has the rest, with all that is scored in the mask. Where groups are not equally
+    large, rows that stand for no completion have no tokens.
     """
 
     prompt_ids: Ragged
@@ -55,8 +57,9 @@ class Rows:
 
     @cached_property
     def shortest(self) -> int:
-        """The first of the rows with the fewest tokens."""
-        return int(self.lengths.sum(1).argmin())
+        """The first of the rows with the fewest tokens, of those that stand for a completion."""
+        there = np.flatnonzero(self.completion_ids.lengths)
+        return int(there[self.lengths[there].sum(1).argmin()])
 
 
 def read_round(
@@ -87,39 +90,46 @@ def read_round(
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
     check_lengths(referenced, reference, "ref_logprobs", pc.list_value_length(table["completion_ids"]))
-    size = pc.max(table["sample"]).as_py() + 1
+    places = Places.of(table)
     completion_ids = Ragged.from_arrow(table["completion_ids"])
+    ends = table["finish_reason"]
     groups = groups_of(
-        **rewards_of(scored, scores_source["rewards"], size),
-        lengths=torch.from_numpy(completion_ids.lengths).view(-1, size),
+        **rewards_of(scored, scores_source["rewards"]),
+        lengths=torch.from_numpy(places.spread(completion_ids.lengths, 0)),
         max_tokens=source["settings"]["max_tokens"],
-        sampled=torch.tensor(pc.not_equal(table["finish_reason"], GIVEN).to_numpy()).view(-1, size),
-        truncated=torch.tensor(pc.equal(table["finish_reason"], "length").to_numpy()).view(-1, size),
+        sampled=torch.tensor(places.spread(pc.not_equal(ends, GIVEN).to_numpy(), True)),
+        truncated=torch.tensor(places.spread(pc.equal(ends, "length").to_numpy(), False)),
         ref_logprobs=_tensor(referenced["ref_logprobs"]),
         old_logprobs=_tensor(referenced["old_logprobs"]),
         token_weights=_tensor(referenced[WEIGHTS]) if WEIGHTS in needs else None,
-        **_needed(table, size, needs, prompts, find_answer),
+        **_needed(table, places, needs, prompts, find_answer),
     )
-    rows = Rows(Ragged.from_arrow(table["prompt_ids"]), completion_ids, groups)
+    rows = Rows(places.lists(Ragged.from_arrow(table["prompt_ids"])), places.lists(completion_ids), groups)
     del table, scored, referenced
     pa.default_memory_pool().release_unused()  # Arrow keeps what it took for the tables otherwise
     return rows, source
 
 
 def _needed(
-    table: pa.Table, size: int, needs: Collection[Need], prompts: Path, find: Callable[[str], Hashable | None] | None
+    table: pa.Table,
+    places: Places,
+    needs: Collection[Need],
+    prompts: Path,
+    find: Callable[[str], Hashable | None] | None,
 ) -> dict[str, Any]:
     """The fields of `Groups` that are read for what needs them alone."""
     found: dict[str, Any] = {}
     if "rollout_logprobs" in needs:
         found["rollout_logprobs"] = _sampler_logprobs(table)
     if "answers" in needs and find is not None:
-        found["answers"] = number_answers([find(text) for text in table["completion"].to_pylist()], size)
+        answers = places.listed([find(text) for text in table["completion"].to_pylist()])
+        found["answers"] = number_answers(answers, places.size)
     if "draws" in needs:  # 24 bits, so that float32 holds each of them, and none becomes 1
         draws = [(seed_of("draw", seed) >> 39) / 2**24 for seed in table["seed"].to_pylist()]
-        found["draws"] = torch.tensor(draws).view(-1, size)
+        found["draws"] = torch.from_numpy(places.spread(np.array(draws, np.float32), np.nan))
     if "domains" in needs:
-        found["domains"] = read_domains(prompts, table["prompt_id"].to_pylist()[::size])
+        first = table.filter(pc.equal(table["sample"], 0))
+        found["domains"] = read_domains(prompts, first["prompt_id"].to_pylist())
     return found
 
 
@@ -142,16 +152,16 @@ def _tensor(column: pa.ChunkedArray) -> Tensor:
         return torch.from_numpy(Ragged.from_arrow(column).values)
 
 
-def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]], group_size: int) -> dict[str, Any]:
-    """The scores table as fields of `Groups`; a null reward does not train (mask False).
+def rewards_of(scores: pa.Table, rewards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The scores table as fields of `Groups`; a null reward does not train (mask False), nor does an empty place.
 
     A component whose gate is shut counts as 0, one without a value not at all. rewards: score.rewards as the scores
     were made with it, from their table's metadata. Components stand in the order of the table's columns.
     """
     terms = {name: Term(**rewards[name]) for name in scores.column_names if name in rewards}
     opened = gated({name: scores[name].to_numpy() for name in terms}, terms)
-    values = torch.from_numpy(np.stack([scores["reward"].to_numpy(), *opened.values()], -1))
-    values = values.view(-1, group_size, 1 + len(opened))
+    columns = np.stack([scores["reward"].to_numpy(), *opened.values()], -1)
+    values = torch.from_numpy(Places.of(scores).spread(columns, np.nan))
     known, numbers = ~values.isnan(), values.nan_to_num().float()
     return {
         "rewards": numbers[..., 0],

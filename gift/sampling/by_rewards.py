@@ -1,0 +1,159 @@
+"""The rollouts of a round whose way to sample reads rewards: requests, engine and rewards of its passes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+
+from gift.methods.sample.passes import Ask, Stream, Wanted
+from gift.project.code import fingerprint
+from gift.project.errors import UserError
+from gift.project.params import PARAMS, read_overrides
+from gift.project.work import Work, file_digest, rewards_digest
+from gift.project.yaml import read_yaml
+from gift.sampling.encoding import Tokens, encode_prompts
+from gift.sampling.engine import start_sampler
+from gift.sampling.passes import Groups, Kept, Rewards, run_passes
+from gift.sampling.rollouts import Given, Split, metadata_of, requests_of_groups, rollouts_table, write_rollouts
+from gift.sampling.settings import Generate, GenerateLaunch
+from gift.tables.parts import keys_of, write_part
+from gift.tables.prompts import prompt_column
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.tables.scores import read_scores
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def sample_by_rewards(
+    name: str,
+    split: Split,
+    paths: tuple[Path, Path],
+    settings: Generate,
+    launch: GenerateLaunch,
+    stream: Stream,
+    given: Given,
+    overrides: Path | None,
+    **facts: Any,
+) -> tuple[Work, dict[str, int]]:
+    """A stage's work with the rollouts of the round `name` in its folder `rollouts`, and the ledger of what they cost.
+
+    paths: of the policy and of the prompts.
+    """
+    policy, prompts = paths
+    label, way = f"generate@{name}", settings.sample
+    assert way is not None
+    metadata = metadata_of(split, settings, facts)
+    score_settings = [read_yaml(PARAMS).get("score"), read_overrides(overrides / "score.json") if overrides else None]
+    rewards = rewards_digest(score_settings, fingerprint("score"))
+    work = Work(label, {**metadata, "prompts": file_digest(prompts), "rewards": rewards})
+    # One engine for all passes, started when the first of them lacks something.
+    start = cache(partial(start_sampler, split.files, settings, split.encoded.ends, split.encoded.context, launch))
+    num_long = 0
+
+    def requests_of(asks: Sequence[Ask], number: int) -> Groups:
+        nonlocal num_long
+        tokens, too_long = with_suffixes(split, asks, settings.max_tokens, policy)
+        num_long += too_long
+        drawn = [facts["seed"], facts["round"], *([f"pass {number}"] if number else [])]
+        return requests_of_groups(tokens, {ask.prompt_id: ask.count for ask in asks}, settings.temperature, *drawn)
+
+    def write(folder: Path, groups: Groups) -> None:
+        own = metadata | sizes_of(groups)
+        write_rollouts(folder, groups, settings.groups_per_part, own, start, split.decode, label)
+
+    def score(rollouts: Path, number: int) -> Rewards:
+        return score_pass(rollouts, f"{name}.{number}", prompts, overrides)
+
+    wanted = Wanted(settings.prompts_per_round, settings.group_size)
+    passes = way.record.passes(stream, wanted, way.settings)
+    kept, spent = run_passes(passes, work.folder, requests_of, write, score)
+    if len(kept) < wanted.prompts:
+        text = f"{label}: {len(kept)} groups of the {wanted.prompts} of generate.prompts_per_round"
+        click.echo(f"{text}: generate.sample.{way.name} took all that it may", err=True)
+    ledger = {**asdict(spent), "num_suffixes_too_long": num_long}
+    metadata |= {"prompts_consumed": stream.position, "sampled": ledger}
+    metadata |= sizes_of({prompt_id: each.requests for prompt_id, each in kept.items()})
+    write_kept(work.folder / "rollouts", kept, settings.groups_per_part, metadata, given, split)
+    return work, ledger
+
+
+def sizes_of(groups: Groups) -> dict[str, Any]:
+    """What the metadata say where groups are not equally large."""
+    sizes = {prompt_id: len(requests) for prompt_id, requests in groups.items()}
+    return {"group_sizes": sizes} if len({*sizes.values()}) > 1 else {}
+
+
+def write_kept(
+    folder: Path, kept: Mapping[str, Kept], groups_per_part: int, metadata: dict[str, Any], given: Given, split: Split
+) -> None:
+    """The groups that are kept as a rollouts table; `given` answers stand behind them."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    engine = ", ".join(sorted({each.engine for each in kept.values()}))
+    prompt_ids = list(kept)
+    for index, cut in enumerate(range(0, len(kept), groups_per_part)):
+        part = {key: kept[key] for key in prompt_ids[cut : cut + groups_per_part]}
+        requests = {key: each.requests for key, each in part.items()}
+        completions = [completion for each in part.values() for completion in each.completions]
+        table = rollouts_table(requests, completions, given, split.decode)
+        write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
+
+
+def with_suffixes(split: Split, asks: Sequence[Ask], max_tokens: int, policy: Path) -> tuple[dict[str, Tokens], int]:
+    """The tokens of the asked prompts with what stands behind them, and how many stay without it for want of room."""
+    plain = {ask.prompt_id: split.encoded.prompt_ids[ask.prompt_id] for ask in asks}
+    suffixes = {ask.prompt_id: ask.suffix for ask in asks if ask.suffix}
+    if not suffixes:
+        return plain, 0
+    kind = prompt_column(split.table)
+    rows = [row for row in split.table.select(["prompt_id", kind]).to_pylist() if row["prompt_id"] in suffixes]
+    for row in rows:
+        suffix = suffixes[row["prompt_id"]]
+        if kind == "messages":
+            *before, last = row[kind]
+            row[kind] = [*before, {**last, "content": last["content"] + suffix}]
+        else:
+            row[kind] += suffix
+    table = pa.Table.from_pylist(rows, schema=split.table.select(["prompt_id", kind]).schema)
+    longer, _ = encode_prompts(split.tokenizer, table, split.variables, policy)
+    room = split.encoded.context - max_tokens
+    fitting = {key: ids for key, ids in longer.items() if len(ids) <= room}
+    return plain | fitting, len(longer) - len(fitting)
+
+
+def score_pass(rollouts: Path, name: str, prompts: Path, overrides: Path | None) -> Rewards:
+    """The rewards of a pass, by the very stage that scores the round: what it keeps of values it finds again then.
+
+    A process of its own, so that the code of no reward is a part of this stage. `name` is the pass's, such as r1.0.
+    """
+    scores, metrics = rollouts.with_name("scores"), rollouts.with_name("score.json")
+    if not (scores.exists() and metrics.exists()):
+        shutil.rmtree(scores, ignore_errors=True)  # killed while it published
+        paths = {"rollouts": rollouts, "prompts": prompts, "out": scores, "metrics": metrics}
+        paths |= {"overrides": overrides} if overrides else {}
+        options = [f"--{key}={path}" for key, path in paths.items()]
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "stages.score", "--round", name, *options]
+        streams = {"stdout": _file(sys.stdout), "stderr": _file(sys.stderr)}
+        done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}, **streams)
+        if done.returncode:
+            raise UserError(f"generate: the rewards of pass {name} could not be made (above); what is sampled is kept")
+    table, _ = read_scores(scores)
+    return dict(zip(keys_of(table), table["reward"].to_pylist(), strict=True))
+
+
+def _file(stream: Any) -> Any:
+    """Where a process may write what is for `stream`; None: where this one does."""
+    try:
+        stream.flush()
+        stream.fileno()
+    except (OSError, ValueError):  # no file behind it
+        return None
+    return stream
