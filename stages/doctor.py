@@ -1,10 +1,11 @@
-"""Check settings, data, rewards and machine before any other stage works; the output says nothing but ok."""
+"""Check settings, data, rewards and machine before any other stage works; and which rewards decide what is sampled."""
 
 from pathlib import Path
 
 import click
 
 from gift.doctor.findings import closing, has_error, report
+from gift.doctor.rewards import deciding_rewards
 from gift.doctor.run import check_project
 from gift.project import console
 from gift.project.code import check_code
@@ -14,10 +15,14 @@ from gift.project.work import refuse_existing, write_text
 
 @click.command()
 @click.argument("out", type=Path)
-def main(out: Path) -> None:
-    """Errors end the run here. OUT has the same bytes whenever there is none, so that nothing after it runs again."""
+@click.argument("sampling", type=Path)
+def main(out: Path, sampling: Path) -> None:
+    """Errors end the run here. OUT has the same bytes whenever there is none, so that nothing after it runs again.
+
+    SAMPLING says `none`, and else changes with the rewards: what samples depends on it.
+    """
     console.quiet()
-    refuse_existing(out)
+    refuse_existing(out, sampling)
     code = check_code("doctor")
     findings = check_project(quick=True)
     for line in report([finding for finding in findings if finding.level in ("warning", "error")]):
@@ -25,7 +30,9 @@ def main(out: Path) -> None:
     click.echo(closing(findings))
     if has_error(findings):
         raise UserError("a later stage would stop: mend the errors above; `gift doctor` checks more, and tells all")
+    decide = deciding_rewards()
     check_code("doctor", code)
+    write_text(sampling, decide + "\n")
     write_text(out, "ok\n")
 
 

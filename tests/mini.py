@@ -21,7 +21,6 @@ ORDER = (
     "overrides@r1",
     "prepare",
     "check_rewards",
-    "sampling_rewards",
     "base",
     "generate_eval_base",
     "evaluate_base",

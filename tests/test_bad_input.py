@@ -246,10 +246,11 @@ def test_what_no_other_stage_reads_the_doctor_refuses(name: str) -> None:
 
 
 def run_doctor() -> str:
-    out = Path("data/doctor.txt")
-    result = CliRunner().invoke(doctor, [str(out)])
+    out, sampling = Path("data/doctor.txt"), Path("data/sampling_rewards.txt")
+    result = CliRunner().invoke(doctor, [str(out), str(sampling)])
     assert result.exit_code == 1, "a copy has neither git nor DVC"
     assert not out.exists()
+    assert not sampling.exists()
     return str(result.output)
 
 

@@ -22,7 +22,7 @@ from gift.cli import main as cli
 from gift.doctor.findings import Finding, Theme
 from gift.doctor.machine import STATE_BYTES, disk_finding, machine_findings, package_findings, round_bytes
 from gift.doctor.model import Model, find_model, model_findings
-from gift.doctor.rewards import GRADED
+from gift.doctor.rewards import GRADED, deciding_rewards
 from gift.doctor.run import check_project
 from gift.doctor.sizes import memory_findings
 from gift.doctor.whole import Project, read_project
@@ -1207,19 +1207,53 @@ def test_the_command_prints_a_table_with_the_errors_last_and_exits_with_1() -> N
 
 
 def test_the_stage_leaves_the_same_bytes_or_nothing() -> None:
-    out = Path("data/doctor.txt")
+    out, sampling = Path("data/doctor.txt"), Path("data/sampling_rewards.txt")
+    arguments = [str(out), str(sampling)]
     mini.write_params(Path(), {"generate": {"group_size": 3}})
-    done = CliRunner().invoke(stage, [str(out)])
+    done = CliRunner().invoke(stage, arguments)
     assert done.exit_code == 0, done.output
     assert "generate.group_size" in done.output
-    assert out.read_bytes() == b"ok\n"
-    assert CliRunner().invoke(stage, [str(out)]).exit_code == 1  # it overwrites nothing
+    assert (out.read_bytes(), sampling.read_bytes()) == (b"ok\n", b"none\n")
+    assert CliRunner().invoke(stage, arguments).exit_code == 1  # it overwrites nothing
     out.unlink()
+    assert CliRunner().invoke(stage, arguments).exit_code == 1
+    sampling.unlink()
     mini.write_params(Path(), {"generate": {"max_model_len": 4}})
-    done = CliRunner().invoke(stage, [str(out)])
+    done = CliRunner().invoke(stage, arguments)
     assert done.exit_code == 1
     assert "error    model    params.yaml: generate.max_tokens" in done.output
     assert not out.exists()
+
+
+def test_rewards_that_decide_what_is_sampled_leave_their_digest() -> None:
+    """Of any round's `generate.sample`; it changes with settings, a round's own, and a file of rewards/."""
+
+    def rounds(**own: object) -> None:
+        Path("rounds.yaml").write_text(json.dumps({"rounds": {"r1": {"from": "base", **own}}}))
+
+    said = [deciding_rewards()]
+    mini.write_params(Path(), {"score": {"timeout_seconds": 7.0}})
+    said.append(deciding_rewards())
+    assert said == ["none", "none"]
+    mini.write_params(Path(), {"generate": {"sample": {"retry": {"tries": 1}}}})
+    said = [deciding_rewards()]
+    rounds(generate={"sample": None})
+    said.append(deciding_rewards())
+    assert said[0] == said[1] != "none", "params.yaml counts for rounds that are added later"
+    mini.write_params(Path(), {"generate": {"sample": None}})
+    said.append(deciding_rewards())
+    assert said[2] == "none"
+    rounds(generate={"sample": {"dynamic": {}}})
+    said.append(deciding_rewards())
+    assert said[3] == said[0]
+    rounds(generate={"sample": {"dynamic": {}}}, score={"timeout_seconds": 8.0})
+    said.append(deciding_rewards())
+    mini.write_params(Path(), {"score": {"timeout_seconds": 9.0}})
+    said.append(deciding_rewards())
+    with Path("rewards/example.py").open("a") as file:
+        file.write("# another\n")
+    said.append(deciding_rewards())
+    assert len({*said[3:]}) == 4
 
 
 def test_the_quick_check_loads_nothing_heavy() -> None:

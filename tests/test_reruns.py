@@ -21,6 +21,8 @@ from typing import Any
 import mini
 import pytest
 
+from gift.doctor.rewards import deciding_rewards
+
 Change = Callable[[], Any]
 WEIGHTED = {"answer": {"function": "arithmetic_answer", "weight": 0.7}}
 PER_ROUND = ("overrides", "generate", "score", "reference", "update", "generate_eval", "evaluate")
@@ -112,6 +114,16 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
         DOCTOR | {"overrides@r2b", "report"} | round_("r2b", "update"),
         set(),
     ),
+    "rewards decide what is sampled": (
+        setting(generate={"sample": {"retry": {"tries": 1}}}),
+        DOCTOR | SAMPLED | round_("r3", "generate") | round_("r2b", "generate"),
+        set(),
+    ),
+    "a reward that decides": (
+        setting(score={"timeout_seconds": 9.0}),
+        DOCTOR | SAMPLED | REWARDED | round_("r3", "generate") | round_("r2b", "generate"),
+        set(),
+    ),
 }
 
 
@@ -161,8 +173,12 @@ def stand_in(stage: Any) -> None:
             Path(out.def_path).parent.mkdir(parents=True, exist_ok=True)
             Path(out.def_path).write_text(json.dumps(content.get(Path(out.def_path).stem)))
         return
+    if stage.addressing == "doctor":
+        Path("data/doctor.txt").write_text("ok")
+        Path("data/sampling_rewards.txt").write_text(deciding_rewards())
+        return
     seen: list[Any] = [stage.addressing]
-    for dep in stage.deps if stage.addressing not in ("doctor", "check_rewards") else []:
+    for dep in stage.deps if stage.addressing != "check_rewards" else []:
         if dep.def_path == "params.yaml":
             seen += sorted(dep.read_params().items())
         else:

@@ -20,8 +20,7 @@ from safetensors.numpy import load_file
 from gift.project.code import code_of
 
 RECORDED = Path(__file__).with_name("recorded.json")
-CHECKS = ("code", "overrides@r1", "check_rewards", "sampling_rewards", "report")
-MAKERS = [address for address in mini.ORDER if address not in CHECKS]
+MAKERS = [address for address in mini.ORDER if address not in ("code", "overrides@r1", "check_rewards", "report")]
 
 
 def machine() -> str:

@@ -11,7 +11,12 @@ from gift.doctor.findings import Finding, Theme
 from gift.doctor.model import read_model
 from gift.doctor.prompts import Prompts
 from gift.doctor.whole import Params, Project
+from gift.project.code import code_of
 from gift.project.errors import UserError
+from gift.project.params import PARAMS
+from gift.project.rounds import lay_over, read_rounds
+from gift.project.work import rewards_digest
+from gift.project.yaml import read_yaml
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.total import counting
 from gift.scoring.metrics import FAILED
@@ -200,3 +205,14 @@ def _time(project: Project, trials: list[Trial]) -> Finding:
     if total > LONG_SECONDS:
         return say.warning(f"{text}; raise it where there are more cores", "launch.yaml: score.workers")
     return say.ok(text)
+
+
+def deciding_rewards() -> str:
+    """A digest of the rewards where `generate.sample` of any round reads them; else none. They shape the rollouts."""
+    content, changes = read_yaml(PARAMS), {name: each.overrides for name, each in read_rounds().items()}
+    shared = content["generate"]
+    generates = [shared, *(lay_over(shared, own.get("generate", {})) for own in changes.values())]
+    if all(generate.get("sample") is None for generate in generates):
+        return "none"
+    scores = {name: own["score"] for name, own in changes.items() if "score" in own}
+    return rewards_digest([content["score"], scores], code_of("score"))
