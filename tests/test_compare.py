@@ -50,7 +50,7 @@ PLAN: dict[str, Any] = {
 def test_the_shipped_plan_is_lawful() -> None:
     """Every method of it lays its changes over compare/params.yaml, and the stages take what comes out."""
     plan, content = read_plan(ROOT / "compare/compare.yaml"), read_yaml(ROOT / "compare/params.yaml")
-    for name in plan.run:
+    for name in plan.names:
         changes = changes_of(name, plan, PRESETS, Path("compare.yaml"))
         check_content(laid_over(content, changes, 1e-4, 3), name)
 
@@ -63,6 +63,10 @@ def test_the_shipped_plan_is_lawful() -> None:
         ({"seeds": [1, 1]}, "p.yaml: seeds: .*1 stands there twice"),
         ({"more": {"run": ["dpo"], "seeds": [3]}}, "p.yaml: more.run: dpo: is not among those that run"),
         ({"more": {"run": ["grpo"], "seeds": [2]}}, "p.yaml: more.seeds: 2 is one of seeds already"),
+        ({"fixed": {"run": ["mine"], "seeds": [1]}}, "p.yaml: fixed.run: mine: is among those of run"),
+        ({"fixed": {"run": ["dpo"]}}, "p.yaml: fixed.seeds: must name at least one seed"),
+        ({"fixed": {"run": ["dpo"], "seeds": [9]}}, "p.yaml: sweep.seeds: 9 is one of seeds, too"),
+        ({"against": {"mine": "dpo"}}, "p.yaml: against: dpo: is no method that runs; add it to run, or to fixed.run"),
         ({"rounds": 0}, "p.yaml: rounds: 0: must be greater than or equal to 1"),
         ({"sweeps": {}}, "p.yaml: sweeps: unknown key; did you mean 'sweep'?"),
     ],
@@ -272,6 +276,21 @@ def test_the_table_says_what_the_runs_say() -> None:
     assert "**+0.20" in text
     assert "2 (2 stopped)" in text
     json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_a_method_that_is_not_swept_is_compared_with_whom_it_says() -> None:
+    runs, choices = some_runs(), some_choices()
+    runs["fixed"] = [run("fixed", seed, [0.1, 0.3, 0.45 + seed / 1000]) for seed in range(10)]
+    rows = {row["method"]: row for row in rows_of(runs, choices, "grpo", "eval/reward", {"fixed": "mine"})}
+    assert rows["fixed"]["last_mean"] == pytest.approx(-0.05)
+    assert (rows["fixed"]["lr"], rows["fixed"]["sensitivity"]) == (1e-4, None)
+    assert not rows["fixed"]["lr_at_the_edge"]
+    text = markdown(list(rows.values()), "grpo", "eval/reward", 2)
+    assert text.count(" to mine |") == 2
+    plan = Plan.model_validate(PLAN | {"fixed": {"run": ["dpo"], "seeds": [3, 4]}, "against": {"dpo": "mine"}})
+    assert (plan.names, plan.seeds_of("dpo")) == (["grpo", "mine", "dpo"], [3, 4])
+    assert phases(plan)[3][-2:] == ["run_fixed@dpo-3", "run_fixed@dpo-4"]
+    assert not any("dpo" in name for name in phases(plan)[1] + phases(plan)[2])
 
 
 def test_one_update_is_compared_on_the_same_rollouts_alone() -> None:

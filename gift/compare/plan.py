@@ -40,6 +40,13 @@ class More(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([])
 
 
+class Fixed(Section):
+    """Methods that are not swept: their rate is the `update.lr` of their entry, or that of params.yaml."""
+
+    run: list[str] = Field([])
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([])
+
+
 class Plan(Section):
     """A comparison. A method is a file of presets/methods/, the keys of params.yaml in which it differs, or both."""
 
@@ -47,9 +54,11 @@ class Plan(Section):
     run: Annotated[list[str], Field(min_length=1, description="the methods that run, by name")]
     seeds: Seeds
     more: More = More()
+    fixed: Fixed = Fixed()
     sweep: Sweep
     metric: str = Field("eval/reward", description="which number of stage evaluate chooses a rate, and is compared")
     baseline: str = Field(description="the method with which every other one is compared")
+    against: dict[str, str] = Field({}, description="methods that are compared with another one")
     methods: dict[str, dict[str, Any]] = Field({}, description="names that are no preset's, and what they stand for")
 
     @model_validator(mode="after")
@@ -68,7 +77,7 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def sweep_is_apart(self) -> "Plan":
-        if both := sorted({*self.seeds, *self.more.seeds} & {*self.sweep.seeds}):
+        if both := sorted({*self.seeds, *self.more.seeds, *self.fixed.seeds} & {*self.sweep.seeds}):
             raise ValueError(f"sweep.seeds: {both[0]} is one of seeds, too; what chooses a rate must not report on it")
         return self
 
@@ -80,7 +89,29 @@ class Plan(Section):
             raise ValueError(f"more.seeds: {both[0]} is one of seeds already; take it away")
         return self
 
+    @model_validator(mode="after")
+    def fixed_is_apart(self) -> "Plan":
+        if self.fixed.run and not self.fixed.seeds:
+            raise ValueError("fixed.seeds: must name at least one seed where fixed.run names methods")
+        if both := [name for name in self.fixed.run if name in self.run]:
+            raise ValueError(f"fixed.run: {both[0]}: is among those of run, which are swept; take it away from one")
+        return self
+
+    @model_validator(mode="after")
+    def against_runs(self) -> "Plan":
+        for name, other in self.against.items():
+            if unknown := [each for each in (name, other) if each not in self.names]:
+                raise ValueError(f"against: {unknown[0]}: is no method that runs; add it to run, or to fixed.run")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """All methods that run."""
+        return [*self.run, *self.fixed.run]
+
     def seeds_of(self, name: str) -> list[int]:
+        if name in self.fixed.run:
+            return self.fixed.seeds
         return [*self.seeds, *(self.more.seeds if name in self.more.run else ())]
 
 

@@ -20,6 +20,7 @@ def phases(plan: Plan) -> list[list[str]]:
     choose = [f"choose@{name}" for name in plan.run]
     runs = [f"run@{name}-{seed}" for seed in plan.seeds for name in plan.run]
     runs += [f"run_more@{name}-{seed}" for seed in plan.more.seeds for name in plan.more.run]
+    runs += [f"run_fixed@{name}-{seed}" for seed in plan.fixed.seeds for name in plan.fixed.run]
     return [["start", "methods"], sweep, choose, runs, ["report"]]
 
 
@@ -27,7 +28,9 @@ def run_all(jobs: int, say: Callable[[str], None]) -> None:
     """Bring the comparison up to date; what a stage says in the end is said. DVC skips what has run already."""
     plan = read_plan(PLAN)
     first, *others = phases(plan)
-    say(f"{PLAN}: {len(plan.run)} methods, {len(others[0])} runs of the sweep, {len(others[2])} runs that are reported")
+    say(
+        f"{PLAN}: {len(plan.names)} methods, {len(others[0])} runs of the sweep, {len(others[2])} runs that are reported"
+    )
     _repro(first, [], say)
     for names in others:
         shares = [names[start::jobs] for start in range(min(jobs, len(names)))]

@@ -11,24 +11,30 @@ SHOWN = {"kl": "nats", "spread": "nats", "entropy": "nats a token", "eval/mean_l
 """Numbers of a policy beside the one that is compared, and their units; kl and spread from the base, a completion."""
 
 
-def rows_of(runs: Runs, choices: Mapping[str, Choice], baseline: str, metric: str) -> list[dict[str, Any]]:
-    """A record for each method, with means over its seeds; numbers that are not known are None."""
+def rows_of(
+    runs: Runs, choices: Mapping[str, Choice], baseline: str, metric: str, against: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """A record for each method, with means over its seeds; numbers that are not known are None.
+
+    choices: of those that were swept. against: with whom a method is compared in place of the baseline.
+    """
     rows = []
     for name, own in runs.items():
-        choice, rounds = choices[name], own[0].rounds
+        choice, rounds, other = choices.get(name), own[0].rounds, (against or {}).get(name, baseline)
         row: dict[str, Any] = {
             "method": name,
             "seeds": len(own),
             "stopped": sum(run.stopped is not None for run in own),
-            "lr": choice.lr,
-            "lr_at_the_edge": choice.at_the_edge,
-            "sensitivity": choice.sensitivity,
+            "against": other,
+            "lr": own[0].lr,
+            "lr_at_the_edge": choice is not None and choice.at_the_edge,
+            "sensitivity": math.nan if choice is None else choice.sensitivity,
             "first": mean_and_error([run.at(1, metric) for run in own])[0],
             "gap": mean_and_error([run.gap(rounds) for run in own])[0],
             **{key: mean_and_error([run.at(rounds, key) for run in own])[0] for key in SHOWN},
         }
         for kind, value in (("last", lambda run: run.at(run.rounds, metric)), ("area", lambda run: run.area(metric))):
-            row |= _compared(kind, own, runs[baseline], value)
+            row |= _compared(kind, own, runs[other], value)
         rows.append(_known(row))
     return rows
 
@@ -81,7 +87,7 @@ def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds:
             _number(row["first"]),
             _with_error(row, "last"),
             _with_error(row, "area"),
-            *(("", "") if row["method"] == baseline else (_interval(row, "area"), _interval(row, "last"))),
+            *_differences(row, baseline),
             *(_number(row[key]) for key in SHOWN),
             _number(row["gap"]),
         ]
@@ -113,6 +119,14 @@ def _interval(row: dict[str, Any], kind: str) -> str:
     between = "" if row[f"{kind}_low"] is None else f" [{row[f'{kind}_low']:+.3f}, {row[f'{kind}_high']:+.3f}]"
     text = f"{row[f'{kind}_mean']:+.3f}{between}"
     return f"**{text}**" if row[f"{kind}_is_one"] else text
+
+
+def _differences(row: dict[str, Any], baseline: str) -> tuple[str, str]:
+    """The differences of a row; where it is compared with another one than the baseline, that is said."""
+    if row["method"] == row["against"]:
+        return "", ""
+    behind = "" if row["against"] == baseline else f" to {row['against']}"
+    return _interval(row, "area") + behind, _interval(row, "last") + behind
 
 
 def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:

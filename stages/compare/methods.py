@@ -19,7 +19,7 @@ from gift.project.yaml import read_yaml
 def main(plan: Path, params: Path, out: Path) -> None:
     refuse_existing(out)
     wanted, content = read_plan(plan), read_yaml(params)
-    made = {name: changes_of(name, wanted, METHODS, plan) for name in wanted.run}
+    made = {name: changes_of(name, wanted, METHODS, plan) for name in wanted.names}
     for name, changes in made.items():
         check_content(laid_over(content, changes, wanted.sweep.lrs[0], 0), f"{plan}: methods.{name}")
     for name, changes in made.items():

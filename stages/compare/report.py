@@ -22,13 +22,14 @@ def main(plan: Path, data: Path, out: Path) -> None:
     refuse_existing(out)
     wanted = read_plan(plan)
     runs = {
-        name: [read_run(data / "runs" / name / f"{seed}.json") for seed in wanted.seeds_of(name)] for name in wanted.run
+        name: [read_run(data / "runs" / name / f"{seed}.json") for seed in wanted.seeds_of(name)]
+        for name in wanted.names
     }
     choices = {name: read_choice(data / "chosen" / f"{name}.json") for name in wanted.run}
     for name in runs:
         if missing := {wanted.metric} - runs[name][0].rows[0].keys():
             raise UserError(f"{plan}: metric: {min(missing)}: no such number in the runs of {name}")
-    rows = rows_of(runs, choices, wanted.baseline, wanted.metric)
+    rows = rows_of(runs, choices, wanted.baseline, wanted.metric, wanted.against)
     frozen = frozen_rows(runs, wanted.baseline, wanted.metric)
     facts = {"metric": wanted.metric, "baseline": wanted.baseline, "rounds": wanted.rounds}
     write_json(out / "table.json", {**facts, "rows": rows, "frozen": frozen})

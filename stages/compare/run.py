@@ -32,7 +32,7 @@ STAGES = {
 @click.option("--rounds", type=click.IntRange(min=1), required=True)
 @click.option("--seed", type=click.IntRange(min=0), required=True)
 @click.option("--lr", type=float, help="The learning rate.")
-@click.option("--chosen", type=Path, help="The file that names it (stages.compare.choose).")
+@click.option("--chosen", type=Path, help="The file that names it (stages.compare.choose); without both, the method's.")
 @click.option("--out", type=Path, required=True)
 def main(
     name: str,
