@@ -367,6 +367,7 @@ def started(project: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_dev_and_test_are_apart(started: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -379,6 +380,7 @@ def test_dev_and_test_are_apart(started: Path) -> None:
     assert abs(len(ids["dev"]) - len(ids["test"])) <= 1
 
 
+@pytest.mark.slow
 def test_a_run_is_the_pipelines_rounds(started: Path, tmp_path: Path) -> None:
     """The same settings, seed and base through the stages one by one: equal numbers, rollouts of the same bytes."""
     folder = mini.make_project(tmp_path / "pipeline")

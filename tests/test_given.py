@@ -333,6 +333,7 @@ def table(project: Path, name: str, of: str = "rollouts") -> pa.Table:
     return pa.concat_tables([read_file(path)[0].replace_schema_metadata() for path in parts])
 
 
+@pytest.mark.slow
 def test_given_answers_stand_behind_the_same_samples(project: Path) -> None:
     plain = table(project, "plain")
     known = {row["prompt_id"]: row for row in read_file(project / "data/prompts/train.parquet")[0].to_pylist()}
@@ -348,6 +349,7 @@ def test_given_answers_stand_behind_the_same_samples(project: Path) -> None:
             assert len(row["completion_ids"]) == len(row["completion"]) + 1
 
 
+@pytest.mark.slow
 def test_numbers_are_of_what_was_sampled_and_given_answers_are_counted(project: Path) -> None:
     for stage in ("generate", "score", "reference"):
         plain, left = numbers(project, "plain", stage), numbers(project, "left", stage)
@@ -362,6 +364,7 @@ def test_numbers_are_of_what_was_sampled_and_given_answers_are_counted(project: 
     assert right > scored["given/reward"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_read_them_trains_as_without_them(project: Path) -> None:
     plain, left = numbers(project, "plain", "update"), numbers(project, "left", "update")
     own = {"num_given": 16, "num_given_not_used": 16}
@@ -374,6 +377,7 @@ def test_a_loss_that_does_not_read_them_trains_as_without_them(project: Path) ->
     assert gap < 1e-2 * max(float((first[name] - third[name]).abs().max()) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("grao", 16), ("hal", 32)])
 def test_a_loss_that_reads_them_learns_from_them(project: Path, name: str, number: int) -> None:
     """GRAO makes the given answers likelier; f-HAL the right one against the wrong one."""

@@ -169,6 +169,21 @@ def test_the_table_has_the_same_bytes_from_kept_values() -> None:
     assert again == without
 
 
+def test_what_a_pass_of_the_round_was_scored_with_is_found_again() -> None:
+    """Passes are score@r1.0, score@r1.1; those of r10, or of another round, are not its own."""
+    rollouts, prompts = write_rollouts(["fine", "abstain", "fine"])
+
+    def calls(label: str) -> int:
+        Path("calls.txt").unlink(missing_ok=True)
+        score_parts(Path(label), rollouts, prompts, score_with(), 1, METADATA, label, cache=ROOT)
+        return len(Path("calls.txt").read_text().splitlines()) if Path("calls.txt").exists() else 0
+
+    assert calls("score@r10.0") > 0
+    assert calls("score@r1.0") > 0
+    assert calls("score@r1") == 0
+    assert calls("score@r2") > 0
+
+
 def test_keys_tell_calls_and_places_apart() -> None:
     digests = [b"a" * 16, b"b" * 16, b"a" * 16]
     single = row_keys(digests, [[0], [1], [2]])

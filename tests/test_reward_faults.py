@@ -156,6 +156,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_worst_costs_its_own_rows_and_nothing_lives_on() -> None:
     before = {child.pid for child in psutil.Process().children()}
     modes = [*EXPECTED, "fine", "fine"]

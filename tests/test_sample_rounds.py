@@ -18,6 +18,7 @@ from gift.tables.parts import keys_of, read_table
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
 
+pytestmark = pytest.mark.slow
 COUNTED = """
 from pathlib import Path
 

@@ -28,9 +28,8 @@ def run_all(jobs: int, say: Callable[[str], None]) -> None:
     """Bring the comparison up to date; what a stage says in the end is said. DVC skips what has run already."""
     plan = read_plan(PLAN)
     first, *others = phases(plan)
-    say(
-        f"{PLAN}: {len(plan.names)} methods, {len(others[0])} runs of the sweep, {len(others[2])} runs that are reported"
-    )
+    counts = f"{len(others[0])} runs of the sweep, {len(others[2])} runs that are reported"
+    say(f"{PLAN}: {len(plan.names)} methods, {counts}")
     _repro(first, [], say)
     for names in others:
         shares = [names[start::jobs] for start in range(min(jobs, len(names)))]
