@@ -147,6 +147,8 @@ def reinforced(groups: Groups, targets: Targets, aggregate: str) -> Tensor:
         ("vespo", {}, "dapo"),
         ("dppo", {}, "dapo"),
         ("dppo", {"divergence": "kl"}, "dapo"),
+        ("dro", {"beta": 0.3}, "dapo"),
+        ("dro", {"beta": 0.3, "aggregate": "luspo"}, "luspo"),
         ("grao", {"alignment": 0.0}, "grpo"),
     ],
 )
@@ -196,6 +198,17 @@ def test_cispo_and_dppo_are_one_where_neither_limits() -> None:
     cispo = value_and_gradient("cispo", {"most": 20.0}, groups, targets, RATIOS)
     dppo = value_and_gradient("dppo", {"low": 1.0, "high": 1.0}, groups, targets, RATIOS)
     close(cispo[1], dppo[1])
+
+
+def test_dro_is_gvpo_of_single_tokens_whose_mean_log_ratio_is_0() -> None:
+    """But for a factor. Of more tokens it draws each to a log-ratio of A / beta by itself, not their sum."""
+    groups = make_groups(REWARDS)
+    targets, rows = Targets(standardise(REWARDS, groups.mask)), centre(RATIOS, groups.mask)
+    dro, gvpo = (value_and_gradient(name, {"beta": 0.3}, groups, targets, rows)[1] for name in ("dro", "gvpo"))
+    close(gvpo, dro * 0.3 * G / (G - 1))
+    groups = make_groups(REWARDS, lengths=LENGTHS)
+    _, longer = value_and_gradient("dro", {"beta": 0.3}, groups, targets, RATIOS)
+    close(longer, groups.to_tokens(0.3 * RATIOS / LENGTHS - targets.completions) / LENGTHS.sum())
 
 
 def test_amir_is_grpo_beside_dpo_of_token_means() -> None:
@@ -264,7 +277,7 @@ def of_equal_rewards(name: str, fields: dict[str, Any], shape: str, learned: Ten
 
 def test_every_loss_says_what_equal_rewards_do() -> None:
     named = {name.split(",")[0] for name in (*PULLS, *SILENT)}
-    assert named | {"una", "flowrl", "maestro"} == MATCH.keys()
+    assert named | {"una", "flowrl", "maestro", "dro"} == MATCH.keys()
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -277,6 +290,11 @@ def test_equal_rewards_pull_the_log_ratios_together(name: str) -> None:
     fields, shape, closed = PULLS[name]
     gradient = of_equal_rewards(name.split(",")[0], fields, shape)
     torch.testing.assert_close(gradient, closed(centre(RATIOS, N)) / P, atol=1e-9, rtol=1e-9)
+
+
+def test_dro_pulls_each_log_ratio_to_0_where_rewards_are_equal() -> None:
+    """Not to the mean of its group."""
+    close(of_equal_rewards("dro", {"beta": 0.3}, "zscore"), 0.3 * RATIOS / (P * G))
 
 
 def test_una_and_flowrl_learn_from_equal_rewards() -> None:

@@ -58,6 +58,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vespo", {"sampler": "mask", "sampler_most": 1.1, "k_negative": 1.0}),
     ("dppo", {"low": 0.05, "high": 0.05, "most": 1.1}),
     ("dppo", {"divergence": "kl", "low": 0.005, "high": 0.005}),
+    ("dro", {"beta": 0.5}),
+    ("dro", {"beta": 2.0, "aggregate": "grpo", "kl": {"coef": 0.1}}),
     ("grao", {}),
     ("grao", {"beta": 0.2, "alignment": 0.0}),
     ("maestro", {"tau": 0.5}),
@@ -427,6 +429,7 @@ def test_maestro_chooses_no_reward_function_that_gave_nothing() -> None:
         ),
         ({"match": {"clipped": {"clip_dual": 1.1}}}, r"update.match.clipped: clip_dual: 1.1: must be more than 1"),
         ({"select": [{"overlog": {}}]}, "update.select.0.overlog: unknown key; did you mean 'overlong'?"),
+        ({"match": {"dro": {}}}, "update.match.dro.beta: missing; it is how strongly a token is pulled back"),
         ({"select": [{"pods": {}}]}, "update.select.0.pods.keep: missing; it is completions of a group that train"),
     ],
 )
@@ -847,6 +850,34 @@ def test_dppo_by_hand(fields: dict[str, Any], target: float, kept: bool) -> None
     assert gradients(loss.value, [outputs.logprobs])[0].item() == pytest.approx(-2.5 * target * kept)
     cut = run("dppo", {**fields, "most": 2.0}, groups, Targets(one(target)), outputs)
     assert gradients(cut.value, [outputs.logprobs])[0].item() == pytest.approx(-2.0 * target * kept)
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "gradient"), [(1.0, 1.0020, -0.98), (-1.0, -0.9980, 1.02), (0.0, 0.0020, 0.02)]
+)
+def test_dro_by_hand(target: float, value: float, gradient: float) -> None:
+    """From -1.2 to -1 with beta .1: the pull is .05 x .04 = .002, and its gradient .1 x .2 = .02."""
+    groups = make_groups(one(1.0), old_logprobs=torch.tensor([-1.2], dtype=torch.float64))
+    outputs = Outputs(torch.tensor([-1.0], dtype=torch.float64, requires_grad=True))
+    loss = run("dro", {"beta": 0.1}, groups, Targets(one(target)), outputs).value
+    assert loss.item() == pytest.approx(value)
+    assert gradients(loss, [outputs.logprobs])[0].item() == pytest.approx(gradient)
+
+
+@pytest.mark.parametrize(("aggregate", "expected"), [("dapo", 0.126), ("luspo", 0.252), ("dr_grpo", 0.063)])
+def test_dro_of_tokens_by_hand(aggregate: str, expected: float) -> None:
+    """The numbers of verl's own test, beta .05: 1.6 + .001 and -1.35 + .001; the third token does not train."""
+    groups = make_groups(
+        torch.zeros(1, 2, dtype=torch.float64),
+        mask=torch.tensor([[True, False]]),
+        lengths=torch.tensor([[2, 1]]),
+        old_logprobs=torch.tensor([-1.0, -0.7, -0.2], dtype=torch.float64),
+    )
+    tokens = torch.tensor([2.0, -1.5, 9.0], dtype=torch.float64)
+    outputs = Outputs(torch.tensor([-0.8, -0.9, -0.1], dtype=torch.float64))
+    targets = Targets(torch.zeros(1, 2, dtype=torch.float64), tokens)
+    loss = run("dro", {"beta": 0.05, "aggregate": aggregate}, groups, targets, outputs)
+    assert loss.value.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("target", "mean"), [(1.0, (0.4 - 0.1) / 2), (-1.0, (0.6 - 0.05) / 2)])

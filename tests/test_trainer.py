@@ -141,6 +141,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "maestro": ({"maestro": {"entropy": 0.3, "clip_low": 0.05}}, {"zero_targets": "keep"}),
     "oar": ({"clipped": {}}, {"shape": {"token_weighted": {}}}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
+    "dro": ({"dro": {"beta": 0.5}}, {"zero_targets": "keep"}),
 }
 # As if FlowRL needed whole groups: a head in two passes.
 NOT_OFFERED = {"flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}

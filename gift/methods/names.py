@@ -3,7 +3,7 @@
 from typing import Any
 
 from gift.methods.groups import Kind, Match, Select, Shape
-from gift.methods.match.policy_gradient import cispo, clipped, dppo, gmpo, grao, maestro, reinforce, sapo, vespo
+from gift.methods.match.policy_gradient import cispo, clipped, dppo, dro, gmpo, grao, maestro, reinforce, sapo, vespo
 from gift.methods.match.preference import amir, dpo, f_grpo
 from gift.methods.match.regression import flowrl, gift, gvpo, pair_regression, una
 from gift.methods.select import at_stake, distinct, off_policy, overlong, pods
@@ -68,6 +68,7 @@ MATCH: dict[str, Match[Any]] = {
     "gmpo": gmpo.METHOD,
     "vespo": vespo.METHOD,
     "dppo": dppo.METHOD,
+    "dro": dro.METHOD,
     "grao": grao.METHOD,
     "maestro": maestro.METHOD,
 }
