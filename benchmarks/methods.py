@@ -34,7 +34,7 @@ def main(run: Run, names: tuple[str, ...]) -> None:
     with model_of(shape) as (folder, _):
         for _ in range(run.repeats):
             for name in dict.fromkeys((BASELINE, *(names or NAMES))):
-                method = read_preset(PRESETS / f"{name}.yaml")
+                method = read_preset(PRESETS / f"{name}.yaml")["update"]
                 for how, budget in budgets.items():
                     timed = (run.dtype, budget, 1, run.steps)
                     done = fresh(ours.update_steps, folder, rollouts, *timed, "auto", method)
