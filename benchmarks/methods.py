@@ -22,6 +22,11 @@ NAMES = (
 )
 
 
+def update_of(name: str) -> dict[str, Any]:
+    """The keys of `update` of a method."""
+    return read_preset(PRESETS / f"{name}.yaml")["update"]
+
+
 @measured(quick={"repeats": 1, "steps": 1}, repeats=2, steps=4)
 @click.option("--method", "names", multiple=True, help="A file of presets/methods; without it one for each loss.")
 def main(run: Run, names: tuple[str, ...]) -> None:
@@ -34,7 +39,7 @@ def main(run: Run, names: tuple[str, ...]) -> None:
     with model_of(shape) as (folder, _):
         for _ in range(run.repeats):
             for name in dict.fromkeys((BASELINE, *(names or NAMES))):
-                method = read_preset(PRESETS / f"{name}.yaml")["update"]
+                method = update_of(name)
                 for how, budget in budgets.items():
                     timed = (run.dtype, budget, 1, run.steps)
                     done = fresh(ours.update_steps, folder, rollouts, *timed, "auto", method)

@@ -28,6 +28,8 @@ from benchmarks import (
     update,
 )
 from benchmarks.real_project.rewards import chats
+from gift.project.sections import check
+from gift.training.settings import Update
 
 COMMANDS = (
     *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
@@ -158,3 +160,11 @@ def test_a_second_belongs_to_the_innermost_span(monkeypatch: pytest.MonkeyPatch)
     spans.wrap("outer", inner)()
     spans._turn()
     assert spans.seconds == {"rest of the stages": 1.0 + 16.0, "outer": 2.0 + 8.0, "inner": 4.0}
+
+
+def test_every_method_whose_step_is_measured_is_an_update() -> None:
+    for name in methods.NAMES:
+        keys = {"groups_per_step": 1, "lr": 1e-5, "dtype": "float32", **methods.update_of(name)}
+        assert check(Update, keys, name).match.name
+    losses = {check(Update, {**keys, **methods.update_of(name)}, name).match.name for name in methods.NAMES}
+    assert losses >= {"gift", "gvpo", "una", "flowrl", "dpo", "amir", "clipped", "reinforce", "cispo", "sapo", "dro"}
