@@ -931,6 +931,12 @@ def test_the_pairs_of_shapes() -> None:
     assert pairs("all_pairs") == [[1, 0], [1, 2], [1, 3], [2, 0], [3, 0]]
     assert pairs("all_pairs", margin=0.4) == [[1, 0], [1, 2], [1, 3]]
     assert pairs("all_pairs", at_most=2) == [[1, 0], [1, 2]]
+    assert pairs("all_pairs", of_best=True) == [[1, 0], [1, 2], [1, 3]]
+    assert pairs("all_pairs", of_best=True, at_most=1, margin=0.1) == [[1, 0]]
+    tied = make_groups(torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), mask=torch.tensor([[True, True, True]]))
+    assert pairs("all_pairs", tied, of_best=True) == [[1, 0]]
+    tied = replace(tied, mask=torch.tensor([[True, False, True]]))
+    assert pairs("all_pairs", tied, of_best=True) == [[2, 0]]
     assert pairs("given_pairs") == []
     other = replace(groups, rewards=rewards.roll(1, -1))  # .5 .2 1 .5
     assert pairs("given_pairs", other) == [[2, 3]]

@@ -23,6 +23,7 @@ class AllPairs(Section):
     """AMIR-GRPO's authors (arXiv 2601.03661) set a margin of 1.5, of rewards that are larger than 1."""
 
     margin: Annotated[float, Field(ge=0, description="rewards of a pair differ by more than this")] = 0.0
+    of_best: bool = Field(False, description="only pairs of the best, of equals the first (the authors' topk)")
     at_most: Count | None = Field(None, description="pairs of a group, those of the largest difference; null: all")
 
 
@@ -59,7 +60,11 @@ def all_pairs(groups: Groups, settings: AllPairs) -> Targets:
     """Every pair of a group whose rewards differ by more than the margin; the targets are standardised rewards."""
     gap = groups.rewards.unsqueeze(-1) - groups.rewards.unsqueeze(-2)
     both = groups.mask.unsqueeze(-1) & groups.mask.unsqueeze(-2)
-    paired = (both & (gap > max(settings.margin, EPS))).flatten(1)
+    paired = both & (gap > max(settings.margin, EPS))
+    if settings.of_best:
+        best = groups.rewards.masked_fill(~groups.mask, float("-inf")).max(-1).indices
+        paired &= paired.new_zeros(groups.mask.shape).scatter(-1, best.unsqueeze(-1), True).unsqueeze(-1)
+    paired = paired.flatten(1)
     if settings.at_most is not None:
         order = gap.flatten(1).masked_fill(~paired, float("-inf")).argsort(dim=-1, descending=True, stable=True)
         paired &= paired.new_zeros(paired.shape).scatter(-1, order[:, : settings.at_most], True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from gift.methods.groups import Aggregate, Groups, Loss, Match, Outputs, Targets
 from gift.project.sections import Positive, Section, Share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Clipped(Section):
@@ -34,7 +37,14 @@ class Clipped(Section):
 
 
 def clipped(groups: Groups, targets: Targets, outputs: Outputs, settings: Clipped) -> Loss:
-    """-min(rho A, clip(rho) A) a token, summed as `aggregate` says (`Groups.aggregate`).
+    """-min(rho A, clip(rho) A) a token, summed as `aggregate` says (`Groups.aggregate`)."""
+    loss, flat = of_tokens(groups, targets, outputs, settings)
+    known = flat.where(groups.to_tokens(groups.mask), float("nan"))
+    return Loss(groups.aggregate(loss, settings.aggregate), {"clip_ratio": known})
+
+
+def of_tokens(groups: Groups, targets: Targets, outputs: Outputs, settings: Clipped) -> tuple[Tensor, Tensor]:
+    """The loss of each token [N], and 1 for those that the clip leaves without a gradient.
 
     rho = exp(logprob - old), or of its mean over a completion (level sequence, arXiv 2507.18071), or its sum
     (sequence_sum, TRL's RLOO).
@@ -48,9 +58,7 @@ def clipped(groups: Groups, targets: Targets, outputs: Outputs, settings: Clippe
     ratio, target = log_ratio.exp(), targets.of_tokens(groups)
     limited = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     loss = -(ratio.clamp_max(settings.clip_dual or float("inf")) * target).minimum(limited * target)
-    flat = (limited * target < ratio * target).to(loss.dtype)
-    known = flat.where(groups.to_tokens(groups.mask), float("nan"))
-    return Loss(groups.aggregate(loss, settings.aggregate), {"clip_ratio": known})
+    return loss, (limited * target < ratio * target).to(loss.dtype)
 
 
 METHOD = Match(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from gift.methods.groups import Groups, Loss, Match, Outputs, Targets
 from gift.methods.match.ends import ends
+from gift.methods.match.policy_gradient.clipped import Clipped, of_tokens
 from gift.project.sections import Positive, Section, Share
 
 
@@ -27,9 +28,9 @@ def amir(groups: Groups, targets: Targets, outputs: Outputs, settings: Amir) -> 
     """
     from torch.nn.functional import logsigmoid
 
-    ratio, target = (outputs.logprobs - groups.old_logprobs).exp(), targets.of_tokens(groups)
-    limited = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    surrogate = groups.mean_tokens(-(ratio * target).minimum(limited * target)).where(groups.mask, 0.0)
+    clip = Clipped(clip_low=settings.clip_low, clip_high=settings.clip_high)
+    tokens, _ = of_tokens(groups, targets, outputs, clip)
+    surrogate = groups.mean_tokens(tokens).where(groups.mask, 0.0)
     base = outputs.logprobs if settings.ref_free else outputs.logprobs - groups.ref_logprobs
     better, worse = ends(targets, groups.mean_tokens(base))
     preference = -logsigmoid(settings.beta * (better - worse))
