@@ -40,6 +40,8 @@ PLAN: dict[str, Any] = {
     "sweep": {"lrs": [1e-4, 1e-3], "seeds": [9]},
     "metric": "eval/reward",
     "baseline": "grpo",
+    "more": {"run": [], "seeds": []},
+    "fixed": {"run": [], "seeds": []},
     "methods": {"mine": {"preset": "gspo", "update": {"lr_schedule": "constant"}, "generate": {"group_size": 4}}},
 }
 
@@ -75,6 +77,13 @@ def test_a_wrong_plan_is_one_line(change: dict[str, Any], message: str, tmp_path
     path = tmp_path / "p.yaml"
     path.write_text(json.dumps(PLAN | change))
     with pytest.raises(UserError, match=rf"^{tmp_path}/{message}[^\n]*$"):
+        read_plan(path)
+
+
+def test_keys_that_dvc_reads_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(json.dumps({key: value for key, value in PLAN.items() if key != "fixed"}))
+    with pytest.raises(UserError, match=r"p.yaml: fixed: missing; where there are none, write fixed: {run: \[\], .*}$"):
         read_plan(path)
 
 
@@ -348,7 +357,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     with (folder / "compare/compare.yaml").open("w") as file:
-        YAML().dump({"more": {"run": [], "seeds": []}, **plan}, file)
+        YAML().dump(plan, file)
 
 
 def python(folder: Path, *words: str) -> str:
@@ -378,6 +387,22 @@ def test_dev_and_test_are_apart(started: Path) -> None:
     assert not {*ids["dev"]} & {*ids["test"]}
     assert sorted(ids["dev"] + ids["test"]) == ids["eval"]
     assert abs(len(ids["dev"]) - len(ids["test"])) <= 1
+
+
+@pytest.mark.slow
+def test_a_killed_start_is_made_again(started: Path) -> None:
+    """Killed between what prepare publishes, and between policy and optimizer: the same bytes."""
+    words = ("stages.compare.start", "--params", "compare/params.yaml", "again")
+    killed = "import os, stages.compare.start as start\nstart.held_out = lambda *_: os._exit(9)\nstart.main()\n"
+    command = [sys.executable, "-c", killed, *words[1:]]
+    assert subprocess.run(command, check=False, cwd=started, env=mini.environment()).returncode == 9
+    work = started / "data/.work/compare_start/project"
+    (work / "prompts/prepare.json").unlink()
+    made = (work / "base/policy/model.safetensors").stat().st_mtime_ns
+    python(started, *words)
+    assert not work.exists()
+    assert mini.content(started / "again") == mini.content(started / "start")
+    assert (started / "again/base/policy/model.safetensors").stat().st_mtime_ns == made, "the base was made again"
 
 
 @pytest.mark.slow

@@ -116,7 +116,11 @@ class Plan(Section):
 
 
 def read_plan(path: Path) -> Plan:
-    return check(Plan, read_yaml(path), str(path))
+    content = read_yaml(path)
+    for key in ("more", "fixed"):  # compare/dvc.yaml names them, and DVC knows no defaults
+        if key not in content:
+            raise UserError(f"{path}: {key}: missing; where there are none, write {key}: {{run: [], seeds: []}}")
+    return check(Plan, content, str(path))
 
 
 def changes_of(name: str, plan: Plan, presets: Path, file: Path) -> dict[str, dict[str, Any]]:
