@@ -23,7 +23,7 @@ from gift.compare.numbers import Choice, Run, choose, difference, mean_and_error
 from gift.compare.plan import Plan, changes_of, check_content, laid_over, read_plan
 from gift.compare.presets import lay_over_file, read_preset
 from gift.compare.runner import phases
-from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of
+from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of, sweep_markdown
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.project.yaml import read_yaml
@@ -300,6 +300,13 @@ def test_a_method_that_is_not_swept_is_compared_with_whom_it_says() -> None:
     assert (plan.names, plan.seeds_of("dpo")) == (["grpo", "mine", "dpo"], [3, 4])
     assert phases(plan)[3][-2:] == ["run_fixed@dpo-3", "run_fixed@dpo-4"]
     assert not any("dpo" in name for name in phases(plan)[1] + phases(plan)[2])
+
+
+def test_the_sweep_says_what_each_rate_reached() -> None:
+    choices = some_choices() | {"late": Choice(1e-3, "eval/reward", {1e-3: 0.4}, {1e-3: 0})}
+    lines = sweep_markdown(choices, "eval/reward", 2).splitlines()
+    assert lines[0] == "| method | 0.0001 | 0.001 |"
+    assert lines[2:4] == ["| late |  | **0.400** |", "| grpo | **0.300** | 0.200 (1 stopped) |"]
 
 
 def test_one_update_is_compared_on_the_same_rollouts_alone() -> None:

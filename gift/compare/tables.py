@@ -129,6 +129,25 @@ def _differences(row: dict[str, Any], baseline: str) -> tuple[str, str]:
     return _interval(row, "area") + behind, _interval(row, "last") + behind
 
 
+def sweep_markdown(choices: Mapping[str, Choice], metric: str, rounds: int) -> str:
+    """What each learning rate reached on the dev split, a row a method, best first; the chosen one is bold."""
+    rates = sorted({rate for choice in choices.values() for rate in choice.reached})
+    lines = [f"| method | {' | '.join(f'{rate:g}' for rate in rates)} |", f"|{' --- |' * (1 + len(rates))}"]
+    for name, choice in sorted(choices.items(), key=lambda each: -each[1].reached[each[1].lr]):
+        cells = [name]
+        for rate in rates:
+            stopped = f" ({choice.stopped[rate]} stopped)" if choice.stopped.get(rate) else ""
+            text = _number(choice.reached.get(rate)) + stopped
+            cells.append(f"**{text}**" if rate == choice.lr else text)
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = (
+        f"\n{metric} on the dev split, the mean over the policies after round 1 to {rounds} and the seeds of "
+        "the sweep, for each learning rate; with the best one, **bold**, a method is reported. `stopped`: runs whose "
+        "policy drifted away, or in which no group could train; they count with the last policy that they published.\n"
+    )
+    return "\n".join([*lines, notes])
+
+
 def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:
     """The records of `frozen_rows`, best first."""
     head = [

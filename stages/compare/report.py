@@ -7,7 +7,7 @@ import click
 from gift.compare.figures import CURVES, figure
 from gift.compare.numbers import read_choice, read_run
 from gift.compare.plan import read_plan
-from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of
+from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of, sweep_markdown
 from gift.project import console
 from gift.project.errors import UserError
 from gift.project.work import refuse_existing, write_json, write_text
@@ -34,6 +34,7 @@ def main(plan: Path, data: Path, out: Path) -> None:
     facts = {"metric": wanted.metric, "baseline": wanted.baseline, "rounds": wanted.rounds}
     write_json(out / "table.json", {**facts, "rows": rows, "frozen": frozen})
     write_text(out / "table.md", markdown(rows, wanted.baseline, wanted.metric, wanted.rounds))
+    write_text(out / "sweep.md", sweep_markdown(choices, wanted.metric, wanted.rounds))
     write_text(out / "frozen.md", frozen_markdown(frozen, wanted.metric))
     for name in CURVES:
         write_text(out / f"{name}.svg", figure(runs, wanted.baseline, name))
