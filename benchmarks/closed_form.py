@@ -22,6 +22,8 @@ AFTER = 4
 """A run goes on for so many times the rounds that its learning rate was chosen for."""
 KINDS: tuple[Rewards, ...] = get_args(Rewards)
 COMPARED = ("to_optimum", "to_aligned")
+SWEPT = (BASELINE, "gvpo-reference", "rloo", "gift-paper", "gift-reference", "gift")
+"""Of these the table shows what the learning rate does."""
 DIGITS = 5
 
 
@@ -162,9 +164,9 @@ def table(result: dict[str, Any]) -> str:
     for kind, found in kinds.items():
         rows = []
         for limit, words in LIMITS.items():
-            own = {name: each for name, each in found.items() if each["limit"] == limit}
+            own = [name for name in sorted_methods(found) if found[name]["limit"] == limit]
             rows += [[f"*{words}*", *[""] * (len(head) - 1)]] if own else []
-            rows += [row(name, own[name]) for name in sorted(own, key=lambda name: order(own[name]))]
+            rows += [row(name, found[name]) for name in own]
         parts.append(f"Rewards: {kind}.\n\n{markdown(head, rows)}")
     parts.append(
         f"KL in nats, mean over prompts, then over {setting['seeds']} seeds with its standard error, after so many "
@@ -174,13 +176,31 @@ def table(result: dict[str, Any]) -> str:
         "**bold** where it is without 0 and of ten seeds or more."
     )
     first = next(iter(kinds.values()))
-    rows = [[name, each["settings"], each["why"]] for name, each in first.items()]
+    rates = [f"{each['lr']:g}" for each in first[BASELINE]["sweep"]]
+    rows = [
+        [name, *(f"{number(each['nearest_b'])} ({number(each['to_aligned'])})" for each in first[name]["sweep"])]
+        for name in SWEPT
+        if name in first
+    ]
+    parts.append(
+        f"b of the nearest aligned optimum (and KL to it) by learning rate, {next(iter(kinds))} rewards, {chosen} "
+        f"rollouts: mean over the {len(SWEEP_SEEDS)} seeds of the sweep."
+    )
+    parts.append(markdown(["method", *rates], rows))
+    rows = [[name, first[name]["settings"], first[name]["why"]] for name in sorted_methods(first)]
     parts.append(markdown(["method", "preset; its changes", "the optimum of its formula"], rows))
     return "\n\n".join(parts)
 
 
-def order(found: dict[str, Any]) -> float:
-    return found["end"]["to_optimum"]["mean"] if found["end"]["to_optimum"]["mean"] is not None else math.inf
+def sorted_methods(found: dict[str, Any]) -> list[str]:
+    """Names by the kind of their limit, then by the last distance to the optimum; a policy that broke comes last."""
+    limits = list(LIMITS)
+
+    def place(name: str) -> tuple[int, float]:
+        last = found[name]["end"]["to_optimum"]["mean"]
+        return limits.index(found[name]["limit"]), math.inf if last is None else last
+
+    return sorted(found, key=place)
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
