@@ -100,7 +100,7 @@ def one_method(method: Method, setting: Setting, kind: Rewards, seeds: int, rate
         "lr_at_the_edge": lr in (rates[0], rates[-1]),
         "sweep": sweep,
         "rollouts": [point * setting.rollouts for point in points],
-        "curves": {name: [summary(values) for values in each] for name, each in by_name.items()},
+        "curves": {name: series(by_name[name]) for name in COMPARED},
         "chosen": at({name: each[points.index(setting.rounds)] for name, each in by_name.items()}),
         "end": at({name: each[-1] for name, each in by_name.items()}),
     }
@@ -134,6 +134,12 @@ def summary(values: list[float]) -> dict[str, float | None]:
         return {"mean": None, "error": None}
     mean, error = mean_and_error(values)
     return {"mean": rounded(mean), "error": rounded(error)}
+
+
+def series(points: list[list[float]]) -> dict[str, list[float | None]]:
+    """Of each point, values by seed, the mean and its standard error."""
+    summaries = [summary(values) for values in points]
+    return {key: [each[key] for each in summaries] for key in ("mean", "error")}
 
 
 def at(by_name: dict[str, list[float]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ NAMES = {"to_optimum": "to π* at the given beta", "to_aligned": "to the nearest
 GREY = f"{BASELINE}, to π*"
 COLOURS = {"domain": [*NAMES.values(), GREY], "range": ["#1f6fb4", "#d9730d", "#9a9a9a"]}
 COLUMNS = 7
+TENS = [10.0**power for power in range(-6, 7)]
 LEAST = 1e-5
 """What is less is drawn here, in nats: an axis of logarithms has no 0."""
 
@@ -27,17 +28,17 @@ def curves(found: dict[str, Any], chosen: int, title: str) -> str:
     for name in names:
         lines = [(NAMES[metric], found[name], metric) for metric in NAMES] + [(GREY, found[BASELINE], "to_optimum")]
         for line, of, metric in lines:
-            for rollouts, point in zip(of["rollouts"], of["curves"][metric], strict=True):
-                if rollouts and point["mean"] is not None:
-                    low, high = point["mean"] - (point["error"] or 0), point["mean"] + (point["error"] or 0)
-                    values = {"mean": point["mean"], "low": low, "high": high}
+            curve = of["curves"][metric]
+            for rollouts, mean, error in zip(of["rollouts"], curve["mean"], curve["error"], strict=True):
+                if rollouts and mean is not None:
+                    values = {"mean": mean, "low": mean - (error or 0), "high": mean + (error or 0)}
                     shown = {key: max(LEAST, value) for key, value in values.items()}
                     records.append({"panel": name, "line": line, "rollouts": rollouts, "chosen": chosen, **shown})
     x = alt.X(
-        "rollouts:Q", title="rollouts", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(tickCount=3, format="~s")
+        "rollouts:Q", title="rollouts", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(values=TENS, format="~s")
     )
     scale = alt.Scale(type="log", nice=False)
-    axis = alt.Axis(tickCount=4, format="~g")
+    axis = alt.Axis(values=TENS, format="~g")
     colour = alt.Color(
         "line:N",
         scale=alt.Scale(**COLOURS),
@@ -103,7 +104,7 @@ def ends(kinds: dict[str, dict[str, Any]], title: str) -> str:
                 .mark_circle(size=70, opacity=1)
                 .encode(
                     y=own,
-                    x=alt.X("nats:Q", scale=scale, title="KL, nats", axis=alt.Axis(format="~g", tickCount=6)),
+                    x=alt.X("nats:Q", scale=scale, title="KL, nats", axis=alt.Axis(values=TENS, format="~g")),
                     color=alt.Color(
                         "line:N",
                         scale=alt.Scale(**domain),

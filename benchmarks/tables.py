@@ -78,14 +78,13 @@ def study_figures(result: dict[str, Any]) -> dict[str, str]:
     of_round, kinds = setting["prompts"] * setting["group_size"], closed_form.KINDS
     chosen, last = setting["rounds"] * of_round, closed_form.AFTER * setting["rounds"] * of_round
     found = {kind: result[kind] for kind in kinds if kind in result}
-    what = "KL to the optimum, mean over seeds ± standard error"
-    curves = {
-        f"closed_form-{kind}.svg": closed_form_figures.curves(
-            each, chosen, f"{what}: {kind} rewards (dashed: the rollouts that the rate was chosen for)"
-        )
-        for kind, each in found.items()
+    what = f"KL to the optimum, {next(iter(found))} rewards, mean over seeds ± standard error"
+    return {
+        "closed_form-curves.svg": closed_form_figures.curves(
+            next(iter(found.values())), chosen, f"{what} (dashed: the rollouts that the rate was chosen for)"
+        ),
+        "closed_form-ends.svg": closed_form_figures.ends(found, f"KL after {last:,} rollouts"),
     }
-    return {**curves, "closed_form-ends.svg": closed_form_figures.ends(found, f"KL after {last:,} rollouts")}
 
 
 def main() -> None:

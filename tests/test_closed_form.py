@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from benchmarks import closed_form
+from benchmarks import closed_form, results, tables
 from benchmarks.closed_form_methods import BASELINE, Method, methods_of
 from benchmarks.tabular import Policy, Problem, kl, measure, nearest, problem_of, train, train_round
 
@@ -104,6 +105,22 @@ def test_at_the_optimum_no_group_moves_what_takes_the_kl_completion_by_completio
     assert gradient(PROBLEM, name, OTHER, GROUPS).abs().max() > 1e-3
 
 
+def test_gvpo_from_the_reference_is_beta_times_rloo_with_the_kl_in_the_reward_on_what_the_policy_sampled() -> None:
+    """The first step of a round: Adam, which sees no factor, takes the same one."""
+    gvpo, rloo = (gradient(PROBLEM, name, OTHER, GROUPS) for name in ("gvpo-reference", "rloo"))
+    torch.testing.assert_close(gvpo, BETA * rloo, atol=1e-13, rtol=1e-10)
+
+
+def test_what_keeps_rloo_from_the_optimum_is_that_adams_step_does_not_shrink_with_the_gradient() -> None:
+    """With an eps far above the gradients near the optimum the step does: the same draws end at a third or less."""
+    problem, reached = problem_of((2,), 8, 5, "normal"), {}
+    for eps in (1e-8, 1e-3):
+        update = method("rloo").update(0.08, 4, 8).model_copy(update={"eps": eps})
+        *_, last = train(problem, update, 200, 8, (2,))
+        reached[eps] = float(measure(problem, last, BETA).to_optimum)
+    assert reached[1e-3] < reached[1e-8] / 3
+
+
 def expected_gradient(name: str, at: Tensor) -> Tensor:
     """The mean gradient over all groups of 2 of 5 completions, each as likely as under the policy: [K], of prompt 0."""
     pairs = torch.tensor(list(itertools.product(range(5), repeat=2)))
@@ -194,3 +211,18 @@ def test_the_command_measures_and_its_numbers_reach_the_table(tmp_path: Path) ->
     assert gap["mean"] == pytest.approx(math.fsum(ours["seeds"]) / 3 - math.fsum(theirs["seeds"]) / 3, rel=1e-3)
     assert f"| {ours['mean']:.3f} ± {ours['error']:.3f} | {gap['mean']:+.3f} [" in closed_form.table(result)
     assert "gvpo; match: {gvpo: {anchor: reference, beta: 0.5}}" in closed_form.table(result)
+
+
+def test_every_number_that_the_page_says_stands_in_its_table() -> None:
+    page = (tables.STUDY / "closed_form.md").read_text(encoding="utf-8")
+    said, table = page.split("<!-- closed_form -->")
+    numbers = re.findall(r"[+-]?\d+\.\d+", said)
+    assert len(numbers) > 50
+    assert not [number for number in numbers if number not in table]
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    (result,) = results.read_results("closed_form")
+    for name, figure in tables.study_figures(result).items():
+        assert f"]({name})" in (tables.STUDY / "closed_form.md").read_text(encoding="utf-8")
+        assert (tables.STUDY / name).read_text(encoding="utf-8") == figure, "run `make bench ARGS=tables`"
