@@ -70,13 +70,13 @@ def methods_of(beta: float, group_size: int, rewards: Rewards) -> dict[str, Meth
         "reinforce_pp_baseline": Method("reinforce_pp_baseline", "optimum", "π*", in_reward),
         "dr_grpo-kl": Method("dr_grpo", "optimum", "π*", centred),
         BASELINE: Method(
-            "grpo", "other", "b(x) = beta x the spread of the group's rewards", {"kl": {"coef": beta, **exact}}
+            "grpo", "other", "b(x), about beta x the spread of the group's rewards", {"kl": {"coef": beta, **exact}}
         ),
         "dr_grpo-k3": Method("dr_grpo", "other", "beta π_ref / (λ(x) - r): the KL is turned round", forward),
         "flowrl-zscore": Method(
             "flowrl",
             "other",
-            "b(x) = beta x the spread of the group's rewards",
+            "b(x), about beta x the spread of the group's rewards",
             {"match": {"flowrl": {"beta": 1 / beta}}},
         ),
         "una": Method("una-mse", "other", "none: log Z(x) is taken for 0", zeroless),
