@@ -1,10 +1,12 @@
-"""Writes the tables of benchmarks/README.md and the figures from the result files: `python -m benchmarks.tables`."""
+"""Writes the tables of benchmarks/README.md and docs/study, and the figures: `python -m benchmarks.tables`."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    closed_form,
+    closed_form_figures,
     growth,
     join,
     layouts,
@@ -21,6 +23,7 @@ from benchmarks import (
 )
 
 README = Path(__file__).parent / "README.md"
+STUDY = Path(__file__).parents[1] / "docs" / "study"
 TABLES = {
     "update": update.table,
     "limit": limit.table,
@@ -34,14 +37,20 @@ TABLES = {
     "rewards": rewards.table,
     "overhead": overhead.table,
     "real_model": real_model.table,
+    "closed_form": closed_form.table,
 }
+PAGES = {
+    README: [name for name in TABLES if name != "closed_form"],
+    STUDY / "closed_form.md": ["closed_form"],
+}
+"""Which tables stand on which page."""
 
 
-def filled(text: str) -> str:
-    """The README with the part between `<!-- name -->` and `<!-- /name -->` made from the results of that name."""
-    for name in TABLES:
+def filled(text: str, page: Path = README) -> str:
+    """A page with each part between `<!-- name -->` and `<!-- /name -->` made from the results of that name."""
+    for name in PAGES[page]:
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        assert len(marked.findall(text)) == 1, f"README.md: needs one part between <!-- {name} --> and <!-- /{name} -->"
+        assert len(marked.findall(text)) == 1, f"{page}: needs one part between <!-- {name} --> and <!-- /{name} -->"
         part = "\n\n".join(section(name, result) for result in results.read_results(name)) or "Not measured yet."
         text = marked.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)
     return text
@@ -63,8 +72,27 @@ def figure_name(result: dict[str, Any]) -> str:
     return f"memory-{result['machine']['device']}.svg"
 
 
+def study_figures(result: dict[str, Any]) -> dict[str, str]:
+    """The figures of docs/study/closed_form.md by name, as SVG."""
+    setting = result["settings"]
+    of_round, kinds = setting["prompts"] * setting["group_size"], closed_form.KINDS
+    chosen, last = setting["rounds"] * of_round, closed_form.AFTER * setting["rounds"] * of_round
+    found = {kind: result[kind] for kind in kinds if kind in result}
+    what = f"KL to the optimum, {next(iter(found))} rewards, mean over seeds ± standard error"
+    return {
+        "closed_form-curves.svg": closed_form_figures.curves(
+            next(iter(found.values())), chosen, f"{what} (dashed: the rollouts that the rate was chosen for)"
+        ),
+        "closed_form-ends.svg": closed_form_figures.ends(found, f"KL after {last:,} rollouts"),
+    }
+
+
 def main() -> None:
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), page), encoding="utf-8")
+    for result in results.read_results("closed_form"):
+        for name, figure in study_figures(result).items():
+            (STUDY / name).write_text(figure, encoding="utf-8")
     for result in results.read_results("memory"):
         (results.FOLDER / figure_name(result)).write_text(memory.figure(result), encoding="utf-8")
 

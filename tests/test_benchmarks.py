@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import (
+    closed_form,
     growth,
     join,
     layouts,
@@ -33,6 +34,7 @@ from gift.training.settings import Update
 
 COMMANDS = (
     *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
+    closed_form,
 )
 
 
@@ -43,9 +45,10 @@ def test_command_starts(module: Any) -> None:
     assert "--quick" in said.output
 
 
-def test_tables_are_those_of_the_results() -> None:
-    text = tables.README.read_text(encoding="utf-8")
-    assert tables.filled(text) == text, "run `make bench ARGS=tables`"
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.filled(text, page) == text, "run `make bench ARGS=tables`"
 
 
 def test_a_result_reaches_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
