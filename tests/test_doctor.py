@@ -1225,6 +1225,21 @@ def test_the_stage_leaves_the_same_bytes_or_nothing() -> None:
     assert not out.exists()
 
 
+def test_what_a_way_to_sample_takes_is_said() -> None:
+    """Its completions and prompts at most; more prompts than there are are refused where it needs them all."""
+
+    def lines(**sample: object) -> list[str]:
+        mini.write_params(Path(), {"generate": {"sample": None}})  # a map is laid over a map
+        mini.write_params(Path(), {"generate": {"sample": sample}})
+        return [f"{each.level} {each.where} {each.text}" for each in check_project(quick=True)]
+
+    assert any("up to 640 completions, calls the rewards for them, and keeps 64" in line for line in lines(dynamic={}))
+    assert any("rounds take up to " in line for line in lines(dynamic={}))
+    wrong = [line for line in lines(posterior={"pool": 5}) if line.startswith("error")]
+    says = "generate.sample.posterior: takes 80 prompts, but there are only 64; lower its numbers"
+    assert any(says in line for line in wrong), wrong
+
+
 def test_rewards_that_decide_what_is_sampled_leave_their_digest() -> None:
     """Of any round's `generate.sample`; it changes with settings, a round's own, and a file of rewards/."""
 

@@ -165,7 +165,9 @@ def test_the_spread_of_a_posterior_by_hand() -> None:
 
 
 def test_a_pool_of_more_prompts_than_there_are_are_refused() -> None:
-    with pytest.raises(UserError, match=r"posterior\.pool: 6: 6 x 4 prompts, but there are only 20; lower it"):
+    with pytest.raises(
+        UserError, match=r"sample\.posterior: takes 24 prompts, but there are only 20; lower its numbers"
+    ):
         drive("posterior", lambda *_: 1.0, pool=6)
 
 

@@ -51,7 +51,9 @@ def lay_over_file(params: Path, preset: Path) -> list[str]:
     for section, names in METHOD_KEYS.items():
         own, keys = chosen.get(section, {}), content.setdefault(section, {})
         for name in names:
-            if name in own:
+            if name in own and name not in keys:
+                keys.insert(0, name, own[name])  # a blank line behind the last key stays there
+            elif name in own:
                 keys[name] = own[name]
             else:
                 keys.pop(name, None)

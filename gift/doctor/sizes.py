@@ -41,6 +41,10 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
     if problem := supply_problem(max(each.prompts_per_round for each in generates), num_train):
         yield say.error(problem)
         return
+    for way, needed in ((each.sample, each.most[0]) for each in generates if each.sample):
+        if way.record.takes_most and (problem := supply_problem(needed, num_train, way.name)):
+            yield say.error(problem)
+            return
     chain, upto = project.longest_chain, list(accumulate(takes[name] for name in project.longest_chain))
     at_most = "up to " if any(each.sample for each in generates) else ""
     text = f"{len(chain)} rounds take {at_most}{upto[-1]:,} prompts, "

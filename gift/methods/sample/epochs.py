@@ -29,10 +29,13 @@ def take_prompts(prompt_ids: Sequence[str], start: int, count: int, seed: int) -
     return list(taken), position
 
 
-def supply_problem(count: int, size: int) -> str | None:
-    """Why a round of `count` prompts cannot be taken from `size`."""
+def supply_problem(count: int, size: int, sample: str | None = None) -> str | None:
+    """Why a round, or the way to sample it, cannot take `count` prompts from `size`."""
     if count <= size:
         return None
+    if sample:
+        key = f"generate.sample.{sample}"
+        return f"params.yaml: {key}: takes {count} prompts, but there are only {size}; lower its numbers"
     return (
         f"params.yaml: generate.prompts_per_round: {count}: there are only {size} training prompts; lower it, or raise "
         "prepare.num_train"

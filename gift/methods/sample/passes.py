@@ -79,11 +79,12 @@ Passes = Generator[list[Ask], list[Got], list[Ask]]
 class Sample(Generic[S]):
     """A way to sample: its settings, and the passes that it makes.
 
-    most: how many prompts it takes at most, and how many completions it samples. extends_prompts: whether what it keeps
-    may answer more than the prompt.
+    most: how many prompts it takes at most, and how many completions it samples. takes_most: it always takes so many
+    prompts. extends_prompts: what it keeps may answer more than the prompt.
     """
 
     settings: type[S]
     passes: Callable[[Stream, Wanted, S], Passes]
     most: Callable[[Wanted, S], tuple[int, int]]
+    takes_most: bool = False
     extends_prompts: bool = False

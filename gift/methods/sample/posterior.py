@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from gift.methods.sample.epochs import supply_problem
 from gift.methods.sample.passes import Ask, Got, Passes, Sample, Stream, Wanted
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive, Section
@@ -33,9 +34,8 @@ def posterior(stream: Stream, wanted: Wanted, settings: Posterior) -> Passes:
     exp(sqrt(p (1 - p)) / temperature): sqrt(p (1 - p)) bounds what a prompt's gradient can be.
     """
     candidates, _ = most(wanted, settings)
-    if candidates > stream.left:
-        key = f"generate.sample.posterior.pool: {settings.pool}: {settings.pool} x {wanted.prompts} prompts"
-        raise UserError(f"params.yaml: {key}, but there are only {stream.left}; lower it")
+    if problem := supply_problem(candidates, stream.left, "posterior"):
+        raise UserError(problem)
     found = yield [Ask(prompt, settings.tries) for prompt in stream.take(candidates)]
     spread = {got.ask.prompt_id: spread_of(got, settings.correct_from) for got in found}
     rng = random.Random(seed_of("posterior", stream.seed, stream.position))
@@ -78,4 +78,4 @@ def most(wanted: Wanted, settings: Posterior) -> tuple[int, int]:
     return prompts, prompts * settings.tries + wanted.prompts * wanted.group_size
 
 
-METHOD = Sample(Posterior, posterior, most)
+METHOD = Sample(Posterior, posterior, most, takes_most=True)
