@@ -143,6 +143,18 @@ def test_a_preset_is_laid_over_a_file(tmp_path: Path) -> None:
     assert read_yaml(path)["generate"] == before["generate"]
 
 
+def test_a_section_that_is_not_there_is_made_where_the_method_has_one(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 0\nupdate: {groups_per_step: 1, lr: 1.0, dtype: float32}\n")
+    lay_over_file(path, PRESETS / "gift.yaml")
+    assert read_yaml(path).keys() == {"seed", "update"}
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("generate: {sample: {refine: {}}}\nupdate: {match: {gift: {}}}\n")
+    path.write_text("generate: {prompts_per_round: 2, group_size: 2, max_tokens: 9}\n")
+    with pytest.raises(UserError, match=r"update.groups_per_step: missing"):
+        lay_over_file(path, preset)
+
+
 def test_what_cannot_be_laid_over_leaves_the_file_alone(tmp_path: Path) -> None:
     path, preset = tmp_path / "params.yaml", tmp_path / "mine.yaml"
     path.write_text("update: {groups_per_step: 1, lr: 1.0, dtype: float32}\n")

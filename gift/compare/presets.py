@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from gift.project.errors import UserError
 from gift.project.sections import Section, check, did_you_mean
@@ -49,7 +50,10 @@ def lay_over_file(params: Path, preset: Path) -> list[str]:
     content = yaml.load(params.read_text(encoding="utf-8"))
     chosen = yaml.load(preset.read_text(encoding="utf-8"))  # as it is written there, in one line
     for section, names in METHOD_KEYS.items():
-        own, keys = chosen.get(section, {}), content.setdefault(section, {})
+        own = chosen.get(section, {})
+        if own and section not in content:
+            content[section] = CommentedMap()
+        keys = content.get(section, {})
         for name in names:
             if name in own and name not in keys:
                 keys.insert(0, name, own[name])  # a blank line behind the last key stays there
