@@ -34,6 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "posterior": {"pool": 2, "quotas": True},
 }
 ROUNDS: dict[str, Any] = {"plain": {}, **{name: {"generate": {"sample": {name: each}}} for name, each in WAYS.items()}}
+ROUNDS["posterior"]["generate"]["group_size"] = 8  # of 4 the quotas round to 4
 STAGES = ("generate", "score", "reference", "update")
 
 
@@ -71,7 +72,7 @@ def test_the_ledger_says_what_was_sampled_and_thrown_away(project: Path, name: s
     made, plain = numbers(project, name, "generate"), numbers(project, "plain", "generate")
     table, source = rollouts(project, name)
     assert "num_completions_sampled" not in plain
-    assert made["num_completions"] == table.num_rows <= 64
+    assert made["num_completions"] == table.num_rows <= (128 if name == "posterior" else 64)
     assert made["num_completions_sampled"] == made["num_completions"] + made["num_completions_thrown_away"]
     assert made["num_tokens_sampled"] >= made["num_tokens"]
     assert made["num_passes"] >= 1 + (name in ("refine", "posterior"))
@@ -125,12 +126,12 @@ def test_quotas_make_groups_of_unequal_size_that_train(project: Path) -> None:
     table, source = rollouts(project, "posterior")
     sizes = Counter(table["prompt_id"].to_pylist())
     assert sizes == source["group_sizes"]
-    assert sum(sizes.values()) == 64
+    assert sum(sizes.values()) == 128
     assert len({*sizes.values()}) > 1
     trained = numbers(project, "posterior", "update")
-    assert (trained["num_groups"], trained["num_completions"]) == (16, 64)
+    assert (trained["num_groups"], trained["num_completions"]) == (16, 128)
     assert trained["num_groups_selected"] > 0
-    assert numbers(project, "posterior", "score")["num_rollouts"] == 64
+    assert numbers(project, "posterior", "score")["num_rollouts"] == 128
 
 
 def test_the_stream_goes_on_behind_all_that_was_taken(project: Path) -> None:
