@@ -20,7 +20,6 @@ from gift.project.params import PARAMS, read_overrides
 from gift.project.work import Work, file_digest, rewards_digest
 from gift.project.yaml import read_yaml
 from gift.sampling.encoding import Tokens, encode_prompts
-from gift.sampling.engine import start_sampler
 from gift.sampling.passes import Groups, Kept, Rewards, run_passes
 from gift.sampling.rollouts import Given, Split, metadata_of, requests_of_groups, rollouts_table, write_rollouts
 from gift.sampling.settings import Generate, GenerateLaunch
@@ -55,7 +54,7 @@ def sample_by_rewards(
     rewards = rewards_digest(score_settings, fingerprint("score"))
     work = Work(label, {**metadata, "prompts": file_digest(prompts), "rewards": rewards})
     # One engine for all passes, started when the first of them lacks something.
-    start = cache(partial(start_sampler, split.files, settings, split.encoded.ends, split.encoded.context, launch))
+    start = cache(partial(split.start, settings, launch))
     num_long = 0
 
     def requests_of(asks: Sequence[Ask], number: int) -> Groups:

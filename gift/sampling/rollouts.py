@@ -38,6 +38,10 @@ class Split:
     encoded: EncodedPrompts
     num_long: int
 
+    def start(self, sampling: Sampling, launch: GenerateLaunch) -> tuple[Sampler, str]:
+        """The policy in the engine that `sampling` names (`start_sampler`)."""
+        return start_sampler(self.files, sampling, self.encoded.ends, self.encoded.context, launch)
+
     def decode(self, token_ids: list[int]) -> str:
         """The text of a completion."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -76,8 +80,7 @@ def sample(
     """A stage's work with all of the groups in its folder `rollouts`; `prompts` is the file of the split."""
     metadata = metadata_of(split, sampling, metadata)
     work = Work(label, {**metadata, "prompts": file_digest(prompts)})
-    start = partial(start_sampler, split.files, sampling, split.encoded.ends, split.encoded.context, launch)
-    folder = work.folder / "rollouts"
+    folder, start = work.folder / "rollouts", partial(split.start, sampling, launch)
     write_rollouts(folder, groups, sampling.groups_per_part, metadata, start, split.decode, label, given)
     return work
 

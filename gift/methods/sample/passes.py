@@ -63,6 +63,10 @@ class Got:
     def known(self) -> list[float]:
         return [reward for reward in self.rewards if reward is not None]
 
+    def num_right(self, least: float) -> int:
+        """How many completions have a reward of at least `least`."""
+        return sum(reward >= least for reward in self.known)
+
 
 @dataclass(frozen=True)
 class Wanted:

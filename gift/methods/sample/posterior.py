@@ -68,8 +68,7 @@ def gumbel(rng: random.Random) -> float:
 
 def spread_of(got: Got, correct_from: float) -> float:
     """sqrt(p (1 - p)), p the posterior mean of a right completion; tries without a reward say nothing."""
-    right = sum(reward >= correct_from for reward in got.known)
-    p = (1 + right) / (2 + len(got.known))
+    p = (1 + got.num_right(correct_from)) / (2 + len(got.known))
     return math.sqrt(p * (1 - p))
 
 

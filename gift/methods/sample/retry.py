@@ -22,7 +22,7 @@ def retry(stream: Stream, wanted: Wanted, settings: Retry) -> Passes:
     """
 
     def is_solved(got: Got) -> bool:
-        return any(reward >= settings.correct_from for reward in got.known)
+        return got.num_right(settings.correct_from) > 0
 
     found = yield [Ask(prompt, wanted.group_size) for prompt in stream.take(wanted.prompts)]
     kept = {got.ask.prompt_id: got.ask for got in found}
