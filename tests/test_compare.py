@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from scipy.stats import bootstrap
 
 from gift.compare.chain import moved
-from gift.compare.figures import CURVES, curve, figure
+from gift.compare.figures import CURVES, curve, curves, differences, rates
 from gift.compare.numbers import Choice, Run, choose, difference, mean_and_error, read_choice, read_run
 from gift.compare.plan import Plan, changes_of, check_content, laid_over, read_plan
 from gift.compare.presets import lay_over_file, read_preset
@@ -290,6 +290,7 @@ def test_the_table_says_what_the_runs_say() -> None:
     assert rows["mine"]["area_mean"] == pytest.approx((0.1 + 0.2045) / 2)
     assert (rows["mine"]["sensitivity"], rows["mine"]["lr_at_the_edge"]) == (pytest.approx(0.1), True)
     assert rows["mine"]["gap"] == pytest.approx(0.1)
+    assert rows["mine"]["gap_low"] <= rows["mine"]["gap_mean"] <= rows["mine"]["gap_high"]
     assert (rows["other"]["stopped"], rows["other"]["last"]) == (2, pytest.approx(0.1))
     assert rows["other"]["last_low"] is None
     text = markdown(list(rows.values()), "grpo", "eval/reward", 2)
@@ -307,7 +308,7 @@ def test_a_method_that_is_not_swept_is_compared_with_whom_it_says() -> None:
     assert (rows["fixed"]["lr"], rows["fixed"]["sensitivity"]) == (1e-4, None)
     assert not rows["fixed"]["lr_at_the_edge"]
     text = markdown(list(rows.values()), "grpo", "eval/reward", 2)
-    assert text.count(" to mine |") == 2
+    assert text.count(" to mine |") == 3
     plan = Plan.model_validate(PLAN | {"fixed": {"run": ["dpo"], "seeds": [3, 4]}, "against": {"dpo": "mine"}})
     assert (plan.names, plan.seeds_of("dpo")) == (["grpo", "mine", "dpo"], [3, 4])
     assert phases(plan)[3][-2:] == ["run_fixed@dpo-3", "run_fixed@dpo-4"]
@@ -337,9 +338,23 @@ def test_figures_have_a_panel_for_each_method() -> None:
     spread = 0.01 * math.sqrt(np.var(range(10), ddof=1) / 10)
     assert [points[1][key] for key in ("mean", "low", "high")] == pytest.approx([0.345, 0.345 - spread, 0.345 + spread])
     for name in CURVES:
-        drawn = figure(runs, "grpo", name)
+        drawn = curves(runs, dict.fromkeys(runs, "grpo"), name)
         assert drawn.startswith("<svg")
         assert all(f">{method}<" in drawn for method in runs)
+    assert all(f">{method}<" in rates(some_choices(), "grpo") for method in some_choices())
+
+
+def test_figures_name_whom_a_method_is_compared_with() -> None:
+    runs = some_runs()
+    drawn = curves(runs, {"grpo": "grpo", "mine": "grpo"}, "kl")
+    assert ">grpo<" in drawn
+    drawn = curves(runs, {"mine": "grpo", "grpo": "mine"}, "kl")
+    assert all(f">{text}<" in drawn for text in ("mine (grpo)", "grpo (mine)", "the one in brackets"))
+    rows = rows_of(runs, some_choices(), "grpo", "eval/reward")
+    drawn = differences(rows, "eval/reward", 2)
+    assert ">mine<" in drawn
+    assert ">a difference<" in drawn
+    assert "eval/reward less that of grpo" in drawn
 
 
 def test_runs_and_choices_survive_their_files(tmp_path: Path) -> None:

@@ -30,10 +30,14 @@ def rows_of(
             "lr_at_the_edge": choice is not None and choice.at_the_edge,
             "sensitivity": math.nan if choice is None else choice.sensitivity,
             "first": mean_and_error([run.at(1, metric) for run in own])[0],
-            "gap": mean_and_error([run.gap(rounds) for run in own])[0],
             **{key: mean_and_error([run.at(rounds, key) for run in own])[0] for key in SHOWN},
         }
-        for kind, value in (("last", lambda run: run.at(run.rounds, metric)), ("area", lambda run: run.area(metric))):
+        values: dict[str, Callable[[Run], float]] = {
+            "last": lambda run: run.at(run.rounds, metric),
+            "area": lambda run: run.area(metric),
+            "gap": lambda run: run.gap(run.rounds),
+        }
+        for kind, value in values.items():
             row |= _compared(kind, own, runs[other], value)
         rows.append(_known(row))
     return rows
@@ -75,7 +79,8 @@ def _known(row: dict[str, Any]) -> dict[str, Any]:
 def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds: int) -> str:
     """The records as a table, best area first, with what its columns mean."""
     head = ["method", "seeds", "lr", "sens.", "round 1", f"round {rounds}", "all rounds"]
-    head += [f"all rounds - {baseline}'s", f"round {rounds} - {baseline}'s", "KL", "spread", "entropy", "length", "gap"]
+    head += [f"all rounds - {baseline}'s", f"round {rounds} - {baseline}'s", "gap", f"gap - {baseline}'s"]
+    head += ["KL", "spread", "entropy", "length"]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in sorted(rows, key=lambda row: -row["area"]):
         stopped = f" ({row['stopped']} stopped)" if row["stopped"] else ""
@@ -87,9 +92,10 @@ def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds:
             _number(row["first"]),
             _with_error(row, "last"),
             _with_error(row, "area"),
-            *_differences(row, baseline),
+            *_differences(row, baseline, "area", "last"),
+            _with_error(row, "gap"),
+            *_differences(row, baseline, "gap"),
             *(_number(row[key]) for key in SHOWN),
-            _number(row["gap"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
@@ -97,9 +103,9 @@ def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds:
         f"policies after round 1 to {rounds}. A difference is over pairs of one seed, with the {CONFIDENCE:.0%} "
         f"interval of a bootstrap (BCa); **bold** where it is without 0 and of {ENOUGH} seeds or more, the only ones "
         "that are called differences. `sens.`: what the dev split loses at the worse neighbour of the best learning "
-        "rate. KL and spread of the log-ratio inside groups (nats a completion, from the base), entropy (nats a token) "
-        "and length (tokens) are of the last policy; `gap` is its reward on training prompts less that on test prompts."
-        "\n"
+        "rate. `gap`: the reward of the last policy on training prompts less that on test prompts. Of the last policy, "
+        "too, are KL and spread of the log-ratio inside groups (nats a completion, from the base), entropy (nats a "
+        "token) and length (tokens).\n"
     )
     return "\n".join([*lines, notes])
 
@@ -121,12 +127,12 @@ def _interval(row: dict[str, Any], kind: str) -> str:
     return f"**{text}**" if row[f"{kind}_is_one"] else text
 
 
-def _differences(row: dict[str, Any], baseline: str) -> tuple[str, str]:
+def _differences(row: dict[str, Any], baseline: str, *kinds: str) -> list[str]:
     """The differences of a row; where it is compared with another one than the baseline, that is said."""
     if row["method"] == row["against"]:
-        return "", ""
+        return [""] * len(kinds)
     behind = "" if row["against"] == baseline else f" to {row['against']}"
-    return _interval(row, "area") + behind, _interval(row, "last") + behind
+    return [_interval(row, kind) + behind for kind in kinds]
 
 
 def sweep_markdown(choices: Mapping[str, Choice], metric: str, rounds: int) -> str:

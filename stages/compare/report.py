@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gift.compare.figures import CURVES, figure
+from gift.compare.figures import CURVES, curves, differences, rates
 from gift.compare.numbers import read_choice, read_run
 from gift.compare.plan import read_plan
 from gift.compare.tables import frozen_markdown, frozen_rows, markdown, rows_of, sweep_markdown
@@ -36,8 +36,15 @@ def main(plan: Path, data: Path, out: Path) -> None:
     write_text(out / "table.md", markdown(rows, wanted.baseline, wanted.metric, wanted.rounds))
     write_text(out / "sweep.md", sweep_markdown(choices, wanted.metric, wanted.rounds))
     write_text(out / "frozen.md", frozen_markdown(frozen, wanted.metric))
-    for name in CURVES:
-        write_text(out / f"{name}.svg", figure(runs, wanted.baseline, name))
+    write_text(out / "rates.svg", rates(choices, wanted.baseline))
+    for end, names in (("", wanted.run), ("-fixed", wanted.fixed.run)):
+        if not names:
+            continue
+        others = {name: wanted.against.get(name, wanted.baseline) for name in names}
+        own = [row for row in rows if row["method"] in others]
+        write_text(out / f"differences{end}.svg", differences(own, wanted.metric, wanted.rounds))
+        for name in CURVES:
+            write_text(out / f"{name}{end}.svg", curves(runs, others, name))
     console.say("compare_report", methods=len(rows), runs=sum(map(len, runs.values())))
 
 
