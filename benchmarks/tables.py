@@ -1,5 +1,6 @@
 """Writes the tables of benchmarks/README.md and docs/study, and the figures: `python -m benchmarks.tables`."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from benchmarks import (
     limit,
     memory,
     methods,
+    overfit,
     overhead,
     real_model,
     reference,
     results,
     rewards,
+    robustness,
     sampler,
     update,
 )
+from gift.project.yaml import read_yaml
 
 README = Path(__file__).parent / "README.md"
 STUDY = Path(__file__).parents[1] / "docs" / "study"
@@ -38,10 +42,12 @@ TABLES = {
     "overhead": overhead.table,
     "real_model": real_model.table,
     "closed_form": closed_form.table,
+    "overfit": overfit.table,
 }
 PAGES = {
-    README: [name for name in TABLES if name != "closed_form"],
+    README: [name for name in TABLES if name not in ("closed_form", "overfit")],
     STUDY / "closed_form.md": ["closed_form"],
+    STUDY / "methods.md": ["overfit"],
 }
 """Which tables stand on which page."""
 
@@ -87,12 +93,23 @@ def study_figures(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def robustness_figure() -> str:
+    """The figure of docs/study/methods.md that is made of the comparison's table."""
+    compare = STUDY.parents[1] / "compare"
+    found = json.loads((compare / "data/report/table.json").read_text(encoding="utf-8"))
+    plan, params = read_yaml(compare / "compare.yaml"), read_yaml(compare / "params.yaml")
+    records = robustness.points(plan, found["rows"], params["generate"]["group_size"])
+    return robustness.figure(records, found["metric"])
+
+
 def main() -> None:
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), page), encoding="utf-8")
     for result in results.read_results("closed_form"):
         for name, figure in study_figures(result).items():
             (STUDY / name).write_text(figure, encoding="utf-8")
+    if (STUDY.parents[1] / "compare/data/report/table.json").exists():
+        (STUDY / "methods-robustness.svg").write_text(robustness_figure(), encoding="utf-8")
     for result in results.read_results("memory"):
         (results.FOLDER / figure_name(result)).write_text(memory.figure(result), encoding="utf-8")
 

@@ -16,12 +16,14 @@ from benchmarks import (
     limit,
     memory,
     methods,
+    overfit,
     overhead,
     real_model,
     real_tasks,
     reference,
     results,
     rewards,
+    robustness,
     sampler,
     shapes,
     tables,
@@ -29,12 +31,13 @@ from benchmarks import (
     update,
 )
 from benchmarks.real_project.rewards import chats
+from gift.compare.plan import changes_of, check_content, laid_over, read_plan
 from gift.project.sections import check
 from gift.training.settings import Update
 
 COMMANDS = (
     *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
-    closed_form,
+    *(closed_form, overfit),
 )
 
 
@@ -171,3 +174,54 @@ def test_every_method_whose_step_is_measured_is_an_update() -> None:
         assert check(Update, keys, name).match.name
     losses = {check(Update, {**keys, **methods.update_of(name)}, name).match.name for name in methods.NAMES}
     assert losses >= {"gift", "gvpo", "una", "flowrl", "dpo", "amir", "clipped", "reinforce", "cispo", "sapo", "dro"}
+
+
+def test_the_comparison_on_few_prompts_is_lawful(tmp_path: Path) -> None:
+    """Its plan and settings pass, every method has the rate of the study, and a round uses all prompts."""
+    wanted = {"methods": list(overfit.METHODS), "seeds": 3, "rounds": 2, "prompts": 64}
+    content = overfit.changed(wanted)
+    (tmp_path / "compare.yaml").write_text(json.dumps(content["compare.yaml"]))
+    plan = read_plan(tmp_path / "compare.yaml")
+    assert plan.names == list(overfit.METHODS)
+    assert all(plan.seeds_of(name) == [1, 2, 3] for name in plan.names)
+    params = content["params.yaml"]
+    assert params["prepare"]["num_train"] == params["generate"]["prompts_per_round"] == 64
+    for name in plan.names:
+        chosen = json.loads((overfit.CHOSEN / f"{name}.json").read_text())["lr"]
+        made = laid_over(params, changes_of(name, plan, overfit.ROOT / "presets/methods", tmp_path), None, 1)
+        assert made["update"]["lr"] == chosen
+        check_content(made, name)
+
+
+def test_what_overfits_reaches_its_table() -> None:
+    def row(name: str, gap: float, called: bool) -> dict[str, Any]:
+        one = {"method": name, "against": "grpo", "seeds": 10, "lr": 3e-4, "kl": 1.0}
+        for kind in overfit.KINDS:
+            one |= {kind: gap, f"{kind}_se": 0.01, f"{kind}_mean": gap - 0.2, f"{kind}_is_one": called}
+            one |= {f"{kind}_low": gap - 0.25, f"{kind}_high": gap - 0.15}
+        return one
+
+    said = overfit.table({"rows": [row("grpo", 0.2, False), row("gift", 0.1, True)]})
+    assert "| grpo | 10 | 0.0003 | 0.200 ± 0.010 |  |" in said
+    assert "| 0.100 ± 0.010 | **-0.100 [-0.150, -0.050]** |" in said
+
+
+def test_what_a_method_bears_is_drawn_beside_what_it_has() -> None:
+    """A point for each variant and one for the method as it is; a panel for each kind."""
+    plan = {
+        "fixed": {"run": ["a-x100", "a-4", "a-noise"]},
+        "methods": {
+            "a-x100": {"preset": "a", "score": {"rewards": {"answer": {"weight": 100.0}}}},
+            "a-4": {"preset": "a", "generate": {"group_size": 4}},
+            "a-noise": {"preset": "a", "score": {"rewards": {"answer": {}, "noisy": {"settings": {"share": 0.25}}}}},
+        },
+    }
+    rows = [{"method": name, "area": 0.3, "area_se": 0.1} for name in ("a", *plan["fixed"]["run"])]
+    points = robustness.points(plan, rows, 8)
+    assert [(each["kind"], each["value"]) for each in points] == [
+        *(("scale", 100.0), ("scale", 1.0)),
+        *(("group", 4.0), ("group", 8.0)),
+        *(("noise", 0.25), ("noise", 0.0)),
+    ]
+    drawn = robustness.figure(points, "eval/avg@4")
+    assert all(f">{title}<" in drawn for title in robustness.KINDS.values())
