@@ -24,7 +24,7 @@ from gift.project.sections import Section, check
 from gift.tables.prompts import read_prompts, write_prompts
 from gift.training.settings import Update
 from tests.groups import make_groups, two_components
-from tests.test_methods import draw
+from tests.test_methods import SHAPE_FIELDS, draw, some_groups
 
 
 def table(*rows: list[float]) -> Tensor:
@@ -274,6 +274,43 @@ def test_what_equal_rewards_leave(name: str, option: str, value: float) -> None:
     assert bool(made[0].abs().max() > 1e-6) == stays
     assert made[1].abs().max() > 0.1
     assert kept("at_stake", groups) == [[], [0, 1, 2]]
+
+
+BEARS: dict[str, tuple[str, str]] = {  # what rewards of another offset, and of another scale, make of the targets
+    **dict.fromkeys(("zscore", "gdpo", "pass_at_k", "token_weighted", "with_given"), ("same", "same")),
+    **dict.fromkeys(("pairs", "all_pairs", "given_pairs"), ("same", "same")),  # those of the zscore in them
+    **dict.fromkeys(("centred", "leave_one_out", "length_baseline"), ("same", "times")),
+    "whitened": ("same", "same"),
+    "corpo": ("other", "times"),  # at least the reward of a right one
+    "disco": ("other", "times"),  # right from so much of one reward function on, whose weight it is then
+    "equal_right": ("other", "same"),  # right: the same
+    "copo": ("other", "same"),  # a reward of 0 is one of another kind
+    "rlrr": ("other", "other"),  # right from so much of the total on
+    "focal": ("other", "other"),  # right: the total itself
+    "raw": ("other", "times"),
+}
+
+
+@pytest.mark.parametrize("name", list(SHAPE))
+def test_what_another_scale_of_rewards_makes_of_the_targets(name: str) -> None:
+    """Rewards less 2 and plus 2, and times 100 by their weights; what is the same is so but for a shape's epsilon."""
+    groups = some_groups()
+    rewards, components = groups.rewards.clone(), groups.components.clone()
+    rewards[0, 0], components[0, 0] = 0.0, 0.0
+    groups = replace(groups, rewards=rewards, components=components)
+    fields = {key: value for key, value in SHAPE_FIELDS.get(name, {}).items() if key != "kl_to_go"}
+    before = targets(name, groups, **fields).completions
+    offset, scale = BEARS[name]
+    found = []
+    for more in (-2.0, 2.0):
+        moved = torch.tensor([more, 0.0], dtype=torch.float64)
+        other = replace(groups, rewards=(rewards + more) * groups.mask, components=components + moved)
+        found.append(torch.allclose(targets(name, other, **fields).completions, before, atol=1e-4))
+    assert all(found) == (offset == "same")
+    other = replace(groups, rewards=100 * rewards, weights=100 * groups.weights)
+    made = targets(name, other, **fields).completions
+    assert torch.allclose(made, before, atol=1e-4) == (scale == "same")
+    assert torch.allclose(made, 100 * before, rtol=1e-4, atol=1e-6) == (scale == "times")
 
 
 def test_floats_that_should_be_equal_are() -> None:
