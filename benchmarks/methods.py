@@ -14,11 +14,11 @@ from gift.compare.presets import read_preset
 
 PRESETS = Path(__file__).parents[1] / "presets" / "methods"
 BASELINE = "grpo"
-# One for each loss, and those whose shape or selection may cost: what reads further columns is not among them.
+# One for each loss, and those whose shape or selection may cost.
 NAMES = (
     *(BASELINE, "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "vespo", "dppo-tv", "dro", "rloo-paper", "reinforce_pp"),
     *("gift", "gift-paper", "gvpo", "una-mse", "flowrl", "pair_regression", "f_grpo"),
-    *("dpo", "dpo-all-pairs", "rpo", "amir", "gdpo"),
+    *("dpo", "dpo-all-pairs", "rpo", "amir", "gdpo", "grao", "f_hal", "maestro"),
 )
 
 

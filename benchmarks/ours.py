@@ -79,9 +79,23 @@ def start_trainer(
     completions = Ragged.of(rollouts.completion_ids, np.int32)
     logprob = torch.full((len(completions.values),), -math.log(model.config.vocab_size))
     rewards = torch.tensor(rollouts.rewards).view(-1, rollouts.group_size)
+    stage = 1 if dtype == "bfloat16" else 0
+    fields = {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}
+    settings = check(Update, fields | (method or {}), "benchmark")
+    sampled = torch.ones_like(rewards, dtype=torch.bool)
+    if settings.shape.record.given:
+        sampled[:, -2:] = False
+    # For losses that choose among reward functions, or standardise each: another one, of no meaning either.
+    components = torch.stack([rewards, rewards.roll(1, -1)], -1)
     groups = groups_of(
         rewards,
         mask=torch.ones_like(rewards, dtype=torch.bool),
+        sampled=sampled,
+        components=components,
+        known=torch.ones_like(components, dtype=torch.bool),
+        weights=torch.tensor([1.0, 0.5]),
+        names=("one", "other"),
+        draws=rewards.roll(2, -1),
         lengths=torch.from_numpy(completions.lengths).view(rewards.shape),
         max_tokens=int(completions.lengths.max()),
         ref_logprobs=logprob,
@@ -89,10 +103,7 @@ def start_trainer(
         rollout_logprobs=logprob,
     )
     rows = Rows(Ragged.of(rollouts.prompt_ids, np.int32), completions, groups)
-    stage = 1 if dtype == "bfloat16" else 0
-    fields = {"groups_per_step": len(rewards), "lr": LR, "dtype": dtype}
-    settings = check(Update, fields | (method or {}), "benchmark")
-    logprobs = policy_module(model, 1.0, packing, settings.match, 0, ("reward",))
+    logprobs = policy_module(model, 1.0, packing, settings.match, 0, groups.names)
     engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
     chosen = choose(groups, settings)
     return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close

@@ -19,12 +19,14 @@ from benchmarks.real_tasks import TASKS, write_chats
 from benchmarks.real_weights import WORK, real_weights
 from benchmarks.results import finish, markdown, start, versions
 from benchmarks.shapes import ROOT
+from gift.compare.plan import laid_over
+from gift.compare.presets import read_preset
 from gift.project.work import write_json
 from gift.project.yaml import read_yaml
 
 REWARDS = Path(__file__).parent / "real_project/rewards/chats.py"
 PRESETS = ROOT / "presets/methods"
-METHODS = ("gift", *sorted(path.stem for path in PRESETS.glob("*.yaml")))  # gift: as params.yaml ships it
+METHODS = tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 BEFORE = ("code", "doctor", "prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base")
 ROUND = ("overrides", "generate", "score", "reference", "update", "generate_eval", "evaluate")
 QUICK = {"prompts": 8, "group_size": 4, "num_eval": 8, "max_tokens": 16}
@@ -126,11 +128,10 @@ def params_of(model: Path, method: str, seed: int, sizes: dict[str, Any]) -> dic
         "update": {"lr": sizes["lr"], "warmup_steps": 0, "groups_per_step": max(1, sizes["prompts"] // 4)},
         "evaluate": length,
     }
-    if method != "gift":
-        changes["update"] |= read_yaml(PRESETS / f"{method}.yaml")["update"]
     for section, keys in changes.items():
         params[section].update(keys)
-    return {**params, "seed": seed}
+    preset = read_preset(PRESETS / f"{method}.yaml")
+    return laid_over(params, {section: dict(keys) for section, keys in preset.items()}, sizes["lr"], seed)
 
 
 def make_round(project: Path, number: int) -> None:

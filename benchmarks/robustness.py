@@ -13,7 +13,7 @@ KINDS = {
 
 
 def points(plan: dict[str, Any], rows: Sequence[dict[str, Any]], group_size: int) -> list[dict[str, Any]]:
-    """A record for each method of `fixed`, by what its entry changes, and for what it stands beside.
+    """A record for each method of `fixed` with one reward, by what its entry changes, and for what it stands beside.
 
     plan: the content of compare.yaml. rows: those of table.json. group_size: that of compare/params.yaml.
     """
@@ -24,7 +24,9 @@ def points(plan: dict[str, Any], rows: Sequence[dict[str, Any]], group_size: int
         rewards = entry.get("score", {}).get("rewards", {})
         if "noisy" in rewards:
             kind, value, plain = "noise", rewards["noisy"]["settings"]["share"], 0.0
-        elif "answer" in rewards:
+        elif len(rewards) > 1:
+            continue
+        elif rewards:
             kind, value, plain = "scale", rewards["answer"]["weight"], 1.0
         else:
             kind, value, plain = "group", entry["generate"]["group_size"], group_size

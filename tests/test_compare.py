@@ -300,6 +300,15 @@ def test_the_table_says_what_the_runs_say() -> None:
     json.dumps(list(rows.values()), allow_nan=False)
 
 
+def test_a_gap_of_other_rewards_is_none() -> None:
+    """Rewards of another scale, or other ones, have no gap that could be compared."""
+    rows = {row["method"]: row for row in rows_of(some_runs(), {}, "grpo", "eval/reward", own_rewards={"mine"})}
+    assert [rows["mine"][key] for key in ("gap", "gap_se", "gap_mean", "gap_low")] == [None] * 4
+    assert rows["mine"]["last_mean"] == pytest.approx(0.2045)
+    assert rows["grpo"]["gap"] is not None
+    assert " |  |  | " in markdown(list(rows.values()), "grpo", "eval/reward", 2)
+
+
 def test_a_method_that_is_not_swept_is_compared_with_whom_it_says() -> None:
     runs, choices = some_runs(), some_choices()
     runs["fixed"] = [run("fixed", seed, [0.1, 0.3, 0.45 + seed / 1000]) for seed in range(10)]
@@ -329,6 +338,7 @@ def test_one_update_is_compared_on_the_same_rollouts_alone() -> None:
     assert rows[1]["first_mean"] == pytest.approx(0.1)
     assert (rows[1]["kl"], rows[1]["spread"], rows[1]["steps"]) == (1.0, 0.0, 3)
     assert frozen_markdown(rows, "eval/reward").count("\n| ") == 3
+    assert frozen_markdown(rows, "eval/reward", ["other"]).endswith("or given answers: other.\n")
 
 
 def test_figures_have_a_panel_for_each_method() -> None:

@@ -67,6 +67,45 @@ def test_gvpo_is_the_mean_of_pair_regression_over_all_pairs() -> None:
     close(matched[0], closed)
 
 
+def test_pair_regression_is_not_gvpo_where_rewards_are_equal() -> None:
+    """GVPO draws equals together; they are no pair. Of rewards 1, 1 and 0 with beta 1 and l of .3, 0, 0 by hand.
+
+    GVPO: residuals less their mean are .2 - 1/3, -.1 - 1/3, -.1 + 2/3. Pairs: (.3 - 1)^2 and (0 - 1)^2.
+    """
+    groups = make_groups(torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64))
+    rows = torch.tensor([[0.3, 0.0, 0.0]], dtype=torch.float64)
+    fields = {"anchor": "old", "beta": 1.0}
+    regressed = value_and_gradient("pair_regression", fields, *shaped(groups, "all_pairs"), rows)
+    matched = value_and_gradient("gvpo", fields, *shaped(groups, "centred"), rows)
+    assert regressed[0].item() == pytest.approx((0.49 + 1.0) / 2)
+    thirds = (0.2 - 1 / 3) ** 2 + (-0.1 - 1 / 3) ** 2 + (-0.1 + 2 / 3) ** 2
+    assert matched[0].item() == pytest.approx(thirds / 4)
+    assert matched[0].item() == pytest.approx((0.09 + 0.49 + 1.0) / 12), "GVPO over the same three pairs"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shape"),
+    [
+        ("gvpo", {"beta": 0.3}, "centred"),
+        ("dpo", {"anchor": "old"}, "pairs"),
+        ("dpo", {"anchor": "old", "loss": "ipo"}, "all_pairs"),
+        ("pair_regression", {"anchor": "old"}, "all_pairs"),
+        ("gift", {"spread_floor": 0.3}, "zscore"),
+    ],
+)
+def test_log_z_of_a_prompt_is_not_seen(name: str, fields: dict[str, Any], shape: str) -> None:
+    """The same number more on all log-ratios of a group: neither value nor gradient changes. UNA sees it."""
+    groups, targets = shaped(make_groups(REWARDS, lengths=LENGTHS), shape)
+    before = value_and_gradient(name, fields, groups, targets, RATIOS)
+    log_z = torch.tensor([[0.7], [-2.0], [0.1]], dtype=torch.float64)
+    after = value_and_gradient(name, fields, groups, targets, RATIOS + log_z)
+    close(after[0], before[0])
+    close(after[1], before[1])
+    raw = SHAPE["raw"].within(groups, SHAPE["raw"].settings())
+    una = [value_and_gradient("una", {}, groups, raw, ratios)[0] for ratios in (RATIOS, RATIOS + log_z)]
+    assert (una[0] - una[1]).abs() > 1e-4
+
+
 def test_gift_as_released_is_gvpo_on_standardised_rewards_with_beta_of_one_over_the_spread() -> None:
     """Of each group by itself: the factor is G / (2 (G - 1)) of GIFT's gradient, beta a constant of GVPO's."""
     for group in range(P):

@@ -413,7 +413,7 @@ def test_maestro_chooses_no_reward_function_that_gave_nothing() -> None:
         ),
         (
             {"match": {"amir": {}}, "shape": {"raw": {}}},
-            "update: shape: raw: .* one of pairs, all_pairs$",
+            "update: shape: raw: .* set shape to all_pairs$",
         ),
         (
             {"match": {"dpo": {}}, "shape": {"raw": {}}},
@@ -421,7 +421,7 @@ def test_maestro_chooses_no_reward_function_that_gave_nothing() -> None:
         ),
         (
             {"match": {"clipped": {}}, "shape": {"with_given": {}}},
-            "update: shape: with_given: makes targets of given .* match: clipped would train .* match to one of grao$",
+            "update: shape: with_given: makes targets of given .* match: clipped would train .* match to grao$",
         ),
         (
             {"match": {"amir": {}}, "shape": {"given_pairs": {}}},
@@ -540,6 +540,21 @@ def test_gift_and_gvpo_by_hand() -> None:
 )
 def test_clip_by_hand(ratio: float, target: float, fields: dict[str, Any], expected: float) -> None:
     assert value_of("clipped", one(target), one(math.log(ratio)), **fields) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"), [("luspo", 0.75), ("grpo", -7 / 12), ("dapo", 0.375), ("dr_grpo", 0.075)]
+)
+def test_reinforce_by_hand(aggregate: str, expected: float) -> None:
+    """Log-probs -1, -2, -1 with target 1 and -2.5 with target -1: 4 - 2.5 in all, 4/3 - 2.5 of means, of 4 tokens."""
+    lengths, step = torch.tensor([[3, 1]]), Step(1, 2, 4, max_tokens=10)
+    targets = Targets(torch.tensor([[1.0, -1.0]], dtype=torch.float64))
+    groups = make_groups(targets.completions, lengths=lengths, step=step)
+    logprobs = torch.tensor([-1.0, -2.0, -1.0, -2.5], dtype=torch.float64, requires_grad=True)
+    loss = run("reinforce", {"aggregate": aggregate}, groups, targets, Outputs(logprobs)).value
+    assert loss.item() == pytest.approx(expected)
+    signs = gradients(loss, [logprobs])[0].sign().tolist()
+    assert signs == [-1.0, -1.0, -1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,8 @@ def test_a_method_can_be_laid_over_any_params(path: Path) -> None:
         whole = read_yaml(PRESETS / f"{name}.yaml")
         if beside:
             whole["reference"] |= {"token_weights": YAML(typ="safe").load(beside[1])}
+        if "generate.group_size must be more" in first:
+            whole["generate"]["group_size"] = 2 * content["update"]["select"][0]["pods"]["keep"]
         if "needs two rewards" in first:
             whole["score"]["rewards"]["second"] = {"function": "rewards/example.py:brevity"}
         params = check(Params, whole | {key: lay_over(whole[key], own) for key, own in content.items()}, path.name)

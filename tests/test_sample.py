@@ -83,6 +83,19 @@ def test_dynamic_goes_on_until_enough_groups_differ() -> None:
     assert sum(map(len, drive("dynamic", judge, Wanted(20, 3), max_passes=99)[0])) == 20, "there are no more"
 
 
+def test_dynamic_wants_right_and_wrong_ones_where_it_knows_what_is_right() -> None:
+    """All right with other rewards for their form: a difference, but nothing to learn."""
+    order, _ = take_prompts(IDS, 0, 20, 7)
+
+    def judge(_: int, ask: Ask, sample: int) -> float:
+        return (0.0 if sample == 2 else 1.0) if ask.prompt_id in order[2::4] else 1.0 + 0.1 * sample
+
+    assert names(drive("dynamic", judge)[1]) == order[:4]
+    assert names(drive("dynamic", judge, correct_from=0.5)[1]) == order[2:18:4]
+    with pytest.raises(UserError, match=r"of 4 prompts none has both rewards of 2 or more and less; look[^\n]*$"):
+        drive("dynamic", judge, max_passes=1, correct_from=2.0)
+
+
 def test_failed_rewards_are_no_difference() -> None:
     def judge(_: int, ask: Ask, sample: int) -> float | None:
         return None if sample else 1.0

@@ -361,6 +361,13 @@ def test_pods_has_the_rules_of_its_authors() -> None:
     assert kept("pods", groups, keep=4, rule="max_reward") == [[0, 1, 3, 4]]
 
 
+def test_overlong_leaves_out_what_was_cut_off() -> None:
+    groups = make_groups(
+        table([1, 0, 1], [0, 0, 1]), truncated=torch.tensor([[True, False, False], [True, True, False]])
+    )
+    assert kept("overlong", groups) == [[1, 2], [2]]
+
+
 def test_distinct_leaves_out_both_of_a_close_pair() -> None:
     """Scores .5 and .45 on two sides of the mean; .44 is as close, but has no score of its own."""
     groups = two_components(
@@ -396,6 +403,28 @@ def test_off_policy_by_hand() -> None:
         (
             {"shape": {"copo": {}}, "zero_targets": "keep"},
             r"update: shape: copo: needs the final answers; set final_answer, such as final_answer: \{boxed: \{\}\}",
+        ),
+        (
+            {"shape": {"token_weighted": {}}, "match": {"clipped": {"level": "sequence"}}},
+            "update: shape: token_weighted: makes a target for each token, but match: clipped, as it is set, takes a "
+            "target for each completion; set shape to one of zscore, ",
+        ),
+        (
+            {"shape": {"pairs": {}}, "match": {"amir": {}}},
+            "update: shape: pairs: match: amir is made for all_pairs; set it",
+        ),
+        (
+            {"shape": {"all_pairs": {}}, "match": {"f_hal": {}}},
+            "update: shape: all_pairs: match: f_hal is made for given_pairs; set it",
+        ),
+        (
+            {"shape": {"zscore": {"std": "step"}}, "match": {"maestro": {}}, "zero_targets": "keep"},
+            r"update: shape: zscore: match: maestro makes its targets itself; remove shape, or set it to zscore: \{\}",
+        ),
+        (
+            {"select": [{"at_stake": {}}], "kl_in_reward": 0.05},
+            "update: kl_in_reward: 0.05: select: at_stake: after it no two rewards of a group are equal; set at_stake: "
+            "component to a reward function, or use update.kl",
         ),
         ({"final_answer": {"boxed": {}}}, "update: final_answer: no method that is chosen reads it; remove it"),
         (

@@ -20,7 +20,7 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.methods.choosing import Chosen, choose
 from gift.methods.groups import Outputs
 from gift.methods.making import groups_of
-from gift.methods.names import MATCH
+from gift.methods.names import MATCH, SHAPE
 from gift.project.errors import UserError
 from gift.project.ragged import Ints, Ragged
 from gift.project.sections import choice
@@ -96,6 +96,7 @@ def round_rows(given: bool = False) -> Rows:
         old_logprobs=torch.from_numpy(logprobs(2).values),
         rollout_logprobs=torch.from_numpy(logprobs(3).values).masked_fill(~drawn, math.nan),
         token_weights=torch.from_numpy(-logprobs(4).values),
+        answers=torch.tensor([index // 3 % 3 for index in range(20)]).view(5, 4),
         draws=torch.tensor([rng.random() for _ in range(20)]).view(5, 4),
         names=("right", "long"),
     )
@@ -142,6 +143,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "oar": ({"clipped": {}}, {"shape": {"token_weighted": {}}}),
     "gift, joined": ({"gift": GIFT}, {"kl": {"coef": 0.1}, "correction": {"level": "token", "most": 1.5}}),
     "dro": ({"dro": {"beta": 0.5}}, {"zero_targets": "keep"}),
+    "copo": ({"clipped": {}}, {"shape": {"copo": {}}, "final_answer": {"boxed": {}}, "zero_targets": "keep"}),
+    "grpo, the std of a step": ({"clipped": {}}, {"shape": {"zscore": {"std": "step"}}}),
 }
 # As if FlowRL needed whole groups: a head in two passes.
 NOT_OFFERED = {"flowrl_coupled": replace(MATCH["flowrl"], coupled=True)}
@@ -304,6 +307,13 @@ def truth_of(name: str) -> tuple[dict[str, Tensor], list[dict[str, float]], list
 
 
 @pytest.mark.parametrize(("budget", "layout"), [(WHOLE, "shared"), (MIDDLE, "padded"), (ONE_ROW, "packed")])
+def test_every_loss_and_every_shape_of_a_step_is_held_to_the_law() -> None:
+    """All of MATCH; of the shapes those whose targets depend on which groups a step has."""
+    assert {name for match, _ in METHODS.values() for name in match} >= MATCH.keys()
+    shapes = {name for _, more in METHODS.values() for name in more.get("shape", ())}
+    assert shapes >= {name for name, shape in SHAPE.items() if shape.across}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_any_micro_batch_is_plain_autograd(name: str, budget: int, layout: str) -> None:
     truth, seen, norms = truth_of(name)

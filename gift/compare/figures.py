@@ -85,7 +85,7 @@ def differences(rows: Sequence[dict[str, Any]], metric: str, rounds: int) -> str
     kinds = {"area": "mean over all rounds", "last": f"round {rounds}"}
     drawn = sorted((row for row in rows if row["method"] in others), key=lambda row: -(row["area_mean"] or 0.0))
     names = [_titled(row["method"], others) for row in drawn]
-    columns = []
+    columns: list[Any] = []
     for kind, title in kinds.items():
         records = [
             {

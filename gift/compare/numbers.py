@@ -83,7 +83,7 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
 
     seeds = sorted(ours.keys() & theirs.keys())
     gaps = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    if len(gaps) < 3:
+    if len(gaps) < 3 or np.isnan(gaps).any():
         return Difference(float(gaps.mean()) if len(gaps) else math.nan, math.nan, math.nan, len(gaps))
     if np.ptp(gaps) == 0:
         return Difference(float(gaps[0]), float(gaps[0]), float(gaps[0]), len(gaps))

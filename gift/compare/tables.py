@@ -1,7 +1,7 @@
 """The table of a comparison: a row a method, as records, as Markdown, and what of it is called a difference."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from gift.compare.numbers import CONFIDENCE, ENOUGH, Choice, Difference, Run, difference, mean_and_error
@@ -12,11 +12,17 @@ SHOWN = {"kl": "nats", "spread": "nats", "entropy": "nats a token", "eval/mean_l
 
 
 def rows_of(
-    runs: Runs, choices: Mapping[str, Choice], baseline: str, metric: str, against: Mapping[str, str] | None = None
+    runs: Runs,
+    choices: Mapping[str, Choice],
+    baseline: str,
+    metric: str,
+    against: Mapping[str, str] | None = None,
+    own_rewards: Set[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """A record for each method, with means over its seeds; numbers that are not known are None.
 
-    choices: of those that were swept. against: with whom a method is compared in place of the baseline.
+    choices: of those that were swept. against: with whom a method is compared in place of the baseline. own_rewards:
+    those with rewards of their own, whose gap is in other units.
     """
     rows = []
     for name, own in runs.items():
@@ -35,7 +41,7 @@ def rows_of(
         values: dict[str, Callable[[Run], float]] = {
             "last": lambda run: run.at(run.rounds, metric),
             "area": lambda run: run.area(metric),
-            "gap": lambda run: run.gap(run.rounds),
+            "gap": lambda run: math.nan if run.method in own_rewards else run.gap(run.rounds),
         }
         for kind, value in values.items():
             row |= _compared(kind, own, runs[other], value)
@@ -103,9 +109,10 @@ def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds:
         f"policies after round 1 to {rounds}. A difference is over pairs of one seed, with the {CONFIDENCE:.0%} "
         f"interval of a bootstrap (BCa); **bold** where it is without 0 and of {ENOUGH} seeds or more, the only ones "
         "that are called differences. `sens.`: what the dev split loses at the worse neighbour of the best learning "
-        "rate. `gap`: the reward of the last policy on training prompts less that on test prompts. Of the last policy, "
-        "too, are KL and spread of the log-ratio inside groups (nats a completion, from the base), entropy (nats a "
-        "token) and length (tokens).\n"
+        "rate. `gap`: the reward of the last policy on training prompts less that on test prompts, where a method has "
+        "the rewards of params.yaml. These prompts are those of the round to come: what was learnt by heart shows "
+        "where an earlier epoch had them. Of the last policy, too, are KL and spread of the log-ratio inside groups "
+        "(nats a completion, from the base), entropy (nats a token) and length (tokens).\n"
     )
     return "\n".join([*lines, notes])
 
@@ -154,8 +161,8 @@ def sweep_markdown(choices: Mapping[str, Choice], metric: str, rounds: int) -> s
     return "\n".join([*lines, notes])
 
 
-def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:
-    """The records of `frozen_rows`, best first."""
+def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str, left_out: Sequence[str] = ()) -> str:
+    """The records of `frozen_rows`, best first; left_out: the methods that are not among them."""
     head = [
         "method",
         "seeds",
@@ -173,4 +180,8 @@ def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str) -> str:
         "\nThe policy after one round: one update of each method at its own learning rate, on rollouts of the base "
         "that are the same for all, byte for byte. The last columns are changes from the base.\n"
     )
+    if left_out:
+        notes += (
+            f"\nNot among them, as their first round has other rollouts, or given answers: {', '.join(left_out)}.\n"
+        )
     return "\n".join([*lines, notes])

@@ -65,6 +65,17 @@ class Params(Section):
             raise ValueError(f"update: {method}: needs what each token weighs; {SET_WEIGHTS}")
         return self
 
+    @model_validator(mode="after")
+    def groups_are_large_enough(self) -> "Params":
+        for select in self.update.select:
+            keep = getattr(select.settings, "keep", 0)
+            if keep > self.generate.group_size:
+                raise ValueError(
+                    f"update.select: {select.name}: keep: {keep}: groups have {self.generate.group_size} completions "
+                    "(generate.group_size), so that nothing would be left out; set a smaller one"
+                )
+        return self
+
     @property
     def samplings(self) -> dict[str, Sampling]:
         """The sections that sample, by name."""

@@ -221,8 +221,9 @@ class Match(Generic[S]):
 
     metrics: names of its own, beside those that the trainer takes for all. coupled: it needs its whole group at once,
     always or under some settings; if not, a large group is cut in one pass. adapt: settings of the next step, from
-    this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads.
-    bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
+    this one's metrics. anchor: the policy that the drift of a step is measured from. takes: which targets it reads,
+    always or under some settings; shapes: the only ones whose targets mean to it what they should, if not all that make
+    these. bounds: what they must lie in. aggregate: how a term of tokens that is added to it (KL) is summed.
     learns_from_zero: a target of 0 is one like any other. given: it has a term for given answers, and does not take
     them for its own samples. makes_targets: it makes them itself of the components, and reads none. least_rewards: how
     many reward functions it wants. needs: see `Need`.
@@ -235,7 +236,8 @@ class Match(Generic[S]):
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
     anchor: Callable[[S], Anchor] = _old
-    takes: tuple[Kind, ...] = ("completions",)
+    takes: tuple[Kind, ...] | Callable[[S], tuple[Kind, ...]] = ("completions",)
+    shapes: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
     aggregate: Callable[[S], Aggregate] = _of_sequences
     learns_from_zero: bool = False
@@ -246,6 +248,9 @@ class Match(Generic[S]):
 
     def is_coupled(self, settings: S) -> bool:
         return self.coupled if isinstance(self.coupled, bool) else self.coupled(settings)
+
+    def kinds(self, settings: S) -> tuple[Kind, ...]:
+        return self.takes(settings) if callable(self.takes) else self.takes
 
 
 @dataclass(frozen=True)
@@ -271,10 +276,14 @@ class Shape(Generic[S]):
 
 @dataclass(frozen=True)
 class Select(Generic[S]):
-    """Which completions train: bool [P, G]; what is not kept costs no forward."""
+    """Which completions train: bool [P, G]; what is not kept costs no forward.
+
+    asks_equal: whether it asks for equal total rewards, under these settings.
+    """
 
     settings: type[S]
     keep: Callable[[Groups, S], Tensor]
+    asks_equal: Callable[[S], bool] = lambda _: False
     needs: tuple[Need, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """How a round trains: the section `update` of params.yaml, and that of launch.yaml."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +23,10 @@ def needs_of(method: Choice) -> tuple[Need, ...]:
     """What of the groups one method reads, under its settings."""
     needs = method.record.needs
     return tuple(needs(method.settings) if callable(needs) else needs)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
 class Update(Section):
@@ -97,23 +101,36 @@ class Update(Section):
     @model_validator(mode="after")
     def methods_fit(self) -> "Update":
         shape, match = self.shape.record, self.match.record
-        if shape.makes not in match.takes:
-            fitting = [
-                name for name, each in SHAPE.items() if each.makes in match.takes and (match.given or not each.given)
-            ]
+        kinds = match.kinds(self.match.settings)
+        fitting = match.shapes or tuple(
+            name for name, each in SHAPE.items() if each.makes in kinds and (match.given or not each.given)
+        )
+        if shape.makes not in kinds:
+            set_so = ", as it is set," if callable(match.takes) else ""
             raise ValueError(
-                f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name} takes "
-                f"{' or '.join(MADE[kind] for kind in match.takes)}; set shape to one of {', '.join(fitting)}"
+                f"shape: {self.shape.name}: makes {MADE[shape.makes]}, but match: {self.match.name}{set_so} takes "
+                f"{' or '.join(MADE[kind] for kind in kinds)}; set shape to {_one_of(fitting)}"
             )
         if shape.given and not match.given:
-            fitting = [name for name, each in MATCH.items() if each.given and shape.makes in each.takes]
+            fitting = tuple(
+                name
+                for name, each in MATCH.items()
+                if each.given
+                and shape.makes in each.kinds(None)
+                and (not each.shapes or self.shape.name in each.shapes)
+            )
             raise ValueError(
                 f"shape: {self.shape.name}: makes targets of given answers, which match: {self.match.name} would train "
-                f"on as if they had been sampled; set match to one of {', '.join(fitting)}"
+                f"on as if they had been sampled; set match to {_one_of(fitting)}"
             )
-        if match.makes_targets and self.shape.name != "zscore":
+        if match.shapes and self.shape.name not in match.shapes:
             raise ValueError(
-                f"shape: {self.shape.name}: match: {self.match.name} makes its targets itself; remove shape"
+                f"shape: {self.shape.name}: match: {self.match.name} is made for {' or '.join(match.shapes)}; set it"
+            )
+        if match.makes_targets and (self.shape.name, self.shape.settings) != ("zscore", SHAPE["zscore"].settings()):
+            raise ValueError(
+                f"shape: {self.shape.name}: match: {self.match.name} makes its targets itself; remove shape, or set "
+                "it to zscore: {}"
             )
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
@@ -132,6 +149,12 @@ class Update(Section):
             reader = f"match: {self.match.name}" if match.makes_targets else f"shape: {self.shape.name}"
             raise ValueError(
                 f"kl_in_reward: {self.kl_in_reward:g}: {reader} reads the rewards as they were given; use update.kl"
+            )
+        asking = [each.name for each in self.select if each.record.asks_equal(each.settings)]
+        if self.kl_in_reward and asking:
+            raise ValueError(
+                f"kl_in_reward: {self.kl_in_reward:g}: select: {asking[0]}: after it no two rewards of a group are "
+                f"equal; set {asking[0]}: component to a reward function, or use update.kl"
             )
         if self.groups_per_step < shape.least_groups:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The table and the figures of a comparison, from all of its runs."""
 
+import json
 from pathlib import Path
 
 import click
@@ -29,13 +30,16 @@ def main(plan: Path, data: Path, out: Path) -> None:
     for name in runs:
         if missing := {wanted.metric} - runs[name][0].rows[0].keys():
             raise UserError(f"{plan}: metric: {min(missing)}: no such number in the runs of {name}")
-    rows = rows_of(runs, choices, wanted.baseline, wanted.metric, wanted.against)
+    changes = {name: json.loads((data / "methods" / f"{name}.json").read_text(encoding="utf-8")) for name in runs}
+    own_rewards = {name for name, changed in changes.items() if "score" in changed}
+    rows = rows_of(runs, choices, wanted.baseline, wanted.metric, wanted.against, own_rewards)
     frozen = frozen_rows(runs, wanted.baseline, wanted.metric)
+    left_out = [name for name in runs if name not in {row["method"] for row in frozen}]
     facts = {"metric": wanted.metric, "baseline": wanted.baseline, "rounds": wanted.rounds}
     write_json(out / "table.json", {**facts, "rows": rows, "frozen": frozen})
     write_text(out / "table.md", markdown(rows, wanted.baseline, wanted.metric, wanted.rounds))
     write_text(out / "sweep.md", sweep_markdown(choices, wanted.metric, wanted.rounds))
-    write_text(out / "frozen.md", frozen_markdown(frozen, wanted.metric))
+    write_text(out / "frozen.md", frozen_markdown(frozen, wanted.metric, left_out))
     write_text(out / "rates.svg", rates(choices, wanted.baseline))
     for end, names in (("", wanted.run), ("-fixed", wanted.fixed.run)):
         if not names:
@@ -44,7 +48,9 @@ def main(plan: Path, data: Path, out: Path) -> None:
         own = [row for row in rows if row["method"] in others]
         write_text(out / f"differences{end}.svg", differences(own, wanted.metric, wanted.rounds))
         for name in CURVES:
-            write_text(out / f"{name}{end}.svg", curves(runs, others, name))
+            of_rewards = own_rewards if name in ("reward", "gap") else set()
+            if drawn := {method: other for method, other in others.items() if method not in of_rewards}:
+                write_text(out / f"{name}{end}.svg", curves(runs, drawn, name))
     console.say("compare_report", methods=len(rows), runs=sum(map(len, runs.values())))
 
 

@@ -29,4 +29,4 @@ def at_stake(groups: Groups, settings: AtStake) -> Tensor:
     return groups.mask & (largest - least > EPS)
 
 
-METHOD = Select(AtStake, at_stake)
+METHOD = Select(AtStake, at_stake, asks_equal=lambda settings: settings.component is None)

@@ -66,6 +66,6 @@ METHOD = Match(
     clipped,
     metrics=("clip_ratio",),
     coupled=False,
-    takes=("completions", "tokens"),
+    takes=lambda settings: ("completions", "tokens") if settings.level == "token" else ("completions",),
     aggregate=lambda settings: settings.aggregate,
 )

@@ -63,5 +63,6 @@ METHOD = Match(
     metrics=("surrogate", "preference"),
     adapt=follow,
     takes=("pairs",),
+    shapes=("all_pairs",),
     aggregate=lambda _: "grpo",
 )

@@ -117,4 +117,12 @@ METHOD = Match(
     coupled=lambda settings: settings.weights != "none",
     anchor=lambda _: "reference",
 )
-HAL = Match(FHal, f_hal, metrics=("clip_ratio", "offline"), anchor=lambda _: "reference", takes=("pairs",), given=True)
+HAL = Match(
+    FHal,
+    f_hal,
+    metrics=("clip_ratio", "offline"),
+    anchor=lambda _: "reference",
+    takes=("pairs",),
+    shapes=("given_pairs",),
+    given=True,
+)

@@ -1,7 +1,7 @@
 """pair_regression: differences of implicit rewards regressed on differences of rewards, pair by pair.
 
 What arXiv 2508.07137 says of its loss (a finite difference of logits, dictated by the reward) fits this one, but its
-equation could not be read: this is not offered as that paper's. Over all pairs of a group it is GVPO.
+equation could not be read: this is not offered as that paper's. Over all pairs of rewards that differ it is GVPO.
 """
 
 from gift.methods.groups import Anchor, Groups, Loss, Match, Outputs, Targets
