@@ -14,6 +14,7 @@ from benchmarks.measure import say
 from benchmarks.overhead import copy_project
 from benchmarks.results import finish, markdown, start, versions
 from benchmarks.shapes import ROOT
+from gift.compare.tables import interval, with_error
 from gift.project.work import write_json
 from gift.project.yaml import read_yaml
 
@@ -106,15 +107,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         cells = [row["method"], row["seeds"], f"{row['lr']:g}"]
         for kind in KINDS:
-            error = "" if row[f"{kind}_se"] is None else f" ± {row[f'{kind}_se']:.3f}"
-            cells.append(f"{row[kind]:.3f}{error}")
-            if row["method"] == row["against"]:
-                cells.append("")
-                continue
-            text = f"{row[f'{kind}_mean']:+.3f}"
-            if row[f"{kind}_low"] is not None:
-                text += f" [{row[f'{kind}_low']:+.3f}, {row[f'{kind}_high']:+.3f}]"
-            cells.append(f"**{text}**" if row[f"{kind}_is_one"] else text)
+            cells += [with_error(row, kind), "" if row["method"] == row["against"] else interval(row, kind)]
         rows.append([*cells, f"{row['kl']:.2f}"])
     differences = [text for kind in KINDS.values() for text in (kind, f"less {BASELINE}'s")]
     return markdown(["method", "seeds", "lr", *differences, "KL"], rows)

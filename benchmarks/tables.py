@@ -1,6 +1,5 @@
 """Writes the tables of benchmarks/README.md and docs/study, and the figures: `python -m benchmarks.tables`."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from benchmarks import (
     reference,
     results,
     rewards,
-    robustness,
     sampler,
+    study,
     update,
 )
-from gift.project.yaml import read_yaml
 
 README = Path(__file__).parent / "README.md"
 STUDY = Path(__file__).parents[1] / "docs" / "study"
@@ -47,17 +45,22 @@ TABLES = {
 PAGES = {
     README: [name for name in TABLES if name not in ("closed_form", "overfit")],
     STUDY / "closed_form.md": ["closed_form"],
-    STUDY / "methods.md": ["overfit"],
+    STUDY / "methods.md": ["ranking", "borne", "overfit"],
 }
 """Which tables stand on which page."""
 
 
 def filled(text: str, page: Path = README) -> str:
     """A page with each part between `<!-- name -->` and `<!-- /name -->` made from the results of that name."""
+    ready = study.parts()
     for name in PAGES[page]:
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert len(marked.findall(text)) == 1, f"{page}: needs one part between <!-- {name} --> and <!-- /{name} -->"
-        part = "\n\n".join(section(name, result) for result in results.read_results(name)) or "Not measured yet."
+        part = (
+            ready.get(name)
+            or "\n\n".join(section(name, result) for result in results.read_results(name))
+            or "Not measured yet."
+        )
         text = marked.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)
     return text
 
@@ -93,23 +96,14 @@ def study_figures(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def robustness_figure() -> str:
-    """The figure of docs/study/methods.md that is made of the comparison's table."""
-    compare = STUDY.parents[1] / "compare"
-    found = json.loads((compare / "data/report/table.json").read_text(encoding="utf-8"))
-    plan, params = read_yaml(compare / "compare.yaml"), read_yaml(compare / "params.yaml")
-    records = robustness.points(plan, found["rows"], params["generate"]["group_size"])
-    return robustness.figure(records, found["metric"])
-
-
 def main() -> None:
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), page), encoding="utf-8")
     for result in results.read_results("closed_form"):
         for name, figure in study_figures(result).items():
             (STUDY / name).write_text(figure, encoding="utf-8")
-    if (STUDY.parents[1] / "compare/data/report/table.json").exists():
-        (STUDY / "methods-robustness.svg").write_text(robustness_figure(), encoding="utf-8")
+    if drawn := study.robustness_figure():
+        (STUDY / "methods-robustness.svg").write_text(drawn, encoding="utf-8")
     for result in results.read_results("memory"):
         (results.FOLDER / figure_name(result)).write_text(memory.figure(result), encoding="utf-8")
 

@@ -23,9 +23,9 @@ from benchmarks import (
     reference,
     results,
     rewards,
-    robustness,
     sampler,
     shapes,
+    study,
     tables,
     timed_stage,
     update,
@@ -218,11 +218,11 @@ def test_what_a_method_bears_is_drawn_beside_what_it_has() -> None:
         },
     }
     rows = [{"method": name, "area": 0.3, "area_se": 0.1} for name in ("a", *plan["fixed"]["run"])]
-    points = robustness.points(plan, rows, 8)
+    points = study.points(plan, rows, 8)
     assert [(each["kind"], each["value"]) for each in points] == [
         *(("scale", 100.0), ("scale", 1.0)),
         *(("group", 4.0), ("group", 8.0)),
         *(("noise", 0.25), ("noise", 0.0)),
     ]
-    drawn = robustness.figure(points, "eval/avg@4")
-    assert all(f">{title}<" in drawn for title in robustness.KINDS.values())
+    drawn = study.figure(points, "eval/avg@4")
+    assert all(f">{title}<" in drawn for title in study.KINDS.values())

@@ -96,10 +96,10 @@ def markdown(rows: Sequence[dict[str, Any]], baseline: str, metric: str, rounds:
             f"{row['lr']:g}{' (edge)' if row['lr_at_the_edge'] else ''}",
             _number(row["sensitivity"]),
             _number(row["first"]),
-            _with_error(row, "last"),
-            _with_error(row, "area"),
+            with_error(row, "last"),
+            with_error(row, "area"),
             *_differences(row, baseline, "area", "last"),
-            _with_error(row, "gap"),
+            with_error(row, "gap"),
             *_differences(row, baseline, "gap"),
             *(_number(row[key]) for key in SHOWN),
         ]
@@ -121,12 +121,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _with_error(row: dict[str, Any], kind: str) -> str:
+def with_error(row: dict[str, Any], kind: str) -> str:
+    """A number of a record and its standard error."""
     error = row[f"{kind}_se"]
     return _number(row[kind]) + ("" if error is None else f" ± {error:.3f}")
 
 
-def _interval(row: dict[str, Any], kind: str) -> str:
+def interval(row: dict[str, Any], kind: str) -> str:
+    """The difference of a record and its interval, bold where it is called one."""
     if row[f"{kind}_mean"] is None:
         return ""
     between = "" if row[f"{kind}_low"] is None else f" [{row[f'{kind}_low']:+.3f}, {row[f'{kind}_high']:+.3f}]"
@@ -139,7 +141,7 @@ def _differences(row: dict[str, Any], baseline: str, *kinds: str) -> list[str]:
     if row["method"] == row["against"]:
         return [""] * len(kinds)
     behind = "" if row["against"] == baseline else f" to {row['against']}"
-    return [_interval(row, kind) + behind for kind in kinds]
+    return [interval(row, kind) + behind for kind in kinds]
 
 
 def sweep_markdown(choices: Mapping[str, Choice], metric: str, rounds: int) -> str:
@@ -173,8 +175,8 @@ def frozen_markdown(rows: Sequence[dict[str, Any]], metric: str, left_out: Seque
     ]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in sorted(rows, key=lambda row: -row["first"]):
-        cells = [row["method"], str(row["seeds"]), _number(row["steps"]), _with_error(row, "first")]
-        cells += [_interval(row, "first"), *(_number(row[key]) for key in SHOWN)]
+        cells = [row["method"], str(row["seeds"]), _number(row["steps"]), with_error(row, "first")]
+        cells += [interval(row, "first"), *(_number(row[key]) for key in SHOWN)]
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
         "\nThe policy after one round: one update of each method at its own learning rate, on rollouts of the base "

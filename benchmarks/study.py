@@ -1,15 +1,84 @@
-"""The figure of what methods bear: other scales of rewards, group sizes and wrong rewards, from `gift compare`."""
+"""Tables and a figure of docs/study/methods.md, from what `gift compare` made: the ranking, and what methods bear."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.closed_form_figures import to_svg
+from benchmarks.results import markdown
+from gift.compare.tables import interval, with_error
+from gift.project.yaml import read_yaml
 
+COMPARE = Path(__file__).parents[1] / "compare"
 KINDS = {
     "scale": "rewards x",
     "group": "completions a group",
     "noise": "share of wrong rewards",
 }
+
+
+def made() -> dict[str, Any] | None:
+    """The records of compare/data/report, or None where no comparison has been finished."""
+    path = COMPARE / "data/report/table.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def ranking(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A row a method that was swept, best first."""
+    lines = [
+        [
+            row["method"],
+            row["seeds"],
+            f"{row['lr']:g}",
+            f"{row['first']:.3f}",
+            with_error(row, "area"),
+            *_differences(row),
+            f"{row['kl']:.2f}",
+        ]
+        for row in sorted(rows, key=lambda row: -row["area"])
+        if row["method"] in names
+    ]
+    header = ["method", "seeds", "lr", "round 1", "all rounds", "less GRPO's", "last round, less GRPO's", "KL"]
+    return markdown(header, lines)
+
+
+def borne(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A row a method that was not swept, in the order of the plan."""
+    known = {row["method"]: row for row in rows}
+    lines = [
+        [
+            name,
+            known[name]["seeds"],
+            with_error(known[name], "area"),
+            known[name]["against"],
+            *_differences(known[name]),
+        ]
+        for name in names
+    ]
+    return markdown(["method", "seeds", "all rounds", "beside", "less its", "last round, less its"], lines)
+
+
+def _differences(row: dict[str, Any]) -> list[str]:
+    return ["", ""] if row["method"] == row["against"] else [interval(row, kind) for kind in ("area", "last")]
+
+
+def parts() -> dict[str, str]:
+    """The tables by the names under which they stand on the page."""
+    found = made()
+    if found is None:
+        return dict.fromkeys(("ranking", "borne"), "Not run yet.")
+    plan = read_yaml(COMPARE / "compare.yaml")
+    rows = found["rows"]
+    return {"ranking": ranking(rows, plan["run"]), "borne": borne(rows, plan["fixed"]["run"])}
+
+
+def robustness_figure() -> str | None:
+    found = made()
+    if found is None:
+        return None
+    plan, params = (read_yaml(COMPARE / name) for name in ("compare.yaml", "params.yaml"))
+    return figure(points(plan, found["rows"], params["generate"]["group_size"]), found["metric"])
 
 
 def points(plan: dict[str, Any], rows: Sequence[dict[str, Any]], group_size: int) -> list[dict[str, Any]]:
