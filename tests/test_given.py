@@ -261,14 +261,15 @@ def test_a_shape_that_reads_them_keeps_them_whatever_select_says() -> None:
     flat = {"ref_logprobs": torch.full((16,), -1.0), "old_logprobs": torch.full((16,), -2.0)}
     groups = groups_of(rewards * mask, mask, lengths, 5, sampled=sampled, **flat)
     keys = {"match": {"grao": {}}, "shape": {"with_given": {}}}
-    chosen = choose(groups, update(**keys, kl_in_reward=0.5, select=[{"at_stake": {}}, {"pods": {"keep": 2}}]))
+    chosen = choose(groups, update(**keys, select=[{"at_stake": {}}, {"pods": {"keep": 2}}]))
     assert chosen.groups.mask.tolist() == [
         [True, True, False, True],
         [False] * 4,  # what was sampled is equal
         [True, True, False, False],
         [False] * 4,  # nothing sampled is left
     ]
-    assert chosen.groups.rewards[0].tolist() == [1.5, 0.5, 0.5, 1.0]  # no KL of what nobody sampled
+    taken_off = choose(groups, update(**keys, kl_in_reward=0.5, select=[{"pods": {"keep": 2}}]))
+    assert taken_off.groups.rewards[0].tolist() == [1.5, 0.5, 0.5, 1.0]  # no KL of what nobody sampled
     ledger = chosen.ledger
     parts = [ledger[f"num_given_{name}"] for name in ("unscored", "not_used", "not_selected", "selected")]
     assert parts == [1, 0, 2, 1]

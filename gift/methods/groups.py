@@ -207,14 +207,6 @@ class Head(Generic[S]):
     detached: bool = False
 
 
-def _old(_: Any) -> Anchor:
-    return "old"
-
-
-def _of_sequences(_: Any) -> Aggregate:
-    return "luspo"
-
-
 @dataclass(frozen=True)
 class Match(Generic[S]):
     """A loss.
@@ -235,11 +227,11 @@ class Match(Generic[S]):
     coupled: bool | Callable[[S], bool] = True
     head: Head[S] | None = None
     adapt: Callable[[S, Mapping[str, float | None]], S] | None = None
-    anchor: Callable[[S], Anchor] = _old
+    anchor: Callable[[S], Anchor] = lambda _: "old"
     takes: tuple[Kind, ...] | Callable[[S], tuple[Kind, ...]] = ("completions",)
     shapes: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
-    aggregate: Callable[[S], Aggregate] = _of_sequences
+    aggregate: Callable[[S], Aggregate] = lambda _: "luspo"
     learns_from_zero: bool = False
     given: bool = False
     makes_targets: bool = False
@@ -276,10 +268,7 @@ class Shape(Generic[S]):
 
 @dataclass(frozen=True)
 class Select(Generic[S]):
-    """Which completions train: bool [P, G]; what is not kept costs no forward.
-
-    asks_equal: whether it asks for equal total rewards, under these settings.
-    """
+    """Which completions train: bool [P, G]; what is not kept costs no forward. asks_equal: for equal total rewards."""
 
     settings: type[S]
     keep: Callable[[Groups, S], Tensor]

@@ -99,7 +99,7 @@ class Update(Section):
         return [*(("select", each) for each in self.select), ("shape", self.shape), ("match", self.match)]
 
     @model_validator(mode="after")
-    def methods_fit(self) -> "Update":
+    def shape_fits_match(self) -> "Update":
         shape, match = self.shape.record, self.match.record
         kinds = match.kinds(self.match.settings)
         fitting = match.shapes or tuple(
@@ -132,6 +132,11 @@ class Update(Section):
                 f"shape: {self.shape.name}: match: {self.match.name} makes its targets itself; remove shape, or set "
                 "it to zscore: {}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def methods_fit(self) -> "Update":
+        shape, match = self.shape.record, self.match.record
         if match.learns_from_zero and self.zero_targets == "drop":
             raise ValueError(
                 f"zero_targets: drop: match: {self.match.name} learns from targets of 0, too; set zero_targets: keep"
