@@ -1,12 +1,13 @@
 """Tables and a figure of docs/study/methods.md, from what `gift compare` made: the ranking, and what methods bear."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.closed_form_figures import to_svg
 from benchmarks.results import markdown
+from gift.compare.numbers import mean_and_error, read_run
 from gift.compare.tables import interval, with_error
 from gift.project.yaml import read_yaml
 
@@ -74,19 +75,24 @@ def parts() -> dict[str, str]:
 
 
 def robustness_figure() -> str | None:
+    """What methods bear, over the seeds of `fixed` alone; None where no comparison has been finished."""
     found = made()
     if found is None:
         return None
     plan, params = (read_yaml(COMPARE / name) for name in ("compare.yaml", "params.yaml"))
-    return figure(points(plan, found["rows"], params["generate"]["group_size"]), found["metric"])
+
+    def areas(name: str) -> list[float]:
+        runs = [read_run(COMPARE / f"data/runs/{name}/{seed}.json") for seed in plan["fixed"]["seeds"]]
+        return [run.area(found["metric"]) for run in runs]
+
+    return figure(points(plan, areas, params["generate"]["group_size"]), found["metric"])
 
 
-def points(plan: dict[str, Any], rows: Sequence[dict[str, Any]], group_size: int) -> list[dict[str, Any]]:
+def points(plan: dict[str, Any], areas: Callable[[str], list[float]], group_size: int) -> list[dict[str, Any]]:
     """A record for each method of `fixed` with one reward, by what its entry changes, and for what it stands beside.
 
-    plan: the content of compare.yaml. rows: those of table.json. group_size: that of compare/params.yaml.
+    plan: the content of compare.yaml. areas: of a method's runs. group_size: that of compare/params.yaml.
     """
-    known = {row["method"]: row for row in rows}
     made = []
     for name in plan["fixed"]["run"]:
         entry = plan["methods"][name]
@@ -100,9 +106,10 @@ def points(plan: dict[str, Any], rows: Sequence[dict[str, Any]], group_size: int
         else:
             kind, value, plain = "group", entry["generate"]["group_size"], group_size
         for which, place in ((name, value), (entry["preset"], plain)):
-            row = known[which]
-            error = row["area_se"] or 0.0
-            bounds = {"mean": row["area"], "low": row["area"] - error, "high": row["area"] + error}
+            values = areas(which)
+            mean, error = mean_and_error(values)
+            error = error if len(values) > 1 else 0.0
+            bounds = {"mean": mean, "low": mean - error, "high": mean + error}
             made.append({"kind": kind, "method": entry["preset"], "value": float(place), **bounds})
     return [dict(each) for each in dict.fromkeys(tuple(record.items()) for record in made)]
 
@@ -118,7 +125,7 @@ def figure(records: Sequence[dict[str, Any]], metric: str) -> str:
         own = [record for record in records if record["kind"] == kind]
         values = sorted({record["value"] for record in own})
         scale = alt.Scale(type="linear" if kind == "noise" else "log", nice=False)
-        x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(values=values, format="~g"))
+        x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(values=values, format=".2~f"))
         colour = alt.Color("method:N", scale=alt.Scale(domain=methods), legend=alt.Legend(title=None, orient="top"))
         y = alt.Y("mean:Q", title=None, scale=alt.Scale(domainMin=0))
         chart = alt.Chart(pd.DataFrame(own))

@@ -217,8 +217,8 @@ def test_what_a_method_bears_is_drawn_beside_what_it_has() -> None:
             "a-noise": {"preset": "a", "score": {"rewards": {"answer": {}, "noisy": {"settings": {"share": 0.25}}}}},
         },
     }
-    rows = [{"method": name, "area": 0.3, "area_se": 0.1} for name in ("a", *plan["fixed"]["run"])]
-    points = study.points(plan, rows, 8)
+    points = study.points(plan, lambda name: [0.2, 0.4] if name == "a" else [0.3, 0.3], 8)
+    assert [points[1][key] for key in ("mean", "low", "high")] == pytest.approx([0.3, 0.2, 0.4])
     assert [(each["kind"], each["value"]) for each in points] == [
         *(("scale", 100.0), ("scale", 1.0)),
         *(("group", 4.0), ("group", 8.0)),
