@@ -49,24 +49,25 @@ def main(
         methods, seeds, rounds, prompts = ("gift",), 1, 1, 16
     settings = start(1, quick, seeds=seeds, rounds=rounds, prompts=prompts)
     project = work.absolute() / ("quick" if quick else "project")
-    prepare(project, tuple(dict.fromkeys((BASELINE, *(methods or METHODS)))), settings)
+    commit = prepare(project, tuple(dict.fromkeys((BASELINE, *(methods or METHODS)))), settings)
     command = [sys.executable, "-m", "gift.cli", "compare", "--jobs", str(jobs)]
     done = subprocess.run(command, cwd=project, env={**os.environ, "PYTHONPATH": str(project)}, check=False)
     if done.returncode:
         raise click.ClickException(f"{project}: gift compare failed (above)")
     found = json.loads((project / "compare/data/report/table.json").read_text(encoding="utf-8"))
-    finish("overfit", settings, {"rows": found["rows"]}, table, out)
+    finish("overfit", settings, {"rows": found["rows"], "made_at": commit}, table, out)
 
 
-def prepare(project: Path, methods: tuple[str, ...], settings: dict[str, Any]) -> None:
-    """A copy of this project with the comparison in it; one that is there stays, and goes on."""
+def prepare(project: Path, methods: tuple[str, ...], settings: dict[str, Any]) -> str:
+    """A copy of this project with the comparison in it, and its commit; one that is there stays, and goes on."""
     made = project / "overfit.json"
     wanted = {"methods": list(methods), **{key: settings[key] for key in ("seeds", "rounds", "prompts")}}
     commit = versions()["commit"]
     if made.exists():
         before = json.loads(made.read_text(encoding="utf-8"))
-        if (before["prompts"], before["rounds"], before["commit"]) != (wanted["prompts"], wanted["rounds"], commit):
-            raise click.ClickException(f"{project} was made with other settings or code; remove it, or name --work")
+        commit = before["commit"]
+        if (before["prompts"], before["rounds"]) != (wanted["prompts"], wanted["rounds"]):
+            raise click.ClickException(f"{project} was made with other --prompts or --rounds; remove it")
     else:
         say(f"a copy of the project in {project}")
         shutil.rmtree(project, ignore_errors=True)
@@ -77,6 +78,7 @@ def prepare(project: Path, methods: tuple[str, ...], settings: dict[str, Any]) -
     for name, content in changed(wanted).items():
         (project / "compare" / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
     write_json(made, {**wanted, "commit": commit})
+    return commit
 
 
 def changed(wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
