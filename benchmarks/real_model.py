@@ -125,13 +125,12 @@ def params_of(model: Path, method: str, seed: int, sizes: dict[str, Any]) -> dic
         "base": {"model": str(model)},
         "generate": {"prompts_per_round": sizes["prompts"], "group_size": sizes["group_size"], **length},
         "score": {"rewards": {"answer": {"function": "rewards/chats.py:does_it"}}},
-        "update": {"lr": sizes["lr"], "warmup_steps": 0, "groups_per_step": max(1, sizes["prompts"] // 4)},
+        "update": {"warmup_steps": 0, "groups_per_step": max(1, sizes["prompts"] // 4)},
         "evaluate": length,
     }
     for section, keys in changes.items():
         params[section].update(keys)
-    preset = read_preset(PRESETS / f"{method}.yaml")
-    return laid_over(params, {section: dict(keys) for section, keys in preset.items()}, sizes["lr"], seed)
+    return laid_over(params, read_preset(PRESETS / f"{method}.yaml"), sizes["lr"], seed)
 
 
 def make_round(project: Path, number: int) -> None:
