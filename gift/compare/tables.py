@@ -141,7 +141,7 @@ def _differences(row: dict[str, Any], baseline: str, *kinds: str) -> list[str]:
     if row["method"] == row["against"]:
         return [""] * len(kinds)
     behind = "" if row["against"] == baseline else f" to {row['against']}"
-    return [interval(row, kind) + behind for kind in kinds]
+    return [text + behind if (text := interval(row, kind)) else "" for kind in kinds]
 
 
 def sweep_markdown(choices: Mapping[str, Choice], metric: str, rounds: int) -> str:
