@@ -188,11 +188,11 @@ def line(found: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row a method: means over its seeds by round, and the gain with its standard error over seeds."""
+    """A row a method: means over its seeds by round, and the gain after the last with its standard error over seeds."""
     by_method: dict[str, list[list[dict[str, Any]]]] = {}
     for name, run in result["runs"].items():
         by_method.setdefault(name.rpartition("-")[0], []).append(run["rounds"])
-    most = max((len(rounds) for runs in by_method.values() for rounds in runs), default=1)
+    most = max((min(map(len, runs)) for runs in by_method.values()), default=1)  # rounds that all seeds have
     rows = []
     for method, runs in by_method.items():
         for name, label in SHOWN.items():
