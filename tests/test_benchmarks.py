@@ -146,6 +146,10 @@ def test_a_run_of_the_real_model_reaches_its_table() -> None:
 
     runs = {"grpo-0": run(0.25, 0.5, 0.75), "grpo-1": run(0.25, 0.75), "dpo-0": run(0.25, 0.25)}
     said = real_model.table({"runs": runs})
+    assert "| base | r1 | gain (error) |" in said  # a round that one seed lacks is no round of the table
+    assert "| grpo | 2 | avg@4 | 0.250 | 0.625 | +0.375 (0.125) |" in said
+    runs |= {"gift-0": run(0.25, 0.5, 0.25)}
+    said = real_model.table({"runs": runs})
     assert "| grpo | 2 | avg@4 | 0.250 | 0.625 |  | +0.375 (0.125) |" in said
     assert "| dpo | 1 | avg@4 | 0.250 | 0.250 |  | +0.000 |" in said
     assert "overrides 2, generate 2" in said
