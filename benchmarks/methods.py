@@ -47,18 +47,27 @@ def main(run: Run, names: tuple[str, ...]) -> None:
                     say(f"{name}, {how}: {min(done['seconds']):.3g} s, {done['peak_mib'] - done['rest_mib']:,.0f} MiB")
     content: dict[str, dict[str, Any]] = {}
     for (name, how), each in runs.items():
-        content.setdefault(name, {})[how] = {**pooled(each), "runs": each}
-    finish("methods", {**run.settings, **budgets}, {"methods": content}, table, run.out)
+        content.setdefault(name, {})[how] = {"runs": each}
+    finish("methods", {**run.settings, **budgets}, {"methods": content}, table, run.out, with_runs)
+
+
+def with_runs(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A method that is measured again keeps the runs that it has: no run is ever dropped."""
+    found = before["methods"] | now["methods"]
+    for name in now["methods"].keys() & before["methods"].keys():
+        both = before["methods"][name], now["methods"][name]
+        found[name] = {how: {"runs": [*both[0][how]["runs"], *both[1][how]["runs"]]} for how in both[1]}
+    return {**now, "methods": found}
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row a method: seconds of a step and MiB at its peak above rest, and both against GRPO's."""
-    found = result["methods"]
+    """A row a method: seconds of its fastest step and MiB at its peak above rest, and both against GRPO's."""
+    found = {name: {how: pooled(one["runs"]) for how, one in each.items()} for name, each in result["methods"].items()}
     rows = []
-    for name, each in found.items():
+    for name, each in sorted(found.items(), key=lambda one: NAMES.index(one[0]) if one[0] in NAMES else len(NAMES)):
         row = [name]
         for how in ("whole", "cut"):
-            seconds, base = each[how]["seconds"], found[BASELINE][how]["seconds"]
+            seconds, base = each[how]["fastest"], found[BASELINE][how]["fastest"]
             above, theirs = (one[how]["peak_mib"] - one[how]["rest_mib"] for one in (each, found[BASELINE]))
             row += [f"{seconds:.3g}", f"{seconds / base:.2f}", f"{above:,.0f}", f"{above / theirs:.2f}"]
         rows.append(row)

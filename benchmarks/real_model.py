@@ -42,7 +42,7 @@ KEPT = (
 @click.command()
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="gift, grpo and dpo without it.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds 0, 1, ...")
-@click.option("--rounds", default=5, show_default=True, help="Rounds of a run; more of them go on from those made.")
+@click.option("--rounds", default=4, show_default=True, help="Rounds of a run; more of them go on from those made.")
 @click.option("--prompts", default=48, show_default=True, help="Prompts of a round.")
 @click.option("--group-size", default=8, show_default=True)
 @click.option("--max-tokens", default=48, show_default=True, help="Of a completion, and of an answer.")

@@ -23,23 +23,29 @@ def finish(
     content: dict[str, Any],
     table: Callable[[dict[str, Any]], str],
     out: Path | None,
+    join: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Write the result file (a quick run without `out` keeps none) and print its table.
 
-    A run of some models keeps the others of an earlier run of the same commit, settings and machine.
+    A run of some models keeps the others of an earlier run of the same commit, settings and machine; `join` makes one
+    result of this one and that.
     """
     result = {"benchmark": name, "machine": machine(), "versions": versions(), "settings": settings, **content}
     if out is None and not settings["quick"]:
         dtype = "" if settings.get("dtype", "float32") == "float32" else f"-{settings['dtype']}"
         out = FOLDER / f"{name}-{result['machine']['device']}{dtype}.json"
     if out is not None:
-        result = merged(result, out)
+        result = merged(result, out, join)
         write_json(out, result)
         print(f"{out}\n", file=sys.stderr)
     print(table(result))
 
 
-def merged(result: dict[str, Any], path: Path) -> dict[str, Any]:
+def merged(
+    result: dict[str, Any],
+    path: Path,
+    join: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """The result, with what the file at `path` has beside it where that was measured under the same conditions."""
     if not path.exists():
         return result
@@ -51,6 +57,8 @@ def merged(result: dict[str, Any], path: Path) -> dict[str, Any]:
 
     if conditions(before) != conditions(result):
         return result
+    if join:
+        return join(result, before)
     return {key: {**before[key], **value} if isinstance(value, dict) else value for key, value in result.items()}
 
 
