@@ -52,11 +52,12 @@ def main(run: Run, names: tuple[str, ...]) -> None:
 
 
 def with_runs(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """A method that is measured again keeps the runs that it has: no run is ever dropped."""
-    found = before["methods"] | now["methods"]
-    for name in now["methods"].keys() & before["methods"].keys():
-        both = before["methods"][name], now["methods"][name]
-        found[name] = {how: {"runs": [*both[0][how]["runs"], *both[1][how]["runs"]]} for how in both[1]}
+    """A method that is measured again under the same conditions keeps the runs that it has."""
+    earlier, found = before["methods"], before["methods"] | now["methods"]
+    for name in earlier.keys() & now["methods"].keys():
+        found[name] = {
+            how: {"runs": [*earlier[name][how]["runs"], *each["runs"]]} for how, each in now["methods"][name].items()
+        }
     return {**now, "methods": found}
 
 

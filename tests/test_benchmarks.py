@@ -86,6 +86,18 @@ def test_a_run_of_one_model_keeps_the_others_of_the_same_conditions(tmp_path: Pa
     assert results.merged(result("hundred", "b", 0.1), path)["models"] == {"hundred": "b"}
 
 
+def test_a_method_that_is_measured_again_keeps_its_runs() -> None:
+    def result(**seconds: float) -> dict[str, Any]:
+        each = {
+            name: {how: {"runs": [{"seconds": [value]}]} for how in ("whole", "cut")} for name, value in seconds.items()
+        }
+        return {"settings": {}, "methods": each}
+
+    found = methods.with_runs(result(grpo=2.0, gift=4.0), result(grpo=1.0, dpo=3.0))["methods"]
+    runs = {name: [run["seconds"][0] for run in each["cut"]["runs"]] for name, each in found.items()}
+    assert runs == {"grpo": [1.0, 2.0], "gift": [4.0], "dpo": [3.0]}
+
+
 def test_shapes_are_as_stated() -> None:
     for name, tokens, longest in (("wide", 1248, 124), ("hundred", 1760, 200)):
         shape = shapes.SHAPES[name]
