@@ -27,6 +27,7 @@ BLOCKS = [
     (f"{PYTHON}\nOutput:\n```\n4\n```", F),
     ("```\na\n```\n```\nb\n```", "b"),
     ("```text\na\n```", None),
+    (f"```\n{F}\n```\n```python\nprint(f(2))\n```", F),
     *((f"```{language}\n{F}\n```\n```\n4\n```", F) for language in ("py3", "python3", "Python3.11", "python2")),
     *((f"```{language}\n{F}\n```\n```\n4\n```", F) for language in ("{.python}", "{python}", "python:f.py")),
     *((f"```{language}\na\n```\n```\nb\n```", "b") for language in ("pycon", "python-repl", "pytest", "cpp")),

@@ -24,21 +24,20 @@ class _Block:
 def program_of(text: str, whole: bool = False, wanted: Sequence[str] = ()) -> str | None:
     """The fenced block that is the program; without one, the text itself if `whole`.
 
-    Blocks behind `</think>` come before those of a thought, blocks marked as Python before those with no language. Of
-    them it is the one that defines most of the `wanted` names; of several a closed one; of several the last.
+    Blocks behind `</think>` come before those of a thought. Of them it is the one that defines most of the `wanted`
+    names; of several one marked as Python, and not with no language; of several a closed one; of several the last.
     """
     blocks = [block for block in _blocks(text) if not block.language or _PYTHON.match(block.language)]
     if not blocks:
         return text if whole else None
     blocks = [block for block in blocks if block.thought == blocks[-1].thought]
-    blocks = [block for block in blocks if block.language] or blocks
     defined = [
         re.compile(rf"^(?:async[ \t]+)?(?:def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]*)?=(?!=)", re.MULTILINE)
         for name in map(re.escape, wanted)
     ]
 
-    def worth(block: _Block) -> tuple[int, bool]:
-        return sum(bool(each.search(block.text)) for each in defined), block.is_closed
+    def worth(block: _Block) -> tuple[int, bool, bool]:
+        return sum(bool(each.search(block.text)) for each in defined), block.language != "", block.is_closed
 
     return max(reversed(blocks), key=worth).text
 

@@ -52,7 +52,7 @@ def code_tests(
 ) -> list[float | Exception]:
     """1 where the program in the completion passes all tests of its row, else 0; with `partial` the share it passes.
 
-    The program is the last fenced Python block (with `whole_completion`, the whole text where there is none). A row has
+    The program is a fenced Python block (`program_of`; with `whole_completion` the text where there is none). A row has
     one kind of tests: `test_list` (MBPP: assert statements; with `test_imports` before the program, `test_setup_code`
     after it, and with `challenge` also those of `challenge_test_list`), `test` and `entry_point` (HumanEval:
     `check(candidate)`; `signature_column` names the column whose text the program continues, "prompts" for the prompt),
