@@ -92,9 +92,9 @@ def test_what_a_rows_tests_want() -> None:
 def test_a_usage_behind_the_program_costs_nothing() -> None:
     program = "```python\ndef f(x): return 2 * x\n```"
     completion = f"{program}\nUse it:\n```python\nprint(f(2))\n```\nOutput:\n```\n4\n```"
-    assert code_tests([""], [completion], [[]], test_list=[["assert f(2) == 4"]]) == [1.0]
+    assert code_tests([""], [completion], [[]], test_list=[["assert f(2) == 4"]], seconds=30.0) == [1.0]
     check = {"test": ["def check(c): assert c(2) == 4"], "entry_point": ["f"]}
-    assert code_tests([""], [completion], [[]], **check) == [1.0]
+    assert code_tests([""], [completion], [[]], seconds=30.0, **check) == [1.0]
 
 
 def test_degenerate_completions_take_linear_time() -> None:

@@ -6,9 +6,20 @@ from decimal import Decimal
 from typing import Any, Literal
 from unicodedata import category, normalize
 
-from gift.rewards.characters import INVISIBLE, plain_digits, sized
+from gift.rewards.characters import INVISIBLE, plain_digits
 from gift.rewards.signature import checked
-from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, compiled, each_row, gold_texts, shown
+from gift.rewards.text import (
+    Completions,
+    Marker,
+    Value,
+    answer_part,
+    boxes,
+    compiled,
+    each_row,
+    gold_texts,
+    shown,
+    sized,
+)
 
 # Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
 _IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")

@@ -6,8 +6,8 @@ import warnings
 from itertools import accumulate, pairwise
 from typing import Any
 
-from gift.rewards.characters import plain_digits, sized
-from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, each_row, gold_texts
+from gift.rewards.characters import plain_digits
+from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, each_row, gold_texts, sized
 
 MAX_ANSWER = 1000  # characters that an answer may have: more is no answer
 MAX_DEPTH = 20  # brackets that may be open at once: the parser's time grows steeply with them
@@ -22,6 +22,7 @@ _FORMULA = re.compile(
 )
 _JOINED = re.compile(r"(?:[\s,;.]|\b(?:and|or)\b)*")  # what stands beside the formulas of a list
 _WORDS = re.compile(r"[^\d$\\+*/=<>^_()\[\]{}|-]*")  # what may stand beside one formula, such as a unit
+_NUMERAL = re.compile(r"\d+(?:[.,:/]\d+)*")
 _TIME = re.compile(r"\d\s*:\s*\d\d\s*(?:\\\w+\s*\{\s*)?[ap]\.?\s*m\b", re.IGNORECASE)
 _BASE = re.compile(r"(?<![\w}])\d+_(?:\{\s*(\d+)\s*\}|(\d))")
 _PERCENT = re.compile(r"(.+?)\s*(?:\\?%|percent|\\text\s*\{\s*percent\s*\})", re.DOTALL)
@@ -35,6 +36,7 @@ _MAYBE_UNIT = re.compile(r"[cdghlmostb][\s.,;:\\]*(?:\$|\\\)|\\\]|\Z)")
 _NUMERIC = re.compile(
     r"\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|pm|left|right|(?:text|math)[a-z]*\s*\{[^{}]*\})(?![A-Za-z])"
 )
+_EDGES = re.compile(r"^\s*(?:=|\\approx(?![A-Za-z]))|[.,;:](?=[\s.,;:\\]*$)")  # "= 72", "72."
 _GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 # What people write and Math-Verify reads as something else, or not at all.
 _SPELLINGS = (
@@ -51,7 +53,8 @@ _SPELLINGS = (
 )
 # The same, of an answer as a whole.
 _WHOLE = (
-    (re.compile(r"^\s*(?:(?:=|\\approx(?![A-Za-z]))\s*)?|[\s.,;:\\]+$"), ""),  # "= 72", "72."
+    (_EDGES, ""),
+    (re.compile(r"^\s+|[\s\\]+$"), ""),
     (re.compile(rf"^{_GROUP}$"), r"\1"),
     (re.compile(r"^(-?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),  # 2 1/2
     (re.compile(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1 \\times 10^{\2}"),  # 3e8
@@ -151,23 +154,24 @@ def gold_expressions(gold: str) -> list[Any]:
 def _parse_gold(gold: str) -> list[Any]:
     """A gold answer as a whole, or nothing; never a number in it.
 
-    Formulas with "and", "or" and punctuation between them are a list; beside one there may be words; one of several in
-    a text counts where the text speaks of the answer.
+    Formulas with "and", "or" and punctuation between them are a list. Beside one there may be words, and in a text
+    without a formula one number; of several the last counts where the text speaks of its "answer".
     """
     answer = final_answer(gold)
     if answer is not None:
         return [] if _is_half(gold) else _parse_latex(answer)
     formulas = ["".join(each) for each in _FORMULA.findall(gold)]
     beside = _FORMULA.sub(" ", gold).strip()
-    if not formulas:
-        return _parse_text(gold) if _is_prose(gold) else _parse_latex(gold)
-    if _JOINED.fullmatch(beside):
+    if not formulas and not _is_prose(gold):
+        return _parse_latex(gold)
+    if formulas and _JOINED.fullmatch(beside):
         return _parse_latex(", ".join(formulas))
     if len(formulas) == 1 and _PERCENT.fullmatch(f"0{beside}"):
         return _parse_latex(rf"{formulas[0]}\%")
     if len(formulas) == 1 and _WORDS.fullmatch(beside):
         return _parse_latex(formulas[0])
-    return _parse_text(gold) if "answer" in beside.lower() else []
+    is_one = not formulas and len(_NUMERAL.findall(gold)) == 1
+    return _parse_text(gold) if is_one or re.search(r"\banswer\b", beside, re.IGNORECASE) else []
 
 
 def _is_half(gold: str) -> bool:
@@ -271,7 +275,7 @@ def _parse_text(text: str, units: bool = False) -> list[Any]:
 
     def spelled(formula: re.Match[str]) -> str:
         begin, end = (place - formula.start() for place in formula.span(formula.lastindex or 0))
-        inside = re.sub(r"[.,;:]+(?=\s*$)", "", _spelled(formula[0][begin:end]))
+        inside = _EDGES.sub("", _spelled(formula[0][begin:end]))
         inside = _both_signs(_variables(inside, units))
         percent = _PERCENT.fullmatch(inside)  # which it reads behind a formula, and not inside
         return formula[0][:begin] + (f"{percent[1]}{formula[0][end:]}%" if percent else inside + formula[0][end:])
