@@ -8,6 +8,7 @@ from gift.project import console
 from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
+from gift.scoring.looks import constant_rewards
 from gift.scoring.metrics import score_metrics
 from gift.scoring.rows import Asked
 from gift.scoring.score import score_table
@@ -28,6 +29,8 @@ def main(name: str, overrides: Path | None, rollouts: Path, prompts: Path, out: 
     asks.refuse_useless()
     label = f"score@{name}"
     work, scored = score_table(label, rollouts, prompts, table, score, launch)
+    for line in constant_rewards(scored.scores, score.rewards):
+        click.echo(f"{label}: {line}", err=True)
     numbers = score_metrics(scored.rows, scored.scores, score.rewards)
     sampled = without_given(scored.rows)["prompt_id"].to_pylist()
     asked = {key: len(asks.rows(key, sampled)) for key, reward in score.rewards.items() if reward.where}

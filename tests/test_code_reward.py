@@ -10,7 +10,7 @@ import pytest
 from bubblewrap import WHY_NOT
 
 from gift.project.errors import UserError
-from gift.rewards.programs.code_tests import FILES, BrokenTest, Verdict, code_tests, program_of, verdict_of
+from gift.rewards.programs.code_tests import FILES, BrokenTest, Verdict, code_tests, verdict_of
 from gift.sandbox.run import Limits, SandboxError
 from gift.scoring.plan import load_plan
 from gift.scoring.rows import Asked
@@ -29,30 +29,6 @@ def value(program: str, row: dict[str, Any], **settings: Any) -> Any:
 
 def asserts(*tests: str, **row: Any) -> dict[str, Any]:
     return {"test_list": list(tests), **row}
-
-
-FENCES = [
-    ("```python\na = 1\n```", "a = 1"),
-    ("```\na = 1\n```", "a = 1"),
-    ("```py\na\n```\ntext\n```python\nb\n```\nend", "b"),
-    ("```python\na\n```\n```bash\nrm\n```", "a"),
-    ("  ```python\n  a\n  ```", "  a"),
-    ("~~~python\na\n~~~", "a"),
-    ("````python\n'''\n```\n'''\n````", "'''\n```\n'''"),
-    ("```python title=x\na\n```", "a"),
-    ("```python\n# ```inline``` is no fence\na\n```", "# ```inline``` is no fence\na"),
-    ("```python\n\n```", ""),
-    ("```python\na", None),
-    ("```python\na\n```\n```python\nb", "a"),
-    ("no block", None),
-    ("use `a` here", None),
-]
-
-
-@pytest.mark.parametrize(("text", "program"), FENCES)
-def test_the_program_is_the_last_closed_block_of_python(text: str, program: str | None) -> None:
-    assert program_of(text) == program
-    assert program_of(text, whole=True) == (text if program is None else program)
 
 
 @needs_bwrap

@@ -1143,6 +1143,15 @@ def test_gold_answers_are_found_in_the_forms_that_data_sets_have(gold: Any) -> N
     assert (found.level, found.text) == ("ok", "tells gold answers from garbage: gold (x) 1, '' 0, 'asdf' 0")
 
 
+def test_a_reward_that_changes_from_call_to_call_is_an_error() -> None:
+    rows = [{"prompt": f"{number}+{12 - number}=", "answer": "12"} for number in range(1, 150)]
+    together(source(rows), own_reward("float(completion == '12') + len(completion) * __import__('random').random()"))()
+    (found,) = [each for each in check_project(quick=False) if each.where == "params.yaml: score.rewards.own"]
+    assert found.level == "error"
+    assert found.text.startswith("prompt_id=")
+    assert "when it was called again with the same arguments" in found.text
+
+
 def test_the_functions_that_are_named_exist() -> None:
     assert set(GRADED) <= REWARDS.keys()
 

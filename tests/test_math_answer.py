@@ -93,6 +93,19 @@ def test_no_pair_is_there_twice() -> None:
         (["72"], "72"),
         (["71", r"\frac{144}{2}"], "72"),
         ("-3", "-3"),
+        (r"$5$;$10$", "5, 10"),
+        (r"$5$, $6$ and $10$", r"\{5, 6, 10\}"),
+        (r"$1.1\%$", r"1.1\%"),
+        (r"$\frac{1}{2}$ percent", r"\frac{1}{2}\%"),
+        ("$18$ dollars", "18"),
+        (r"Area: $6m$", "6m"),
+        (r"$x=0, x=\pm 2\sqrt{2}$", r"0, 2\sqrt{2}, -2\sqrt{2}"),
+        (r"$4-\mathrm{i}$", "4-i"),
+        (r"It is $5$. So the answer is $6$.", "6"),
+        ("About 30.12 miles per hour", "30.12"),
+        ("She sold 24 in May and 48 in June, so the answer is 72.", "72"),
+        (r"\boxed{5} is too small. Then it is \boxed{6}.", "6"),
+        ("18 million", "18000000"),
     ],
 )
 def test_golds_of_every_form(gold: Any, said: str) -> None:
@@ -113,6 +126,20 @@ def test_golds_of_every_form(gold: Any, said: str) -> None:
         "12:00",
         "\\frac{1}{0}",
         "x" * (MAX_ANSWER + 1),
+        # A number in it would be paid to everybody who says it.
+        r"$\{x \mid x \geq 1\}$",
+        r"The set is $\{x \mid x \geq 1\}$.",
+        r"The answer is $\{x \mid x \geq 1\}$.",
+        r"\[R=1, I=(-1,1)\]",
+        r"\(x \neq \pm 5\)",
+        r"$5$ when $a=2$",
+        "$x=1$ where it is odd, and $x=2$ where it is even",
+        "$\\{x \\mid x \\geq 1\\}$, so 5",
+        "1.5 meters wide by 1.25 meters tall",
+        "Answers may vary: $x=1$ where it is odd, or $x=2$",
+        r"\boxed{1} papers and \boxed{2} bins",
+        "1:58 am",
+        r"1:58 \text{ p.m.}",
     ],
 )
 def test_a_gold_that_cannot_be_read_is_an_error_of_its_row(gold: Any) -> None:
@@ -120,6 +147,27 @@ def test_a_gold_that_cannot_be_read_is_an_error_of_its_row(gold: Any) -> None:
         value = one(said, gold)
         assert isinstance(value, ValueError)
         assert "cannot be read as mathematics" in str(value) or "is no text and no list of texts" in str(value)
+
+
+CONVENTIONS = [
+    (r"5 \text{ cm}^2", r"5 \text{ cm}^3", 1),
+    ("16, 3, 1, 1", "16, 3, 1", 1),
+    ("81", "(x+y)^2=81", 1),
+    ("18", "18 dollars", 0),
+    ("18", "18 km/h", 0),
+    ("18", "18 apples", 1),
+    ("18", "18 hours", 1),
+    ("18", r"18\text{ dollars}", 1),
+    ("5 m", "5", 0),
+    (r"5 \text{ m}", "5", 1),
+    (r"5 \text{ m}", "5m", 1),
+    ("5", "5 or so", 0),
+]
+
+
+@pytest.mark.parametrize(("gold", "said", "value"), CONVENTIONS)
+def test_conventions_that_the_docs_name(gold: str, said: str, value: int) -> None:
+    assert one(completion("", said), gold) == value
 
 
 def test_settings() -> None:

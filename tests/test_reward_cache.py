@@ -37,6 +37,7 @@ ALONE = FUNCTION.replace("from rewards.helper import BONUS", "BONUS = 7")
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gift.scoring.looks.NUM_ROWS", 0)  # calls are counted here, without a second look
     Path("rewards").mkdir()
     Path("rewards/one.py").write_text(FUNCTION)
     Path("rewards/two.py").write_text(ALONE)

@@ -84,6 +84,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info, bonus=0.0
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gift.scoring.looks.NUM_ROWS", 0)  # calls are counted here, without a second look
     monkeypatch.delenv("GIFT_JUDGE_ENDPOINT", raising=False)
     Path("rewards").mkdir()
     Path("rewards/mine.py").write_text(REWARDS)
@@ -194,7 +195,46 @@ async def compute_score(data_source, solution_str, ground_truth, extra_info=None
 
 def a_set(completions, **columns):
     return {float(number) for number in range(len(completions))}
+
+class Later:
+    async def __call__(self, prompts, completions, completion_ids, **columns):
+        await asyncio.sleep(0)
+        return [0.25] * len(completions)
+
+instance = Later()
+wrapped = lambda prompts, completions, completion_ids, **columns: instance(prompts, completions, completion_ids)
 """
+ARRAYS = """
+import numpy as np, pandas as pd, torch
+
+KINDS = {
+    "column": lambda: np.array([[0.5]]), "tensor": lambda: torch.tensor([[0.5]]), "number": lambda: np.float32(0.5),
+    "frame": lambda: pd.DataFrame([[0.5]]), "items": lambda: [torch.tensor([0.5])], "scalar": lambda: torch.tensor(0.5),
+    "row": lambda: np.array([0.5]), "row tensor": lambda: torch.tensor([0.5]), "series": lambda: pd.Series([0.5]),
+    "numbers": lambda: [torch.tensor(0.5)], "numpy": lambda: [np.float32(0.5)],
+}
+
+def arrays(prompts, completions, completion_ids, mode, **columns):
+    return KINDS[mode[0]]()
+"""
+RULE = "must be a list of one number or None"
+SHAPES = {
+    "column": f"returned an array of shape (1, 1); {RULE}",
+    "tensor": f"returned an array of shape (1, 1); {RULE}",
+    "frame": f"returned an array of shape (1, 1); {RULE}",
+    "number": f"returned an array of shape (); {RULE}",
+    "scalar": f"returned an array of shape (); {RULE}",
+    "items": "returned an array of shape (1,); must be a number or None",
+    **dict.fromkeys(("row", "row tensor", "series", "numbers", "numpy")),
+}
+
+
+def test_an_array_has_one_number_for_each_completion() -> None:
+    Path("rewards/arrays.py").write_text(ARRAYS)
+    rollouts, prompts = write_rollouts(list(SHAPES))
+    rows = scored(score_of(mine={"function": "rewards/arrays.py:arrays", "timeout_seconds": 30.0}), rollouts, prompts)
+    found = {mode: (row["mine"], row["mine_message"]) for mode, row in zip(SHAPES, rows[::2], strict=True)}
+    assert found == {mode: (None if message else 0.5, message) for mode, message in SHAPES.items()}
 
 
 def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
@@ -208,6 +248,8 @@ def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
     rewards = [
         Loaded("later", "rewards/syntax.py", "later", {}, list(arguments), batch=2),
         Loaded("verl", "rewards/syntax.py", "compute_score", {}, list(arguments), signature="verl", batch=2),
+        Loaded("instance", "rewards/syntax.py", "instance", {}, list(arguments), batch=2),
+        Loaded("wrapped", "rewards/syntax.py", "wrapped", {}, list(arguments), batch=2),
         Loaded("set", "rewards/syntax.py", "a_set", {}, list(arguments), batch="group"),
     ]
     with RewardPool(rewards, 1, 20.0) as pool:
@@ -215,6 +257,7 @@ def test_async_functions_are_awaited_and_a_set_has_no_order() -> None:
         found = {(name, row): each for name, row, each in pool.run(calls, lambda rows: arguments)}
     assert [found["later", row].value for row in (0, 1)] == [2.0, 1.0]
     assert [found["verl", row].value for row in (0, 1)] == [3.0, 4.0]
+    assert [found[name, row].value for name in ("instance", "wrapped") for row in (0, 1)] == [0.25] * 4
     assert {found["set", row].status for row in (0, 1)} == {"invalid"}
 
 
@@ -394,6 +437,7 @@ def test_the_ledger_closes_where_a_gate_abstains() -> None:
         ({"batch": 1.5}, "rewards.a.batch: 1.5: must be a number"),
         ({"signature": "TRL"}, "rewards.a.signature: 'TRL': must be 'trl' or 'verl'"),
         ({"timeout_seconds": 0}, "rewards.a.timeout_seconds: 0: must be greater than 0"),
+        ({"weight": 1e16}, "rewards.a.weight: 1e+16: must be less than or equal to 1000000000000000"),
         ({"only_if": "a"}, "rewards.a.only_if: 'a': a reward cannot be its own gate"),
         ({"only_if": "c"}, "rewards.a.only_if: 'c': no such reward; known: a, b, gated"),
         ({"only_if": "gate"}, "rewards.a.only_if: 'gate': no such reward; did you mean 'gated'?"),

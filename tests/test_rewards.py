@@ -73,6 +73,12 @@ def item(function: Any, text: Any, **columns: Any) -> Any:
         ("#### 7\u00b2", "72", False),
         ("#### 72", 72, True),
         ("#### 72", 72.0, True),
+        ("#### 18 million", "18", False),
+        ("#### $1.5 million dollars", "1,500,000", True),
+        ("#### 2 dozen", "24", True),
+        ("#### 3 hundredths", "3", True),
+        ("#### 24", "2 dozen", True),
+        ("#### not 18", "18", True),
     ],
 )
 def test_gsm8k_compares_the_marked_number(said: str, gold: Any, right: bool) -> None:

@@ -121,7 +121,9 @@ def trial_findings(project: Project, prompts: pa.Table) -> Iterator[Finding]:
         return
     for trial in trials:
         yield from _failures(trial)
-        if trial.values:
+        if trial.change:
+            yield say.error(trial.change, trial.key)
+        elif trial.values:
             if trial.name in project.params.evaluate.judges:
                 yield _right(trial)
             elif len(trial.values) > 1:

@@ -8,7 +8,18 @@ from unicodedata import category, normalize
 
 from gift.rewards.characters import INVISIBLE, plain_digits
 from gift.rewards.signature import checked
-from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, compiled, each_row, gold_texts, shown
+from gift.rewards.text import (
+    Completions,
+    Marker,
+    Value,
+    answer_part,
+    boxes,
+    compiled,
+    each_row,
+    gold_texts,
+    shown,
+    sized,
+)
 
 # Inside a number punctuation has a meaning: "1.5" is not "15", "-5" is not "5", "5%" is not "5".
 _IN_NUMBER = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w)])-(?=[.\d])|(?<![\w.])\.(?=\d)|(?<=\d)%")
@@ -228,11 +239,12 @@ def gsm8k_answer(
     """
 
     def right(text: str, gold: Any) -> Value:
-        wanted = plain_digits(shown(gold))
+        wanted = sized(plain_digits(shown(gold)))
         golds = [_marked(wanted)] if MARKER in wanted else _numbers(wanted)
         if len(golds) != 1 or golds[0] is None:  # nothing to compare with, which is an error and not a 0
             raise ValueError(f"the gold answer {wanted[-60:]!r} does not hold one number")
-        said = _marked(plain_digits(text))
+        text = sized(plain_digits(text))
+        said = _marked(text)
         if said is None and last_number:
             said = last_number_of(text)
         return float(said == golds[0])

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -20,6 +21,12 @@ _GOES_ON = r"[A-Za-z]|[.,]?\d|\s*[\[{\d^_+*/=!%-]|\s*\\(?!(?:boxed|fbox|text|q?q
 _TOKEN = rf"(?:\s*(?P<token>\d|\\[A-Za-z]+)|\s+(?P<letter>[A-Za-z]))(?!{_GOES_ON})"
 # A backslash and its character after the boxes, so that the braces of a set, "\\{" and "\\}", open and close nothing.
 _BRACES = re.compile(rf"\\(?:boxed|fbox)(?:(?P<box>\s*\{{)|{_TOKEN})|\\.|(?P<open>\{{)|(?P<close>\}})", re.DOTALL)
+
+_SIZES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SIZED = re.compile(
+    rf"(?<![\d.,^_])(\d[\d,]*+(?:\.\d+)?+)\s*+(\\(?:text|mathrm|textrm|mbox)\s*\{{)?+\s*+({'|'.join(_SIZES)})s?\b",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def compiled(pattern: str, flags: int = 0) -> re.Pattern[str]:
@@ -108,3 +115,16 @@ def shown(gold: Any) -> str:
     if isinstance(gold, float) and gold.is_integer():
         gold = int(gold)
     return str(gold).strip()
+
+
+def sized(text: str) -> str:
+    r"""The text with numbers written out that have a word of size behind them: "18 million", "2\text{ dozen eggs}"."""
+
+    def written(match: re.Match[str]) -> str:
+        number = Decimal(match[1].replace(",", "")) * _SIZES[match[3].lower()]
+        whole = number.to_integral_value()
+        return f"{whole if number == whole else number:f} {match[2] or ''}"
+
+    for _ in range(2):  # "3 hundred thousand"
+        text = _SIZED.sub(written, text)
+    return text

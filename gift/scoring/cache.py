@@ -19,7 +19,7 @@ from gift.project.errors import UserError
 from gift.project.work import file_digest, tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
-from gift.scoring.worker import Outcome
+from gift.scoring.worker import MOST, Outcome
 from gift.tables.parquet import read_file, write_file
 
 ROOT = Path("data/.cache/scores")
@@ -69,7 +69,9 @@ def _read_values(path: Path) -> dict[bytes, float | None]:
         table, _ = read_file(path)
     except UserError:
         return {}
-    if not table.schema.equals(SCHEMA) or table["row"].null_count or not pc.all(pc.is_finite(table["value"])).as_py():
+    if not table.schema.equals(SCHEMA) or table["row"].null_count:
+        return {}
+    if not pc.all(pc.less_equal(pc.abs(table["value"]), MOST)).as_py():
         return {}
     return dict(zip(table["row"].to_pylist(), table["value"].to_pylist(), strict=True))
 

@@ -52,9 +52,7 @@ def load(reward: Loaded, functions: dict[str, Callable[..., Any]]) -> str | None
         function = module.__dict__[reward.function]
     if problem := misfit(reward, function):
         return problem
-    bound = partial(function, **reward.settings)
-    if inspect.iscoroutinefunction(function):  # TRL and verl take such ones too
-        bound = partial(_run, bound)
+    bound = partial(_called, partial(function, **reward.settings))
     functions[reward.name] = from_verl(bound) if reward.signature == "verl" else bound
     return try_without_rows(reward, function) if reward.file is None else None
 
@@ -89,10 +87,17 @@ def misfit(reward: Loaded, function: Callable[..., Any]) -> str | None:
     return None
 
 
-def _run(function: Callable[..., Any], /, **arguments: Any) -> Any:
+def _called(function: Callable[..., Any], /, **arguments: Any) -> Any:
+    """What a function returns; awaited, as TRL and verl do, where it is an `async def` or an instance with one."""
+    returned = function(**arguments)
+    if not inspect.isawaitable(returned):
+        return returned
     import asyncio
 
-    return asyncio.run(function(**arguments))
+    async def wait() -> Any:
+        return await returned
+
+    return asyncio.run(wait())
 
 
 def try_without_rows(reward: Loaded, function: Callable[..., Any]) -> str | None:

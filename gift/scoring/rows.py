@@ -167,6 +167,9 @@ class PartRows:
         self.completions: list[str] = part["completion"].to_pylist()
         self.ids = Ragged.from_arrow(part["completion_ids"])
 
+    def name(self, row: int) -> str:
+        return f"prompt_id={self.prompt_ids[row]}, sample={self.samples[row]}"
+
     def arguments(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The arguments of a call for these rows, as lists; a chat's completion is a list of messages, as in TRL."""
         known = [self.known[self.prompt_ids[row]] for row in rows]

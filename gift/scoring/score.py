@@ -17,13 +17,14 @@ from gift.project.work import Work, file_digest, tree_digest
 from gift.rewards.total import totals
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.loading import Loaded
+from gift.scoring.looks import calls_again, changed, is_change
 from gift.scoring.metrics import FAILED, Failures
 from gift.scoring.plan import USER_FOLDER, load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.process import Call
 from gift.scoring.rows import NOT_ASKED, Asked, PartRows
 from gift.scoring.settings import Reward, Score, ScoreLaunch
-from gift.scoring.worker import Outcome
+from gift.scoring.worker import MOST, Outcome
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
 from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -134,6 +135,7 @@ class _Scorer:
     num_reused: int = 0
     slowest: str = "none called"
     slowest_seconds: float = 0.0
+    has_looked: bool = False
 
     def score(self, index: int, rows: PartRows) -> pa.Table:
         """The scores of a part's rows; what has ended before the stage fails is kept for the next run."""
@@ -156,6 +158,7 @@ class _Scorer:
         calls.sort(key=lambda call: call[1][0])  # functions of the same rows stand together
         try:
             self._call(rows, calls, outcomes)
+            self._look_again(rows, calls, outcomes)
         finally:
             if self.cache:
                 for name in {name for name, _ in calls}:
@@ -165,6 +168,12 @@ class _Scorer:
         rewards = self.asked.score.rewards
         by_name = {name: [outcomes[name][row] for row in everyone] for name in rewards}
         totals = total_rewards(rewards, by_name)
+        for row, total in enumerate(totals):
+            if total is not None and abs(total) > MOST:
+                raise UserError(
+                    f"score.rewards: {rows.name(row)}: the weighted sum is {total:g}; it must lie between -{MOST:g} "
+                    f"and {MOST:g}, as the update squares and adds rewards in float32: lower the weights"
+                )
         columns: dict[str, list[Any]] = {"prompt_id": rows.prompt_ids, "sample": rows.samples, "reward": totals}
         for name, made in by_name.items():
             columns[name] = [outcome.value for outcome in made]
@@ -172,18 +181,29 @@ class _Scorer:
             columns[f"{name}_message"] = [outcome.message for outcome in made]
         return pa.table(columns, schema=scores_schema(rewards))
 
+    def _look_again(self, rows: PartRows, calls: list[Call], outcomes: dict[str, dict[int, Outcome]]) -> None:
+        """Once, on the first part that is not kept: a value that is kept must be what the function says every time."""
+        if self.has_looked or not calls:
+            return
+        self.has_looked = True
+        for name, row, second in self.pool.run(calls_again(self.plan, calls, outcomes), rows.arguments):
+            first = outcomes[name][row]
+            if is_change(first, second):
+                outcomes[name].clear()  # or the next run would take them for granted
+                function = self.asked.score.rewards[name].function
+                raise UserError(f"score.rewards.{name} ({function}): {rows.name(row)}: {changed(first, second)}")
+
     def _call(self, rows: PartRows, calls: list[Call], outcomes: dict[str, dict[int, Outcome]]) -> None:
         """Make the calls; add their outcomes as they come."""
         num_open = Counter(row for _, each in calls for row in each)
         self.progress.advance(len(rows.prompt_ids) - len(num_open))
         for name, row, outcome in self.pool.run(calls, rows.arguments):
-            prompt_id, sample = rows.prompt_ids[row], rows.samples[row]
             outcomes[name][row] = outcome
             if outcome.seconds > self.slowest_seconds:
                 self.slowest_seconds = outcome.seconds
-                self.slowest = f"{outcome.seconds:.2g} s ({name} of prompt_id={prompt_id}, sample={sample})"
+                self.slowest = f"{outcome.seconds:.2g} s ({name} of {rows.name(row)})"
             if outcome.status in FAILED:
-                self.failures.add(name, prompt_id, sample, outcome.status, outcome.message)
+                self.failures.add(name, rows.prompt_ids[row], rows.samples[row], outcome.status, outcome.message)
             num_open[row] -= 1
             if not num_open[row]:
                 self.progress.advance()

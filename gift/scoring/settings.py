@@ -13,7 +13,7 @@ class Reward(Section):
     """One reward function: a name of gift.rewards, or 'rewards/<file>.py:<function>'; its weight and calls."""
 
     function: str
-    weight: float = 1.0
+    weight: Annotated[float, Field(ge=-1e15, le=1e15)] = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
     signature: Literal["trl", "verl"] = "trl"
     batch: int | Literal["group"] | None = Field(None, description="completions a call; null: the function's own")

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from gift.scoring.loading import Loaded
+from gift.scoring.looks import changed, is_change
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Asked, PartRows
@@ -39,6 +40,7 @@ class Trial:
     share: float  # of the prompts that it is asked for
     gold: dict[str, list[Outcome]] = field(default_factory=dict)
     garbage: dict[str, list[Outcome]] = field(default_factory=dict)
+    change: str | None = None  # a row, and what the function said of it first and then
 
     @property
     def key(self) -> str:
@@ -96,6 +98,12 @@ def _try(pool: RewardPool, reward: Loaded, asked: Asked, share: float) -> Trial:
     for form in [*whole, *FORMS] if golds else []:
         trial.gold[form] = outcomes([_written(gold, form) for gold in golds])
     trial.garbage |= {repr(text): outcomes([text] * rows.num_rows) for text in GARBAGE}
+    if reward.file is not None:
+        pairs = zip(
+            trial.prompt_ids, trial.garbage[repr(GARBAGE[-1])], outcomes([GARBAGE[-1]] * rows.num_rows), strict=True
+        )
+        changes = (f"prompt_id={key}: {changed(*pair)}" for key, *pair in pairs if is_change(*pair))
+        trial.change = next(changes, None)
     others = [next((other for other in golds if _short(other) != _short(gold)), None) for gold in golds]
     if golds and None not in others:
         trial.garbage["another row's gold"] = outcomes([_written(str(other), trial.best) for other in others])

@@ -26,6 +26,7 @@ ORPHAN_SECONDS = 60
 FILE_BYTES = 2**30
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 CONNECTION_LOST = 70  # the exit code where the socket no longer takes an outcome
+MOST = 1e15  # a reward's absolute value: the update squares rewards and adds them up in float32, which ends at 3.4e38
 NO_LISTS = (str, bytes, dict, set, frozenset)  # iterable, but no value a row in the order of the rows
 Entry = tuple[float | None, str, str | None]  # value, status and message of one row
 
@@ -125,6 +126,9 @@ def _call(function: Callable[..., Any], pickled: bytes) -> tuple[list[Entry], bo
         return [_failure(error, describe(error))], isinstance(error, MemoryError)
     rule = "must be a list of one number or None" + ("" if num_rows == 1 else " a completion")
     try:
+        shape = getattr(returned, "shape", None)
+        if isinstance(shape, tuple) and len(shape) != 1:
+            return [(None, "invalid", f"returned an array of shape {tuple(shape)}; {rule}")], False
         shown = None if isinstance(returned, NO_LISTS) else list(returned)
     except BaseException as error:
         invalid = one_line(f"returned {show(returned)}; {rule} ({describe(error)})")
@@ -144,11 +148,20 @@ def _entry(item: Any) -> Entry:
     if isinstance(item, (str, bytes)):
         return None, "invalid", one_line(f"returned the text {show(item)}; must be a number or None")
     try:
+        shape = getattr(item, "shape", None)
+        if isinstance(shape, tuple) and shape:
+            return None, "invalid", f"returned an array of shape {tuple(shape)}; must be a number or None"
         number = float(item)
     except BaseException as error:
         return None, "invalid", one_line(f"returned {show(item)}; must be a number or None ({describe(error)})")
     if not math.isfinite(number):
         return None, "invalid", f"returned {number}; must be finite, or None to abstain"
+    if abs(number) > MOST:
+        return (
+            None,
+            "invalid",
+            f"returned {number:g}; must lie between -{MOST:g} and {MOST:g}, so give it another scale",
+        )
     return number, "ok", None
 
 

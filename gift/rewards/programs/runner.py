@@ -5,6 +5,7 @@ expected, nor the runner's memory, and cannot change what `assert` or `==` mean 
 sandbox with the task as JSON on stdin, and reads the verdicts, one JSON line a test, from stdout.
 """
 
+import builtins
 import json
 import os
 import sys
@@ -40,7 +41,8 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """Run the program, then each test, and tell each verdict as soon as it is known."""
-    space: dict[str, Any] = {"__name__": "tests"}
+    space: dict[str, Any] = {"__name__": "tests", "__builtins__": vars(builtins)}
+    asked = (*task["names"], *task["required"])
     try:
         for text in task["own"]:
             exec(compile(text, "<tests>", "exec"), space)
@@ -50,10 +52,12 @@ def run_tests(line: Line, task: dict[str, Any], tell: Callable[[dict[str, Any]],
     tell({"ready": True})
     try:
         line.ask("start", *task["program"])
-        found = line.ask("names", [*task["names"], *task["required"]])
-        missing = [name for name in task["required"] if name not in found]
-        if missing and len(missing) == len(task["required"]):
-            raise NameError(f"the program does not define {' or '.join(missing)}")
+        answer = line.ask("names", list(asked))
+        # Whatever the program's process answers or changes: a name that was not asked for stays the tests' own.
+        found = {name: answer[name] for name in asked if name in answer}
+        for name in task["required"]:
+            if name not in found:
+                raise NameError(f"the program does not define {name}")
     except BaseException as error:
         return tell({"passed": False, "reason": _named(error)})
     space |= {name: value for name, value in found.items() if name in task["required"] or name not in space}

@@ -12,6 +12,12 @@ from typing import Any
 MAX_MESSAGE = 64 << 20
 MAX_REASON = 200
 MUTABLE = ("list", "dict", "set", "bytearray", "collections.deque")
+# Python's own classes and functions cross by their names. A program may answer with these classes alone: what a test
+# makes of one of them has a plain form again.
+OWN = {**vars(builtins), "NoneType": type(None)}
+CLASSES = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, str, tuple)
+# What `int | str`, `list[0]` and `int.real` are: of a test's own words only where the program answers with a class.
+OF_CLASSES = ("GenericAlias", "UnionType", "Union", "getset_descriptor", "member_descriptor", "mappingproxy")
 
 # Values of the standard library that cross by the arguments that make them again.
 ARGUMENTS: dict[str, Callable[[Any], list[Any]]] = {
@@ -23,6 +29,7 @@ ARGUMENTS: dict[str, Callable[[Any], list[Any]]] = {
     "bytearray": lambda value: [bytes(value)],
     "complex": lambda value: [value.real, value.imag],
     "range": lambda value: [value.start, value.stop, value.step],
+    "slice": lambda value: [value.start, value.stop, value.step],
     "collections.deque": lambda value: [list(value), value.maxlen],
     "fractions.Fraction": lambda value: [value.numerator, value.denominator],
     "decimal.Decimal": lambda value: [str(value)],
@@ -62,8 +69,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class CannotPass(Exception):
-    """A test hands over what has no plain form: the test's fault, not the program's."""
+class CannotPass(BaseException):
+    """A test hands over what has no plain form: its own fault, which its `except Exception` must not swallow."""
 
 
 class ProgramError(Exception):
@@ -87,10 +94,7 @@ class Remote:
         return self._gift[0].ask(what, self, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self._ask("call", *args, **kwargs)
-        except StopIteration as error:  # `zip(map(f, ...), expected)` would end there, with nothing compared
-            raise ProgramError(f"StopIteration: {error}") from None
+        return self._ask("call", *args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         return self._ask("equal", other) if isinstance(other, Remote) else NotImplemented
@@ -134,9 +138,13 @@ class Line:
             self.send(self.answer(message))
         for index, value in message.get("changed", []):
             _replace(args[index], self.decode(value))
-        if "error" in message:
-            raise _error(*message["error"])
-        return self.decode(message["value"])
+        if "error" not in message:
+            return self.decode(message["value"])
+        error = _error(*message["error"])
+        if isinstance(error, StopIteration) and what != "next":
+            # `zip(map(f, ...), expected)` would end there, with nothing compared.
+            raise ProgramError(f"StopIteration: {error}")
+        raise error
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do what the other process asks; arguments that changed in place go back beside the value."""
@@ -163,8 +171,9 @@ class Line:
             return [self.encode(each) for each in value]
         if kind is bytes:
             return {"bytes": value.hex()}
-        if kind is type and any(each is value for each in vars(builtins).values()):
-            return {"type": value.__name__}
+        own = _own_name(value) if isinstance(value, type | type(len)) else None
+        if own and (self.side == "runner" or value in CLASSES):
+            return {"own": own}
         if kind is Remote:
             return {self.other: value._gift[1]}
         if _kind(value) in ARGUMENTS:
@@ -182,12 +191,10 @@ class Line:
         ((tag, content),) = value.items()
         if tag == "bytes":
             return bytes.fromhex(content)
-        if tag == "type" and type(vars(builtins)[content]) is type:
-            return vars(builtins)[content]
+        if tag == "own" and (self.side == "program" or OWN.get(content) in CLASSES):
+            return OWN.get(content) or _class(content)
         if tag == "make" and content[0] in ARGUMENTS:
-            module, _, name = content[0].rpartition(".")
-            make = getattr(__import__(module or "builtins"), name)
-            return make(*(self.decode(each) for each in content[1]))
+            return _class(content[0])(*(self.decode(each) for each in content[1]))
         if tag == self.other:
             return Remote(self, int(content))
         if tag == self.side:
@@ -195,8 +202,11 @@ class Line:
         raise ProgramError(f"an answer of unknown form: {tag}")
 
     def _keep(self, value: Any) -> int:
-        if self.side == "runner" and type(value).__name__ not in ("function", "builtin_function_or_method", "method"):
-            raise CannotPass(f"hands over a {type(value).__name__}; only plain values and functions can cross")
+        kind = type(value).__name__
+        if self.side == "runner" and (kind in OF_CLASSES or value is Remote):
+            raise TypeError(f"the program answers with a class where a value is due: {kind}")
+        if self.side == "runner" and kind not in ("function", "builtin_function_or_method", "method"):
+            raise CannotPass(f"hands over a {kind}; only plain values and functions can cross")
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.kept)
             self.kept.append(value)
@@ -206,6 +216,17 @@ class Line:
 def _kind(value: Any) -> str:
     kind = type(value)
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _own_name(value: Any) -> str | None:
+    """The name under which a class or function of Python crosses, or None."""
+    name = f"{value.__module__}.{value.__name__}".removeprefix("builtins.")
+    return name if OWN.get(name) is value or (name in ARGUMENTS and _class(name) is value) else None
+
+
+def _class(name: str) -> Any:
+    module, _, name = name.rpartition(".")
+    return getattr(__import__(module or "builtins"), name)
 
 
 def _replace(target: Any, value: Any) -> None:
