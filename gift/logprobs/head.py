@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Room for one tile of logits. On a CPU matrix products reach their full rate at a few MiB; a GPU wants larger ones.
-TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+from gift.logprobs.logits import float32_product
+from gift.logprobs.settings import TILE_BYTES
 
 
 class LogprobHead(nn.Module):
@@ -102,12 +102,14 @@ class _Tiles:
         self.hidden, self.weight, self.bias, self.temperature = hidden.detach(), weight.detach(), bias, temperature
         vocabulary = len(weight)
         self.tiles = [(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
-        self.buffer = hidden.new_empty(len(hidden) * min(width, vocabulary), dtype=weight.dtype)
+        self.buffer = hidden.new_empty(
+            len(hidden) * min(width, vocabulary), dtype=torch.promote_types(weight.dtype, torch.float32)
+        )
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """float32 [N, stop - start], to be overwritten by the caller at will."""
         out = self.buffer[: len(self.hidden) * (stop - start)].view(len(self.hidden), stop - start)
-        logits = torch.mm(self.hidden, self.weight[start:stop].t(), out=out).float()
+        logits = float32_product(self.hidden, self.weight[start:stop], out)
         if self.bias is not None:
             logits += self.bias.detach()[start:stop]
         return logits if self.temperature == 1 else logits.div_(self.temperature)

@@ -33,6 +33,8 @@ class TokenLogprobs(nn.Module):
 
     def __init__(self, model: Any, temperature: float, packing: Packing = "padded") -> None:
         super().__init__()
+        # It would build a plan, in about a second, for each new shape of a batch, and nearly every batch has its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.model: Any = model
         self.tied = tie(model)
         self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)

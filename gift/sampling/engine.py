@@ -3,16 +3,19 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gift.logprobs.logits import with_float32_logits
 from gift.policy.adapter import read_adapter_config
 from gift.policy.folder import PolicyFiles, check_files, read_config
 from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.errors import UserError
+from gift.project.work import hold
 from gift.sampling.encoding import Tokens
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.sampling.vllm_limits import vllm_problems
@@ -41,6 +44,7 @@ class Completion:
 
 Sampler = Callable[[Sequence[Request]], list[Completion]]
 
+MAX_NUM_SEQS = 256  # on a CPU, and of transformers; on a GPU vLLM knows better
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room for an adapter that vLLM knows
 
 
@@ -58,8 +62,9 @@ def start_sampler(
     import torch
     import transformers
 
-    model = open_policy(policy, sampling.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    return transformers_sampler(model, sampling, ends, launch.max_num_seqs), f"transformers {transformers.__version__}"
+    model = with_float32_logits(open_policy(policy, sampling.dtype, "cuda" if torch.cuda.is_available() else "cpu"))
+    most = launch.max_num_seqs or MAX_NUM_SEQS
+    return transformers_sampler(model, sampling, ends, most), f"transformers {transformers.__version__}"
 
 
 def _start_vllm(
@@ -121,16 +126,17 @@ def _load_vllm(
     adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
     # vLLM rewinds the generator of a seeded request when a step takes only a part of its prompt, and a CPU's generator
     # cannot do that: there, whole prompts. 4096 is vLLM's own default; the other two are the least it accepts.
-    tokens = max(4096, max_model_len, launch.max_num_seqs)
+    tokens = max(4096, max_model_len, launch.max_num_seqs or MAX_NUM_SEQS)
     whole_prompts: dict[str, Any] = {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     try:
         llm = vllm.LLM(
-            model=str(policy.model),
+            model=str(constant_path(policy.model) if on_gpu else policy.model),
             dtype=sampling.dtype,
             max_model_len=max_model_len,
             tensor_parallel_size=launch.tensor_parallel_size,
             gpu_memory_utilization=launch.gpu_memory_utilization,
-            max_num_seqs=launch.max_num_seqs,
+            max_num_seqs=launch.max_num_seqs or (None if on_gpu else MAX_NUM_SEQS),
+            hf_overrides={"head_dtype": "float32"} if sampling.dtype == "bfloat16" else {},
             enforce_eager=launch.enforce_eager if launch.enforce_eager is not None else not on_gpu,
             logprobs_mode="processed_logprobs",
             trust_remote_code=False,
@@ -149,6 +155,17 @@ def _load_vllm(
             "it says, and generate.engine and evaluate.engine: transformers do without it"
         ) from None
     return llm, adapter
+
+
+def constant_path(model: Path) -> Path:
+    """A link to the policy, the same path in every round: vLLM keeps what it compiled by the path of the model."""
+    link = Path("data/.cache/vllm/policy")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    hold(str(link))  # no other process of this project leads it elsewhere while this one reads
+    temporary = link.with_name(f"policy.{os.getpid()}")
+    temporary.symlink_to(model.resolve(), target_is_directory=True)
+    temporary.replace(link)
+    return link.absolute()
 
 
 def vllm_lora_rank(rank: int) -> int:

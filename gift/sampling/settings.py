@@ -111,5 +111,5 @@ class GenerateLaunch(Section):
     tensor_parallel_size: Count = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1, description="KV cache on a CPU, in GiB")] = 1
-    max_num_seqs: Count = 256
+    max_num_seqs: Count | None = Field(None, description="sequences at once; null: vLLM's own choice, 256 on a CPU")
     enforce_eager: bool | None = Field(None, description="null: true on a CPU, false on a GPU")

@@ -12,6 +12,7 @@ from torch import Tensor
 from gift.logprobs.attention import gather_rows
 from gift.logprobs.batches import row_batches, split
 from gift.logprobs.layouts import TokenBatch, token_batch
+from gift.logprobs.logits import float32_product
 from gift.logprobs.tokens import TokenLogprobs
 from gift.project.ragged import Ragged
 
@@ -118,8 +119,10 @@ def _answers(
     hidden = gather_rows(states, batch.positions[tokens]).float()
     # The mean of logits is that of mean hidden states.
     mean = hidden.new_zeros(len(counts), hidden.shape[1]).index_add(0, row, hidden) / counts.unsqueeze(-1)
-    logits = torch.nn.functional.linear(mean.to(states.dtype), model.head.weight, model.head.bias)
-    return (logits.float() / model.head.temperature).log_softmax(-1)
+    logits = float32_product(mean.to(states.dtype), model.head.weight)
+    if model.head.bias is not None:
+        logits = logits + model.head.bias
+    return (logits / model.head.temperature).log_softmax(-1)
 
 
 def _kl(clean: Tensor, other: Tensor) -> Tensor:
