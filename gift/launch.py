@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gift.project.errors import UserError
+from gift.project.console import end_with_parent
+from gift.project.errors import UserError, refused
 from gift.project.params import read_launch
+from gift.project.work import publish_again
 from gift.training.launcher import allocation_problem, hosts_problem, processes_problem, program_problem
 from gift.training.settings import UpdateLaunch
 
@@ -28,6 +30,9 @@ def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
     module, rest = arguments[0], arguments[1:]
     try:
+        if finished := publish_again():
+            print(f"{finished}: was finished before it was stopped; its outputs are in their places again")
+            return
         launch = read_launch("update", UpdateLaunch) if module in MANY else UpdateLaunch()
         for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem):
             if problem := problem_of(launch):
@@ -37,7 +42,13 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     if launch.launcher == "in_process":
         sys.argv = [module, *rest]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except Exception as error:  # before the stage runs: its libraries do not load where there is no memory
+            if (line := refused(error)) is None:
+                raise
+            line.show()
+            sys.exit(1)
         return
     if launch.launcher == "deepspeed":
         level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
@@ -53,7 +64,8 @@ def main(arguments: list[str]) -> None:
         command = [*starter, *launch.launcher_args, sys.executable, "-m", module, *rest]
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
-    done = subprocess.run(command, check=False, env={**os.environ, **environment})
+    end_with_parent()
+    done = subprocess.run(command, check=False, env={**os.environ, **environment}, preexec_fn=end_with_parent)
     if done.returncode > 128:  # -9 from DeepSpeed's launcher is 247, from srun 137
         number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
         UserError(f"{module}: a process was ended by signal {number}{SIGNALS.get(number, '')}").show()

@@ -6,6 +6,7 @@ import click
 
 from gift.project import console
 from gift.project.code import check_code
+from gift.project.door import check_unchanged
 from gift.project.params import read_section
 from gift.project.work import refuse_existing, write_text
 from gift.sampling.settings import Evaluate
@@ -26,7 +27,7 @@ def main(train: Path, evaluation: Path, out: Path) -> None:
     score, evaluate = read_section("score", Score), read_section("evaluate", Evaluate)
     refuse_judges(evaluate.judges, score)
     plan = check_rewards(score, evaluate.judges, read_prompts(train)[0], read_prompts(evaluation)[0])
-    check_code("check_rewards", code)
+    check_unchanged("check_rewards", code)
     write_text(out, "ok\n")
     loaded = dict.fromkeys(reward.name for reward in plan if not reward.alone)
     left = dict.fromkeys(reward.name for reward in plan if reward.alone)

@@ -6,6 +6,7 @@ import click
 
 from gift.project import console
 from gift.project.code import code_of, stages
+from gift.project.door import check_inputs
 from gift.project.work import write_text
 
 
@@ -16,8 +17,10 @@ def main(folder: Path, compare: bool) -> None:
     """A file of FOLDER whose stage has the same code as before is not touched."""
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
-    for stage in names:
-        path, said = folder / f"{stage}.txt", code_of(stage) + "\n"
+    numbers = {stage: code_of(stage) for stage in names}
+    check_inputs()
+    for stage, number in numbers.items():
+        path, said = folder / f"{stage}.txt", number + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != said:
             write_text(path, said)
         edited += [stage] if said.startswith("edited") else []

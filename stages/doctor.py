@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 
+from gift.doctor.again import AGAIN
 from gift.doctor.findings import closing, has_error, report
 from gift.doctor.rewards import deciding_rewards
 from gift.doctor.run import check_project
 from gift.project import console
 from gift.project.code import check_code
+from gift.project.door import check_unchanged
 from gift.project.errors import UserError
 from gift.project.work import refuse_existing, write_text
 
@@ -25,13 +27,14 @@ def main(out: Path, sampling: Path) -> None:
     refuse_existing(out, sampling)
     code = check_code("doctor")
     findings = check_project(quick=True)
-    for line in report([finding for finding in findings if finding.level in ("warning", "error")]):
+    told = [each for each in findings if each.level in ("warning", "error") or (each.level, each.theme) == AGAIN]
+    for line in report(told):
         click.echo(line, err=True)
     click.echo(closing(findings))
     if has_error(findings):
         raise UserError("a later stage would stop: mend the errors above; `gift doctor` checks more, and tells all")
     decide = deciding_rewards()
-    check_code("doctor", code)
+    check_unchanged("doctor", code)
     write_text(sampling, decide + "\n")
     write_text(out, "ok\n")
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from gift.project import console
+from gift.project.door import check_inputs
 from gift.project.errors import UserError
-from gift.project.params import write_overrides
+from gift.project.params import overrides_text
 from gift.project.rounds import ROUNDS, SECTIONS, read_rounds
-from gift.project.work import refuse_existing
+from gift.project.work import refuse_existing, write_text
 
 
 @click.command()
@@ -21,8 +22,9 @@ def main(name: str, folder: Path) -> None:
         raise UserError(f"{ROUNDS}: rounds: there is no round '{name}'")
     files = {section: folder / f"{section}.json" for section in SECTIONS}
     refuse_existing(*files.values())
+    check_inputs()
     for section, file in files.items():
-        write_overrides(file, rounds[name], section)
+        write_text(file, overrides_text(rounds[name], section))
     console.say(f"overrides@{name}", changed=", ".join(rounds[name].overrides) or "nothing")
 
 

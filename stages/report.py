@@ -7,9 +7,10 @@ import click
 
 from gift.project import console
 from gift.project.code import check_code
-from gift.project.options import paths
+from gift.project.door import check_unchanged
 from gift.project.rounds import branches, read_rounds
 from gift.report.history import read_history
+from stages import paths
 
 
 @click.command()
@@ -18,7 +19,7 @@ def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
     """The chain is rounds.yaml: a round that was taken out of it is left out here too."""
     code = check_code("report")
     round_rows, step_rows = read_history(history, branches(read_rounds(chain)))
-    check_code("report", code)
+    check_unchanged("report", code)
     for path, rows in ((rounds, round_rows), (steps, step_rows)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -4,10 +4,12 @@ import ast
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gift.project.errors import UserError
 from gift.project.yaml import read_yaml
@@ -16,8 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "stages" / "results.yaml"
 FOLDER = Path("data/code")
 OURS = ("gift", "stages", "rewards")
-# What a person sees while a stage runs makes no byte. (No stage imports gift/launch.py or gift/cli.py.)
-UNSEEN = frozenset(ROOT / "gift" / "project" / name for name in ("code.py", "console.py", "errors.py"))
+# What a person sees while a stage runs, what only refuses and what is only noted makes no byte. (No stage imports
+# gift/launch.py or gift/cli.py.)
+UNSEEN = frozenset(
+    ROOT / "gift" / "project" / f"{name}.py" for name in ("code", "console", "door", "errors", "graph", "machine")
+)
 UNNUMBERED = ("doctor",)  # says nothing but ok, in a second: it looks again after any edit
 
 Import = tuple[int, str, tuple[str, ...]]
@@ -112,6 +117,19 @@ def check_code(stage: str, before: str | None = None) -> str:
     if said is not None and said != _number_of(stage, made):
         raise UserError(f"{stage}: its code is not what {file} says ({said}); run `dvc repro code`, or `dvc repro`")
     return made
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the project, and which of its own files differ from it; None without git."""
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!data", ":!dvc.lock"])
+    try:
+        done = [
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=30) for words in asked
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit, changed = (each.stdout for each in done)
+    return {"commit": commit.strip(), "uncommitted": [line[3:] for line in changed.splitlines()]}
 
 
 def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path], set[str]]:

@@ -1,16 +1,25 @@
-"""What a person sees while a stage runs: progress, one closing line, and no noise from the libraries."""
+"""A stage as a process that a person looks at: progress, one closing line, no noise; it ends with who started it."""
 
 import atexit
+import ctypes
 import gc
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 
 import click
+
+from gift.project import door
+from gift.project.errors import refused
+
+GOES_ON = "interrupted; `make repro` goes on from here"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def quiet() -> None:
@@ -63,6 +72,11 @@ class Progress:
         click.echo(f"\r\x1b[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends: no stage goes on without its DVC."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def run(stage: click.Command) -> None:
     """Run a stage as this process, which ends with it: after torch or vLLM Python takes seconds to clear up its memory.
 
@@ -71,23 +85,48 @@ def run(stage: click.Command) -> None:
     ends in Python's own way.
     """
     code = 0
+    end_with_parent()
     try:
-        stage()
+        _main(stage)
     except SystemExit as end:
-        threads = [thread for thread in threading.enumerate() if not thread.daemon]
-        if not isinstance(end.code, int | None) or len(threads) > 1 or multiprocessing.active_children():
+        if not isinstance(end.code, int | None):
             raise
         code = end.code or 0
+    if multiprocessing.active_children() or any(not each.daemon for each in threading.enumerate()[1:]):
+        sys.exit(code)
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 
+def _main(stage: click.Command) -> None:
+    try:
+        door.enter()
+        stage.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        line = refused(error)
+        if line is None:
+            raise
+        line.show()
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(GOES_ON, err=True)
+        sys.exit(128 + signal.SIGINT)
+
+
 def say(stage: str, **numbers: object) -> None:
-    """The closing line of a stage: its main numbers."""
+    """The closing line of a stage: its main numbers.
+
+    Its outputs are in their places by then, so that a stdout which is full or closed costs the line alone.
+    """
     shown = ", ".join(f"{name.replace('_', ' ')} {_format(value)}" for name, value in numbers.items())
-    click.echo(f"{stage}: {shown}")
+    with suppress(OSError, ValueError):
+        click.echo(f"{stage}: {shown}")
 
 
 def _format(value: object) -> str:

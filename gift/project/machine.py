@@ -1,6 +1,7 @@
 """What this machine has: its GPUs, found without torch, and its packages, against the lock of their flavour."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,28 @@ def find_gpus(devices: Path = Path("/dev")) -> Gpus:
         return Gpus(count)
     sizes = [int(line) * 2**20 for line in said.split() if line.isdigit()]
     return Gpus(count, min(sizes, default=None))
+
+
+def hardware() -> dict[str, Any]:
+    """The kind of processor, how many cores this process may use, and the kinds of GPUs."""
+    cpu = re.search(r"^model name\s*: (.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    gpus = (_read(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")))
+    names = [match[1].strip() for text in gpus if (match := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))]
+    return {"cpu": cpu[1] if cpu else platform.machine(), "cores": len(os.sched_getaffinity(0)), "gpus": names}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that pyproject.toml asks for."""
+    installed = installed_packages()
+    asked = sorted({"torch", *asked_for()} & installed.keys())
+    return {"python": platform.python_version(), **{name: installed[name] for name in asked}}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def lock_file() -> Path:

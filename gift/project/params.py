@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 from gift.project.errors import UserError
 from gift.project.rounds import ROUNDS, Round, lay_over
 from gift.project.sections import Model, Section, check
-from gift.project.work import write_json
+from gift.project.work import json_text
 from gift.project.yaml import read_yaml
 
 PARAMS, LAUNCH = Path("params.yaml"), Path("launch.yaml")
@@ -29,12 +29,13 @@ def read_section(name: str, model: type[Model], overrides: Path | None = None, f
     return section
 
 
-def write_overrides(path: Path, round_: Round, section: str) -> None:
-    write_json(path, {"round": round_.name, "changes": round_.overrides.get(section, {})})
+def overrides_text(round_: Round, section: str) -> str:
+    """What a round changes in a section, as the file that its stage depends on."""
+    return json_text({"round": round_.name, "changes": round_.overrides.get(section, {})})
 
 
 def read_overrides(path: Path) -> tuple[str, dict[str, Any]]:
-    """The round's name and the keys that it changes, as `write_overrides` left them."""
+    """The round's name and the keys that it changes, as in `overrides_text`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["round"], content["changes"]

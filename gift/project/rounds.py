@@ -1,5 +1,6 @@
 """rounds.yaml: each round, the one it starts from, and the settings in which it differs; all its laws."""
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,9 @@ def extend(path: Path, number: int) -> int:
         line.fa.set_flow_style()
         content["rounds"][f"r{index}"] = line
     if number > last:
-        with path.open("w", encoding="utf-8") as out:
-            yaml.dump(content, out)
+        text = io.StringIO()
+        yaml.dump(content, text)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.replace(path)
     return max(number - last, 0)

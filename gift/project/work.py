@@ -1,40 +1,47 @@
 """A stage's unfinished work: a folder keyed by everything that shapes the result, and the rename that publishes it."""
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import struct
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from gift.project.code import check_code
+import click
+
+from gift.project.code import check_code, code_of, git_state
+from gift.project.door import check_unchanged, enter, file_digest, inputs
 from gift.project.errors import UserError
+from gift.project.graph import LOCK, read_lock
+from gift.project.machine import hardware, versions
 
 ROOT = Path("data/.work")
+MADE = Path("data/made")
+"""What made each output, beside it and in git: a JSON file for each stage, `update@r1.json`."""
+
+LOCKS = Path("data/.cache/locks")
+UNITS = "units"
+FINISHED = "finished.json"
+
+_locks: dict[Path, IO[str]] = {}
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(folder: Path, exclude: frozenset[str] = frozenset()) -> str:
-    """sha256 over names and contents of the files below a folder."""
+def tree_digest(folder: Path, exclude: frozenset[str] = frozenset(), without: Collection[Path] = ()) -> str:
+    """sha256 over names and contents of the files below a folder, but those of these names or at these paths."""
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in exclude and path.parent.name != "__pycache__"
+        if path.is_file() and path.name not in exclude and path.parent.name != "__pycache__" and path not in without
     )
     entries = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in paths]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-
-
-def rewards_digest(settings: Any, code: str) -> str:
-    """sha256 over what makes rewards: their settings, the stage's code, and the files of the folder rewards/."""
-    content = [settings, code, tree_digest(Path("rewards"))]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Work:
@@ -42,28 +49,143 @@ class Work:
 
     `label` is `generate@r1`, or `prepare` where there is one for all rounds. `inputs` (JSON) is all that the result
     depends on: settings, seed, digests of the input tables and policies. The fingerprint of the stage's code is added.
-    When any of it differs from what the folder was begun with, the folder starts empty.
+    When any of it differs from what the folder was begun with, the folder starts empty. It is this process's alone.
     """
 
     def __init__(self, label: str, inputs: dict[str, Any]) -> None:
         self.label, self.folder, self.stage = label, ROOT / label, label.partition("@")[0]
+        self.inputs, self.git = inputs, git_state()
         self.code = check_code(self.stage)
+        hold(label)
         content = json.dumps({"inputs": inputs, "code": self.code}, sort_keys=True)
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         stamp = self.folder / "fingerprint"
         if not stamp.exists() or stamp.read_text() != fingerprint:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
+            (self.folder / "begun").write_text(str(time.time()))
             stamp.write_text(fingerprint)
+        for path in leftovers(self.folder):
+            path.unlink()
+        for path in damaged_units(self.folder):
+            path.unlink()
+            click.echo(f"{path}: is not what was written before the stage was stopped; it is made again", err=True)
 
     def publish(self, moves: dict[Path, Path]) -> None:
         """Rename finished files and folders to their declared outputs, then drop the work folder."""
-        check_code(self.stage, self.code)
-        for source, target in moves.items():
-            refuse_existing(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(source, target)
-        shutil.rmtree(self.folder)
+        check_unchanged(self.stage, self.code)
+        refuse_existing(*moves.values())
+        write_json(MADE / f"{self.label}.json", self._facts())
+        found = inputs()
+        outputs = [[source.relative_to(self.folder).as_posix(), str(target)] for source, target in moves.items()]
+        if found and found["stage"] == address_of(self.label):
+            write_json(self.folder / FINISHED, {"inputs": found, "outputs": outputs})
+            _link(self.folder, outputs)
+        else:  # nobody will note that it was made
+            for source, target in moves.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(source, target)
+            shutil.rmtree(self.folder)
+
+    def _facts(self) -> dict[str, Any]:
+        """What makes these outputs. They stand beside the bytes, which do not depend on the machine or the hour."""
+        begun = float((self.folder / "begun").read_text())
+        return {
+            "stage": self.label,
+            "inputs": self.inputs,
+            "code": {"results": code_of(self.stage), "fingerprint": self.code},
+            "git": self.git,
+            "versions": versions(),
+            "machine": hardware(),
+            "begun": datetime.fromtimestamp(begun, UTC).isoformat(timespec="seconds"),
+            "seconds": round(max(time.time() - begun, 0.0), 1),  # since the first start, pauses included
+        }
+
+
+def address_of(label: str) -> str:
+    """What DVC calls the stage of a work folder: generate_eval@base is generate_eval_base."""
+    return label.replace("@base", "_base")
+
+
+def publish_again() -> str | None:
+    """Put the outputs of a finished stage in their places, where DVC was killed before it noted them; returns its name.
+
+    Until then a stage keeps its work folder. Only for the very inputs that they were made of.
+    """
+    address = os.environ.get("DVC_STAGE", "")
+    folder = ROOT / re.sub(r"_base$", "@base", address)
+    forget_noted()
+    if not address or not (folder / FINISHED).exists():
+        return None
+    enter()
+    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+    if finished["inputs"] != json.loads(json.dumps(inputs())) or damaged_units(folder):
+        return None
+    refuse_existing(*(Path(target) for _, target in finished["outputs"]))
+    _link(folder, finished["outputs"])
+    return address
+
+
+def forget_noted() -> None:
+    """Remove the work folders of finished stages that dvc.lock has by now."""
+    finished = list(ROOT.glob(f"*/{FINISHED}"))
+    noted = read_lock() if finished else {}
+    for path in finished:
+        if address_of(path.parent.name) in noted and LOCK.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            shutil.rmtree(path.parent)
+
+
+def _link(folder: Path, outputs: list[list[str]]) -> None:
+    """Give files and folders of a work folder a second place, each whole or not there."""
+    for source, target in ((folder / name, Path(place)) for name, place in outputs):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, temporary, symlinks=True, copy_function=os.link)
+        else:
+            os.link(source, temporary)
+        os.rename(temporary, target)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that a killed process had not finished: ours end in .tmp, those of safetensors begin so."""
+    return [path for path in folder.rglob("*") if path.is_file() and (path.suffix == ".tmp" or path.name[:4] == ".tmp")]
+
+
+def damaged_units(folder: Path) -> list[Path]:
+    """The units of unfinished work (a part, a checkpoint) that are not as `whole_file` left them."""
+    notes = folder / UNITS
+    if not notes.exists():
+        return []
+    known: dict[str, set[str]] = {}
+    for line in notes.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition(" ")
+        known.setdefault(name, set()).add(digest)
+    paths = [folder / name for name in known if (folder / name).is_file()]
+    return [path for path in paths if file_digest(path) not in known[path.relative_to(folder).as_posix()]]
+
+
+def hold(label: str) -> None:
+    """Take the work folder of a stage for this process, to its end; a `UserError` names another process that has it.
+
+    One file has all the locks, at a place for each label: nothing is left behind, and a killed process holds none.
+    """
+    path = LOCKS.absolute()
+    if path not in _locks:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _locks[path] = path.open("a", encoding="utf-8")
+    place = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7], "big")
+    try:
+        fcntl.lockf(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+    except (BlockingIOError, PermissionError):
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
+        owner = struct.unpack("hhqqi4x", fcntl.fcntl(_locks[path], fcntl.F_GETLK, asked))[4]
+        raise UserError(
+            f"{label}: process {owner} is making it, on this host or another that shares the folder; wait for it, or "
+            f"end it (`kill {owner}`), and run again"
+        ) from None
 
 
 def refuse_existing(*outputs: Path) -> None:
@@ -75,10 +197,17 @@ def refuse_existing(*outputs: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The temporary name to write a file under; it is renamed in the end, so that the file is whole or not there."""
+    """The temporary name to write a file under; it is renamed in the end, so that the file is whole or not there.
+
+    Of unfinished work the digest is noted before: whoever goes on from a file knows whether it is as it was written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
+    if path.parts[: len(ROOT.parts)] == ROOT.parts:
+        label, *inside = path.parts[len(ROOT.parts) :]
+        with (ROOT / label / UNITS).open("a", encoding="utf-8") as notes:
+            notes.write(f"{file_digest(temporary)} {'/'.join(inside)}\n")
     os.replace(temporary, path)
 
 
@@ -88,6 +217,11 @@ def write_text(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
+def json_text(content: dict[str, Any]) -> str:
+    """Sorted, indented JSON; NaN is refused, for other readers do not know it."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Sorted, indented JSON, whole or not there; NaN is refused, for other readers do not know it."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """`json_text` as a file, whole or not there."""
+    write_text(path, json_text(content))
