@@ -32,7 +32,7 @@ export VLLM_NO_USAGE_STATS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
-	@echo "make repro     run what is stale in the pipeline (dvc repro); ARGS='evaluate@r1' for a part of it"
+	@echo "make repro     run what is stale in the pipeline (gift repro, dvc repro); ARGS='evaluate@r1' for a part of it"
 	@echo "make test      run the tests but for the slow, JOBS=2 at a time; ARGS='tests/test_x.py -k name' for any of them"
 	@echo "make test-all  run the slow tests: more cases of laws of which make test runs one"
 	@echo "make lint      check format, rules and types"
@@ -64,13 +64,14 @@ env: .venv/project.toml .dvc/plots.html
 	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@cp pyproject.toml $@
 
-# The page of `dvc plots show` with its scripts inside: DVC's own loads them from the network (.dvc/config names this one).
+# The page of `dvc plots show` with its scripts inside: DVC's own loads them from the network. Named in .dvc/config.local,
+# so that a clone without this environment uses DVC's own.
 .dvc/plots.html: .venv/lock.txt | .venv/project.toml
-	@.venv/bin/gift plots-template $@ >/dev/null
+	@.venv/bin/python -m gift.cli plots-template $@ >/dev/null
+	@.venv/bin/python -m dvc config --local plots.html_template plots.html
 
-# A DVC command that is running elsewhere is waited for: without that a finished stage goes unrecorded.
 repro: env
-	@.venv/bin/dvc --wait-for-lock repro $(ARGS)
+	@.venv/bin/python -m gift.cli repro $(ARGS)
 
 # Two at a time where all are run: most of the time goes into starting Python, and a worker needs up to 3 GiB.
 JOBS ?= 2

@@ -3,15 +3,134 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from gift.project.errors import UserError, amount, refused
 from gift.project.rounds import ROUNDS, branches, extend, read_rounds
 
 
-@click.group()
+class Lines(click.Group):
+    """What the machine refuses is a line, as a mistake of the user is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename:
+                raise UserError(f"{error.filename}: no such file; run `gift` in the project's folder") from None
+            raise refused(error) or error from None
+
+
+@click.group(cls=Lines)
 def main() -> None:
     """Look after the rounds of a GIFT pipeline; `dvc repro` runs them."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", metavar="[ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def repro(arguments: tuple[str, ...]) -> None:
+    """Run what is stale: `dvc repro` with its ARGUMENTS, after mending what a kill left of DVC's files."""
+    from gift.upkeep.repro import repro as run
+
+    raise SystemExit(run(arguments))
+
+
+@main.command()
+@click.argument("targets", metavar="[TARGET]...", nargs=-1)
+def plan(targets: tuple[str, ...]) -> None:
+    """The stages that a run would make (of TARGETs such as update@r5, or of all), and why; nothing runs."""
+    from gift.doctor.again import world
+    from gift.upkeep.show import plan_lines
+
+    for line in plan_lines(world(), targets):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("names", metavar="ROUND...", nargs=-1, required=True)
+@click.option("--settings", is_flag=True, help="Also where settings changed, and not code alone.")
+def keep(names: tuple[str, ...], settings: bool) -> None:
+    """Keep finished rounds as they are although the code of their stages changed; data/made says what made them."""
+    from gift.doctor.again import world
+    from gift.upkeep.keep import keep as keep_stages
+    from gift.upkeep.keep import stages_to_keep
+
+    steps = stages_to_keep(world(), names, settings)
+    if steps:
+        keep_stages(steps, names)
+    click.echo(f"kept: {', '.join(step.stage.address for step in steps) or 'nothing would run again'}")
+
+
+@main.command()
+@click.option(
+    "--states", type=click.IntRange(min=1), required=True, help="Optimizer states to keep of a line of rounds."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(states: int, yes: bool) -> None:
+    """Remove old optimizer states from data/ and DVC's cache; no round is trained again for want of one."""
+    from gift.project.graph import read_lock
+    from gift.upkeep.look import dvc_cache
+    from gift.upkeep.prune import prune as remove
+    from gift.upkeep.prune import states_to_prune
+
+    going = states_to_prune(read_rounds(), read_lock(), dvc_cache(), states)
+    for state in going:
+        click.echo(f"{state.folder}: {amount(state.size)}")
+    if not going:
+        click.echo("nothing to prune")
+        return
+    size = amount(sum(state.size for state in going))
+    if yes or click.confirm(f"Remove {len(going)} states, {size}, for good?"):
+        remove(going)
+
+
+@main.command()
+@click.option("--project", "projects", type=Path, multiple=True, help="Another project that shares the cache.")
+@click.option("--workspace", is_flag=True, help="Also what branches, tags or experiments alone need.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def gc(projects: tuple[Path, ...], workspace: bool, yes: bool) -> None:
+    """Remove from DVC's cache and data/.work what no stage needs any more: old tables, policies, states."""
+    from gift.project.graph import read_graph
+    from gift.upkeep.gc import remove, unused
+    from gift.upkeep.look import dvc_cache
+
+    found = unused(dvc_cache(), read_graph(), projects, workspace)
+    for line in found.lines:
+        click.echo(line)
+    if not found.size:
+        click.echo("nothing to remove")
+    elif yes or click.confirm(f"Remove {amount(found.size)}, for good?"):
+        remove(found)
+
+
+@main.command()
+@click.argument("names", metavar="[ROUND]...", nargs=-1)
+@click.option("--rows", type=click.IntRange(min=0), default=8, show_default=True, help="Completions to run of a round.")
+@click.option("--remote", is_flag=False, flag_value="", help="Ask DVC's remote (NAME, or the default) what it lacks.")
+def verify(names: tuple[str, ...], rows: int, remote: str | None) -> None:
+    """Check what finished rounds made (ROUNDs, or all): digests, tables, lineage, ledger, log-probs; or a remote."""
+    from gift.project import console
+    from gift.project.graph import read_graph, read_lock
+
+    console.quiet()
+    from gift.upkeep.verify import Checked, missing_in_remote
+    from gift.upkeep.verify import verify as look
+
+    known = read_rounds()
+    if remote is None:
+        checks = look(read_graph(), read_lock(), known, list(names or known), rows)
+    else:
+        missing = missing_in_remote(remote or None)
+        found = f"{len(missing)} outputs are not there: {', '.join(missing[:8])}" if missing else "has all outputs"
+        checks = iter([Checked("remote", found, wrong=bool(missing))])
+    wrong = 0
+    for each in checks:
+        wrong += each.wrong
+        click.echo(f"{'wrong' if each.wrong else 'ok':<6} {each.what}: {each.found}")
+    if wrong:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -24,7 +143,8 @@ def rounds(number: int | None, file: Path) -> None:
     for line in branches(known).values():
         shown = (f"{name} ({', '.join(known[name].overrides)})" if known[name].overrides else name for name in line[1:])
         click.echo(f"{line[0]} -> {' -> '.join(shown)}")
-    click.echo(f"{file}: {len(known)} rounds, {new} of them new; `make repro` runs what is not made yet")
+    num = f"{len(known)} round{'s' * (len(known) != 1)}"
+    click.echo(f"{file}: {num}, {new} of them new; `make repro` runs what is not made yet")
 
 
 @main.command()
@@ -72,14 +192,16 @@ def code(names: tuple[str, ...], same: bool, other: bool) -> None:
 
 
 @main.command()
-@click.argument("round_folder", type=Path)
+@click.argument("round_folder", metavar="ROUND", type=Path)
 @click.option("--num", "-n", type=click.IntRange(min=1), default=2, show_default=True, help="Groups to show.")
 @click.option("--prompt-id", help="Show this group.")
 def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
-    """Show the rollouts of ROUND_FOLDER (data/rounds/r1) beside their prompts and rewards."""
+    """Show the rollouts of ROUND (r1, or a folder such as data/rounds/r1) beside their prompts and rewards."""
     from gift.report.inspect import round_text
 
-    prompts = round_folder.parents[1] / "prompts" / "train.parquet"
+    if not round_folder.is_dir() and len(round_folder.parts) == 1:
+        round_folder = Path("data/rounds") / round_folder
+    prompts = round_folder.absolute().parents[1] / "prompts" / "train.parquet"
     for line in round_text(round_folder / "rollouts", round_folder / "scores", prompts, num, prompt_id):
         click.echo(line)
 
@@ -143,7 +265,7 @@ def plots_template(out: Path) -> None:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
-    click.echo(f"{out}: written, for `dvc plots show` (plots.html_template in .dvc/config)")
+    click.echo(f"{out}: written, for `dvc plots show` (plots.html_template of DVC)")
 
 
 if __name__ == "__main__":

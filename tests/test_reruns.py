@@ -21,10 +21,22 @@ from typing import Any
 import mini
 import pytest
 
-from gift.doctor.rewards import deciding_rewards
+from gift.doctor.again import same_scores
+from gift.doctor.rewards import counting_rewards, deciding_rewards
+from gift.project import code as ours
+from gift.project.graph import read_lock
+from gift.project.params import overrides_text
+from gift.project.rounds import read_rounds
+from gift.project.work import MADE, write_json
+from gift.upkeep.guard import work_again
+from gift.upkeep.keep import keep, stages_to_keep
+from gift.upkeep.look import dvc_cache, quick_texts, read_world
+from gift.upkeep.plan import World, plan
+from gift.upkeep.prune import prune, pruned, states_to_prune
 
 Change = Callable[[], Any]
 WEIGHTED = {"answer": {"function": "arithmetic_answer", "weight": 0.7}}
+WATCH = {"function": "rewards/watch.py:watch", "weight": 0.0}
 PER_ROUND = ("overrides", "generate", "score", "reference", "update", "generate_eval", "evaluate")
 
 
@@ -70,12 +82,46 @@ def nothing() -> None:
     """Run it once more."""
 
 
-# Runs, in a second, whenever a setting, a round or code that it checks with has changed, and makes nothing else stale.
+def lose(name: str, forever: bool = False) -> Change:
+    """Remove an output, `forever` out of DVC's cache too."""
+
+    def remove() -> None:
+        digest = next(record.outs[name] for record in read_lock().values() if name in record.outs)
+        shutil.rmtree(name)
+        if forever:
+            (dvc_cache() / "files/md5" / digest[:2] / digest[2:]).unlink()
+
+    return remove
+
+
+def prune_states() -> None:
+    going = states_to_prune(read_rounds(), read_lock(), dvc_cache(), keep=1)
+    assert {state.round for state in going} == {each.parent for each in read_rounds().values()} - {"base"}
+    prune(going)
+    assert not any(path.exists() for state in going for path in (state.folder, *state.cached))
+
+
+def watch() -> None:
+    """Watch a reward that is a file of its own."""
+    write("rewards/watch.py", "def watch(*_, **__):\n    return [0.0]\n")()
+    setting(score={"rewards": WEIGHTED | {"watch": WATCH}})()
+
+
+def kept(change: Change, settings: bool = False) -> None:
+    """Make a change, and keep all rounds as they are."""
+    change()
+    keep(stages_to_keep(world(), list(read_rounds()), settings), list(read_rounds()))
+
+
+# The doctor runs every time, in a second or two, and makes nothing stale.
 DOCTOR, CODE = {"doctor"}, {"code"}
 BEGIN = {"prepare", "check_rewards", "base", "generate_eval_base", "evaluate_base"}
 ALL = CODE | DOCTOR | BEGIN | {"report"} | round_("r1") | round_("r2")
 SAMPLED = {"report"} | round_("r1", "generate") | round_("r2", "generate")
 UPDATED = SAMPLED - {"generate@r1", "score@r1", "reference@r1"}
+WATCHED = {"check_rewards", "evaluate_base", "report"} | {
+    f"{stage}@{name}" for stage in ("score", "evaluate") for name in ("r1", "r2", "r3", "r2b")
+}
 REWARDED = UPDATED | {"check_rewards", "score@r1", "evaluate_base"}
 # An output that DVC tracks but does not keep (the history, in git) takes its stage out of the run cache: it runs again,
 # in a second. Nothing is sampled or trained again.
@@ -119,11 +165,42 @@ ROWS: dict[str, tuple[Change, set[str], set[str]]] = {
         DOCTOR | SAMPLED | round_("r3", "generate") | round_("r2b", "generate"),
         set(),
     ),
+    "a reward that is watched, of a file of its own": (watch, DOCTOR | WATCHED, set()),
+    "a limit of calls": (setting(score={"timeout_seconds": 9.0}), DOCTOR | WATCHED, set()),
     "a reward that decides": (
-        setting(score={"timeout_seconds": 9.0}),
+        setting(score={"max_failed_share": 0.02, "rewards": {"answer": WEIGHTED["answer"] | {"weight": 0.5}}}),
         DOCTOR | SAMPLED | REWARDED | round_("r3", "generate") | round_("r2b", "generate"),
         set(),
     ),
+    "a lost table": (lose("data/rounds/r1/rollouts"), DOCTOR, {"generate@r1"}),
+    "a lost state": (lose("data/rounds/r1/optimizer", forever=True), DOCTOR | {"update@r1"}, set()),
+    "another base": (write("data/rounds/base/policy/part", "x"), DOCTOR | {"base"}, set()),
+    "states that were pruned": (prune_states, DOCTOR, set()),
+    "a release with other numbers, kept": (lambda: kept(write("gift/training/engine.py", "MORE = 1\n")), DOCTOR, set()),
+    "other settings, kept": (lambda: kept(setting(update={"lr": RATE / 4}), settings=True), DOCTOR, set()),
+}
+
+# What a run makes again that turns out as it was: nothing after it runs, which no plan can know.
+UNFORESEEN = ("a lost state", "another base")
+ROUNDS_2 = r"2 finished rounds \(r1, r2\) would run again because "
+ROUNDS_4 = r"4 finished rounds \(r1, r2, r3, r2b\) would run again because "
+NEW_CODE = r" changed \(results \d+, now edited \w+\)"
+AGAIN = {
+    "the loss": f"^{ROUNDS_2}the code of update{NEW_CODE}$",
+    "a reward": f"{ROUNDS_2}the code of evaluate{NEW_CODE}; the code of score{NEW_CODE}",
+    "where an answer is": "the code of reference",
+    "a reward of the user": f"{ROUNDS_2}a file of rewards/ changed$",
+    "a reward's weight": f"{ROUNDS_2}score.rewards.* changed \\(params.yaml\\)",
+    "the learning rate": f"^{ROUNDS_2}update.lr changed \\(params.yaml\\)$",
+    "the old learning rate": f"^{ROUNDS_2}data/rounds/r1/answers changed",  # what cannot be restored is evaluated again
+    "the temperature": f"^{ROUNDS_2}generate.temperature changed \\(params.yaml\\)$",
+    "what a round changes for itself": r"^1 finished round \(r2b\) .* what r2b changes in update changed",
+    "rewards decide what is sampled": f"^{ROUNDS_4}generate.sample changed .*; the rewards changed",
+    "a reward that is watched, of a file of its own": f"{ROUNDS_4}score.rewards.watch changed.*; a file of rewards/",
+    "a limit of calls": f"{ROUNDS_4}score.timeout_seconds changed \\(params.yaml\\)$",
+    "a reward that decides": f"{ROUNDS_4}.*the rewards changed, which generate.sample reads",
+    "a lost state": f"^{ROUNDS_4}data/rounds/r1/optimizer is missing$",
+    "another base": f"^the base policy.* and {ROUNDS_4}data/rounds/base/policy changed$",
 }
 
 
@@ -165,17 +242,17 @@ def stand_in(stage: Any) -> None:
     if stage.addressing == "code":
         for name in code().stages():
             Path("data/code").mkdir(parents=True, exist_ok=True)
-            Path(f"data/code/{name}.txt").write_text(code().code_of(name))
+            Path(f"data/code/{name}.txt").write_text(code().code_of(name) + "\n")
         return
     if stage.addressing.startswith("overrides@"):
-        content = mini.read_yaml(Path("rounds.yaml"))["rounds"][stage.addressing.split("@")[1]]
+        content = read_rounds()[stage.addressing.split("@")[1]]
         for out in stage.outs:
             Path(out.def_path).parent.mkdir(parents=True, exist_ok=True)
-            Path(out.def_path).write_text(json.dumps(content.get(Path(out.def_path).stem)))
+            Path(out.def_path).write_text(overrides_text(content, Path(out.def_path).stem))
         return
     if stage.addressing == "doctor":
-        Path("data/doctor.txt").write_text("ok")
-        Path("data/sampling_rewards.txt").write_text(deciding_rewards())
+        Path("data/doctor.txt").write_text("ok\n")
+        Path("data/sampling_rewards.txt").write_text(deciding_rewards() + "\n")
         return
     seen: list[Any] = [stage.addressing]
     for dep in stage.deps if stage.addressing != "check_rewards" else []:
@@ -184,10 +261,36 @@ def stand_in(stage: Any) -> None:
         else:
             seen += [[str(path), path.read_text()] for path in mini.files(Path(dep.def_path))]
     digest = hashlib.sha256(json.dumps(seen, default=str).encode()).hexdigest()
+    counting = ""
+    if stage.addressing.startswith("score@"):  # what is watched, and limits of calls, are in the other outputs alone
+        counting = counting_rewards(stage.addressing.split("@")[1])
+        write_json(MADE / f"{stage.addressing}.json", {"inputs": {"counting": counting}})
     for out in stage.outs:
+        own = digest
+        if out.def_path.endswith("/scores"):
+            read = [dep.def_path for dep in stage.deps if dep.def_path not in ("rewards", "params.yaml")]
+            texts = [path.read_text() for name in read if "/overrides/" not in name for path in mini.files(Path(name))]
+            own = hashlib.sha256(json.dumps([counting, *texts]).encode()).hexdigest()
         path = Path(out.def_path) if Path(out.def_path).suffix else Path(out.def_path) / "part"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([digest, str(path)]))
+        path.write_text(json.dumps([own, str(path)]))
+
+
+def world() -> World:
+    """The project in the working folder, for `plan`; of the stages that take no time what they will write."""
+    codes = {f"data/code/{name}.txt": code().code_of(name) + "\n" for name in code().stages()}
+    checks = {"data/doctor.txt": "ok\n", "data/sampling_rewards.txt": deciding_rewards() + "\n"}
+    said = Path("data/check_rewards.txt")  # always the same
+    return read_world(
+        quick_texts() | codes | checks | ({str(said): said.read_text()} if said.exists() else {}), same_scores()
+    )
+
+
+def read_code_here() -> None:
+    """Let the guard, which runs in this process, look at the code of the project in the working folder."""
+    found = Path.cwd()
+    ours.UNSEEN = frozenset(found / path.relative_to(ours.ROOT) for path in ours.UNSEEN)
+    ours.ROOT, ours.RESULTS = found, found / "stages/results.yaml"
 
 
 def main() -> None:
@@ -196,6 +299,7 @@ def main() -> None:
     from dvc.repo import Repo
     from dvc.utils.serialize import _yaml
 
+    read_code_here()
     ran: list[str] = []
     restored: list[str] = []
 
@@ -217,36 +321,56 @@ def main() -> None:
         change()
         ran.clear()
         restored.clear()
+        steps = plan(world())
+        planned = [[step.stage.address for step in steps if step.restored == kept] for kept in (False, True)]
+        again = work_again(world())
         with Repo() as repo:
-            repo.reproduce()
-        print(json.dumps([name, ran, restored]), flush=True)
+            repo.reproduce(allow_missing=bool(pruned()))
+        print(json.dumps([name, ran, restored, *planned, again and again.line]), flush=True)
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], list[str]]]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     home = tmp_path_factory.mktemp("reruns")
     (home / "project").mkdir()
     make_project(home / "project")
     said = mini.run([sys.executable, __file__], home / "project", environment(home))
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
-    return {name: (ran, restored) for name, ran, restored in lines}
+    return {name: rest for name, *rest in lines}
 
 
 @pytest.mark.parametrize("change", ROWS)
-def test_exactly_what_is_stale_reruns(rows: dict[str, tuple[list[str], list[str]]], change: str) -> None:
-    ran, restored = rows[change]
+def test_exactly_what_is_stale_reruns(rows: dict[str, list[Any]], change: str) -> None:
+    ran, restored, *_ = rows[change]
     _, stale, kept = ROWS[change]
-    if change == "the loss":
-        ran = [name for name in ran if name != "doctor"]  # whether it reads a loss's settings is its own affair
+    stale = stale | DOCTOR
     assert set(ran) == stale, f"ran {sorted(set(ran) - stale)}, did not run {sorted(stale - set(ran))}"
     assert len(ran) == len(stale), "a stage ran twice"
     assert set(restored) == kept
 
 
+@pytest.mark.parametrize("change", ROWS)
+def test_the_plan_says_before_what_dvc_then_does(rows: dict[str, list[Any]], change: str) -> None:
+    ran, restored, to_run, to_restore, _ = rows[change]
+    if change in UNFORESEEN:
+        assert set(ran) < set(to_run)
+    else:
+        assert (to_run, to_restore) == (ran, restored)
+
+
+@pytest.mark.parametrize("change", ROWS)
+def test_finished_work_that_would_run_again_is_said_with_its_cause(rows: dict[str, list[Any]], change: str) -> None:
+    line = rows[change][-1]
+    if change in AGAIN:
+        assert re.search(AGAIN[change], line), line
+    else:
+        assert line is None
+
+
 def test_a_project_begins_with_its_checks_and_takes_round_after_round(
-    rows: dict[str, tuple[list[str], list[str]]],
+    rows: dict[str, list[Any]],
 ) -> None:
-    ran, _ = rows["the first time"]
+    ran, *_ = rows["the first time"]
     assert ran[:4] == ["code", "doctor", "prepare", "check_rewards"], "a base was made, or prompts answered, unchecked"
     assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"
 

@@ -1,13 +1,19 @@
 """All checks of a project: the quick ones import nothing heavy; the full ones end within a minute, on a CPU."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
-from pathlib import Path
 
+from gift.doctor.again import again_findings
 from gift.doctor.findings import Finding, has_error
-from gift.doctor.machine import disk_finding, keeping_findings, machine_findings, package_findings
+from gift.doctor.machine import (
+    disk_findings,
+    find_room,
+    flavour_findings,
+    keeping_findings,
+    machine_findings,
+    package_findings,
+)
 from gift.doctor.model import Model, context_findings, find_model, model_findings
 from gift.doctor.prompts import (
     QUICK_BYTES,
@@ -19,7 +25,7 @@ from gift.doctor.prompts import (
     token_findings,
 )
 from gift.doctor.rewards import reward_findings, trial_findings
-from gift.doctor.sizes import batch_findings, memory_findings, round_findings, supply_findings
+from gift.doctor.sizes import batch_findings, group_findings, memory_findings, round_findings, supply_findings
 from gift.doctor.whole import Project, read_project
 from gift.project.machine import Gpus, find_gpus
 
@@ -38,9 +44,10 @@ def check_project(quick: bool) -> list[Finding]:
     for name, own in project.own.items():
         changed = _findings(replace(project, params=own), model, prompts, gpus, quick)
         findings += [replace(each, text=f"{each.text} ({name})") for each in changed if each not in findings]
-    findings += package_findings({params.generate.engine, params.evaluate.engine})
+    findings += [*package_findings({params.generate.engine, params.evaluate.engine}), *flavour_findings(gpus)]
     findings += keeping_findings()
-    findings += [disk_finding(project, model, shutil.disk_usage(Path()).free)] if model else []
+    findings += again_findings(project.launch.repro)
+    findings += disk_findings(project, model, find_room()) if model else []
     findings += prompt_findings(prompts, params.score) if prompts and not quick else []
     said: dict[tuple[str, str], Finding] = {}
     for each in findings:  # of two checks that meet the same rule of an owner the first says it
@@ -54,6 +61,7 @@ def _findings(
     """What depends on the settings that a round may change for itself."""
     params = project.params
     yield from round_findings(params)
+    yield from group_findings(project)
     yield from context_findings(params, model)
     if model:
         yield from model_findings(params, project.launch, model, gpus.count)

@@ -1,0 +1,65 @@
+"""DVC with a dvc.lock that is read and written in blocks, and whole or not at all: `python -m gift.upkeep.dvc repro`.
+
+DVC itself reads and writes all of it as YAML after each stage: at 100 rounds some 20 seconds, during which a kill cuts
+the file. The bytes are DVC's own; `dvc repro` by itself works as ever, and takes longer.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from gift.project import yaml
+
+
+def main() -> int:
+    import dvc.cli
+    from dvc.dvcfile import Lockfile
+
+    theirs = {name: getattr(Lockfile, name) for name in ("_load_yaml", "dump_stages")}
+
+    def load(self: Any, **options: Any) -> tuple[Any, str]:
+        if options.get("round_trip") or not _is_here(self):
+            return tuple(theirs["_load_yaml"](self, **options))
+        text = Path(self.path).read_text(encoding="utf-8")
+        if yaml.blocks_of(text) is None:
+            return tuple(theirs["_load_yaml"](self, **options))
+        return yaml.load_lock(text), text
+
+    def dump(self: Any, stages: Any, **options: Any) -> None:
+        path = Path(self.path)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        made = {} if not _is_here(self) else {name: block for each in stages for name, block in _blocks(each, options)}
+        new = yaml.with_stages(text, made) if made else None
+        if new is None:
+            theirs["dump_stages"](self, stages, **options)
+        elif new != text:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(new, encoding="utf-8")
+            os.replace(temporary, path)
+            self.repo.scm_context.track_file(self.relpath)
+
+    Lockfile._load_yaml, Lockfile.dump_stages = load, dump
+    return int(dvc.cli.main())
+
+
+def _is_here(file: Any) -> bool:
+    """Whether it is the working copy's, and not one in a commit."""
+    return getattr(file.repo.fs, "protocol", "") in ("local", ("local", "file")) or type(file.repo.fs).__name__ == (
+        "LocalFileSystem"
+    )
+
+
+def _blocks(stage: Any, options: dict[str, Any]) -> list[tuple[str, str]]:
+    """What DVC would write of a stage, in the place that it has in the file."""
+    from dvc.stage import serialize
+    from dvc.utils.serialize._yaml import _dump
+
+    stream = io.StringIO()
+    _dump({"stages": serialize.to_lockfile(stage, **options)}, stream)
+    text = stream.getvalue().removeprefix("stages:\n")
+    return list((yaml.blocks_of(yaml.HEAD + text) or {}).items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

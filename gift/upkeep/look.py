@@ -1,0 +1,93 @@
+"""The project as it lies there, for `plan`: its graph, dvc.lock, settings, and the digests of its files."""
+
+import configparser
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gift.project.code import FOLDER, code_of, stages
+from gift.project.door import md5_of, md5_of_file
+from gift.project.graph import read_graph, read_lock, value_at
+from gift.project.params import overrides_text
+from gift.project.rounds import SECTIONS, read_rounds
+from gift.project.work import write_json
+from gift.project.yaml import read_yaml
+from gift.upkeep.plan import Same, World
+from gift.upkeep.prune import pruned_paths
+
+DIGESTS = Path("data/.cache/md5.json")
+DVC = Path(".dvc")
+
+
+def read_world(texts: Mapping[str, str], same: Mapping[str, Same]) -> World:
+    """The project in the working folder; `texts` and `same` as in `World`."""
+    digests = Digests()
+    settings = cache(lambda file: read_yaml(Path(file)))
+    return World(
+        read_graph(),
+        read_lock(),
+        digests,
+        lambda file, key: value_at(settings(file), key),
+        dvc_cache(),
+        texts,
+        pruned_paths(),
+        same,
+    )
+
+
+def quick_texts() -> dict[str, str]:
+    """What `code` and `overrides` will write, by path."""
+    codes = {str(FOLDER / f"{stage}.txt"): code_of(stage) + "\n" for stage in stages()}
+    rounds = read_rounds().values()
+    own = {
+        f"data/rounds/{each.name}/overrides/{section}.json": overrides_text(each, section)
+        for each in rounds
+        for section in SECTIONS
+    }
+    return codes | own
+
+
+def dvc_cache(dvc: Path = DVC) -> Path:
+    """Where DVC keeps what the stages made."""
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    config.read([dvc / "config", dvc / "config.local"], encoding="utf-8")
+    return dvc / config.get("cache", "dir", fallback="cache")
+
+
+def dvc_links(dvc: Path = DVC) -> bool:
+    """Whether DVC links what lies in its cache, where the file system can, in place of copying it."""
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    config.read([dvc / "config", dvc / "config.local"], encoding="utf-8")
+    return bool({"hardlink", "symlink"} & set(config.get("cache", "type", fallback="copy").strip('"').split(",")))
+
+
+class Digests:
+    """MD5s of files and folders as in dvc.lock; a file that keeps size, time and inode is not read a second time."""
+
+    def __init__(self) -> None:
+        try:
+            self.known: dict[str, list[Any]] = json.loads(DIGESTS.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+        self.found: dict[str, str | None] = {}
+
+    def __call__(self, path: str) -> str | None:
+        """None where there is nothing."""
+        if path not in self.found:
+            self.found[path] = md5_of(Path(path), self._of_file) if Path(path).exists() else None
+        return self.found[path]
+
+    def _of_file(self, path: Path) -> str:
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        *before, digest = self.known.get(str(path), [None])
+        if before != state:
+            digest = md5_of_file(path)
+            self.known[str(path)] = [*state, digest]
+        return str(digest)
+
+    def keep(self) -> None:
+        """For the next look."""
+        write_json(DIGESTS, {path: each for path, each in self.known.items() if Path(path).exists()})

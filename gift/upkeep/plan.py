@@ -1,0 +1,228 @@
+"""Which stages a run would make, again or for the first time, and why: what DVC decides on its way, told before it.
+
+Like DVC it looks at commands, settings, MD5s of what is there, dvc.lock and the run cache. What a stage will make that
+has yet to run nobody knows, so all that follows it counts as to be made; DVC may find that it stays as it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gift.project.graph import Record, Stage, differences, read_run
+
+UNKNOWN = "?"
+"""The digest of what a stage will make that has yet to run."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that a run would make, or take back from DVC's cache (`restored`).
+
+    `reasons` are words; none where the stage only follows another. `again`: it has been made before.
+    """
+
+    stage: Stage
+    again: bool
+    restored: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Same:
+    """Outputs that a stage would make as they are, although these inputs (a path, a file of settings) changed."""
+
+    outs: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """The project as it lies there.
+
+    digest: the MD5 of a path as in dvc.lock, or None where nothing is. settings: the value of a key of a file. cache:
+    DVC's. texts: what the stages will write that take no time, by path. pruned: outputs that may be gone. same: by
+    address, for stages of which more is known than that they run again.
+    """
+
+    stages: Mapping[str, Stage]
+    lock: Mapping[str, Record]
+    digest: Callable[[str], str | None]
+    settings: Callable[[str, str], object]
+    cache: Path
+    texts: Mapping[str, str]
+    pruned: Collection[str] = ()
+    same: Mapping[str, Same] = field(default_factory=dict)
+
+
+def plan(world: World) -> list[Step]:
+    """The stages of a run in the order of their work."""
+    found: dict[str, str | None] = {}  # of every path that a stage makes
+    steps = []
+    for stage in ordered(world.stages):
+        step, deps = _step(stage, world, found), _deps(stage, world, found)
+        record = world.lock.get(stage.address)
+        if step is None or step.restored:
+            made = record.outs if step is None and record else restored_outs(stage, world, deps)
+            found |= made or {}
+        else:
+            found |= {path: md5_of_text(world.texts[path]) if path in world.texts else UNKNOWN for path in stage.outs}
+            found |= _same(stage, record, world, deps)
+        steps += [step] if step else []
+    return steps
+
+
+def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
+    """As DVC goes through them: in the file's order, but each after those whose outputs it reads."""
+    makers = {path: stage for stage in stages.values() for path in stage.outs}
+    done: dict[str, Stage] = {}
+
+    def add(stage: Stage) -> None:
+        if stage.address in done:
+            return
+        for dep in stage.deps:
+            for path, maker in makers.items():
+                if maker is not stage and _holds(dep, path):
+                    add(maker)
+        done[stage.address] = stage
+
+    for stage in stages.values():
+        add(stage)
+    return list(done.values())
+
+
+def needed(stages: Mapping[str, Stage], targets: Collection[str]) -> set[str]:
+    """The addresses of the targets (`update@r2`, or `update` for all rounds) and of all stages that they need."""
+    makers = {path: stage for stage in stages.values() for path in stage.outs}
+    found: set[str] = set()
+    todo = [stage for stage in stages.values() if {stage.address, stage.name} & set(targets)]
+    while todo:
+        stage = todo.pop()
+        if stage.address not in found:
+            found.add(stage.address)
+            todo += [maker for dep in stage.deps for path, maker in makers.items() if _holds(dep, path)]
+    return found
+
+
+def _holds(dep: str, out: str) -> bool:
+    """Whether a dependency and an output are one, or the one lies in the other."""
+    one, other = PurePosixPath(dep), PurePosixPath(out)
+    return one == other or one in other.parents or other in one.parents
+
+
+def md5_of_text(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _step(stage: Stage, world: World, found: Mapping[str, str | None]) -> Step | None:
+    """What a run would do with a stage; nothing where all is as dvc.lock has it."""
+    record, deps = world.lock.get(stage.address), _deps(stage, world, found)
+    if record is None:
+        restored = restored_outs(stage, world, deps) is not None
+        return Step(stage, again=False, restored=restored, reasons=("not made yet",))
+    reasons = [*_inputs_that_differ(stage, record, world, deps), *_lost(stage, record, world)]
+    if not (reasons or stage.always or UNKNOWN in deps.values()):
+        return None
+    return Step(stage, True, restored_outs(stage, world, deps) is not None, tuple(reasons))
+
+
+def _deps(stage: Stage, world: World, found: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The digest of each dependency when the stage's turn comes."""
+
+    def digest(dep: str) -> str | None:
+        if dep in found:
+            return found[dep]
+        near = [path for path in found if _holds(dep, path)]  # a folder of outputs, or a file in one
+        return UNKNOWN if any(found[path] != world.digest(path) for path in near) else world.digest(dep)
+
+    return {dep: digest(dep) for dep in stage.deps}
+
+
+def _inputs_that_differ(stage: Stage, record: Record, world: World, deps: Mapping[str, str | None]) -> Iterator[str]:
+    if record.cmd != stage.cmd:
+        yield f"the command of {stage.address} changed (dvc.yaml)"
+    for file, keys in stage.params.items():
+        before = record.params.get(file, {})
+        for key in keys:
+            for each in differences(before.get(key), world.settings(file, key), key):
+                yield f"{each} changed ({file})"
+    for path in {*record.deps} - {*deps}:
+        yield f"{path} is no dependency any more (dvc.yaml)"
+    for path, digest in deps.items():
+        if digest is None:
+            yield f"{path} is missing"
+        elif digest not in (UNKNOWN, record.deps.get(path)):
+            yield f"{path} changed"
+
+
+def _same(stage: Stage, record: Record | None, world: World, deps: Mapping[str, str | None]) -> dict[str, str]:
+    """Of the outputs of a stage that runs again those that it makes as they are."""
+    known = world.same.get(stage.address)
+    if record is None or known is None:
+        return {}
+    rest = {path: digest for path, digest in deps.items() if path not in known.inputs}
+    settings = {file: keys for file, keys in stage.params.items() if file not in known.inputs}
+    others = replace(stage, params=settings)
+    before = replace(record, deps={path: each for path, each in record.deps.items() if path not in known.inputs})
+    if UNKNOWN in rest.values() or [*_inputs_that_differ(others, before, world, rest)]:
+        return {}
+    return {path: record.outs[path] for path in known.outs if path in record.outs}
+
+
+def _lost(stage: Stage, record: Record, world: World) -> Iterator[str]:
+    for path, cached in stage.outs.items():
+        if path in world.pruned:
+            continue
+        made, there = record.outs.get(path), world.digest(path)
+        if there is None:
+            yield f"{path} is missing"
+        elif there != made:
+            yield f"{path} changed"
+        elif cached and made and not _in_cache(world.cache, made):
+            yield f"{path} is not in DVC's cache"
+
+
+def restored_outs(stage: Stage, world: World, deps: Mapping[str, str | None]) -> dict[str, str] | None:
+    """What DVC would put back in place of running a stage: all it once made of the same inputs, if that is kept."""
+    if not stage.restores or None in deps.values() or UNKNOWN in deps.values():
+        return None
+    settings = {file: {key: world.settings(file, key) for key in keys} for file, keys in stage.params.items()}
+    record = world.lock.get(stage.address)
+    if record and (record.cmd, record.deps, record.params) == (stage.cmd, deps, settings):
+        outs = dict(record.outs)
+    else:
+        key = _run_key(stage, deps, settings)
+        outs = _newest(world.cache / "runs" / key[:2] / key)
+    kept = outs.keys() == stage.outs.keys() and all(_in_cache(world.cache, digest) for digest in outs.values())
+    return outs if kept else None
+
+
+def _run_key(stage: Stage, deps: Mapping[str, str | None], settings: Mapping[str, Any]) -> str:
+    """The name that DVC gives to runs of the same command, inputs and settings."""
+    read = [{"path": path, "hash": "md5", "md5": deps[path]} for path in sorted(stage.deps)]
+    content = {"cmd": stage.cmd, "deps": read, "outs": sorted(stage.outs)}
+    content |= {"params": _without_sizes(settings)} if settings else {}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_sizes(value: Any) -> Any:
+    """DVC leaves such keys out, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: _without_sizes(each) for key, each in value.items() if key not in ("size", "nfiles")}
+    return [_without_sizes(each) for each in value] if isinstance(value, list) else value
+
+
+def _newest(folder: Path) -> dict[str, str]:
+    """The outputs of the newest run in a folder of DVC's run cache; nothing where there is none."""
+    runs = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return read_run(runs[0]).outs if runs else {}
+
+
+def _in_cache(cache: Path, digest: str) -> bool:
+    """Whether DVC's cache has a file or, of a folder, each of its files."""
+    path = cache / "files" / "md5" / digest[:2] / digest[2:]
+    if not path.is_file() or not digest.endswith(".dir"):
+        return path.is_file()
+    return all(_in_cache(cache, each["md5"]) for each in json.loads(path.read_text(encoding="utf-8")))

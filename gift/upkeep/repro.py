@@ -1,0 +1,81 @@
+"""`gift repro`: `dvc repro` after a look at what would stop it in riddles, and with an end that says how to go on."""
+
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import psutil
+
+from gift.project.console import GOES_ON, end_with_parent
+from gift.project.errors import UserError
+from gift.project.params import LAUNCH, PARAMS
+from gift.project.rounds import read_rounds
+from gift.project.work import forget_noted
+from gift.project.yaml import read_yaml
+from gift.upkeep.command import dvc, environment
+from gift.upkeep.heal import heal, running
+from gift.upkeep.look import dvc_cache
+from gift.upkeep.prune import ALLOW_MISSING, pruned
+
+
+def repro(arguments: Sequence[str]) -> int:
+    """Run DVC to its end; returns its exit code. A signal that ends this process ends DVC and its stage, too."""
+    check_files()
+    wait_for_others()
+    forget_noted()
+    for line in heal(dvc_cache()):
+        click.echo(line, err=True)
+    missing = [ALLOW_MISSING] if pruned() and ALLOW_MISSING not in arguments else []
+    end_with_parent()
+    child = psutil.Popen(dvc("repro", *missing, *arguments), env=environment(), preexec_fn=end_with_parent)
+    ended_by: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        """End the stage first, so that DVC can put its files in order; without one DVC itself."""
+        ended_by.append(number)
+        for each in child.children(recursive=True) or [child]:
+            each.send_signal(signal.SIGTERM if each != child else signal.SIGINT)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    code = child.wait()
+    forget_noted()
+    if ended_by:
+        click.echo(GOES_ON, err=True)
+        return 128 + ended_by[0]
+    return code if code >= 0 else 128 - code
+
+
+def check_files() -> None:
+    """What DVC would stop at in words of its own: settings that are no YAML, rounds that break a law."""
+    if problem := linked_data():
+        raise UserError(problem)
+    read_rounds()
+    read_yaml(PARAMS)
+    if LAUNCH.exists():
+        read_yaml(LAUNCH)
+
+
+def linked_data() -> str | None:
+    """DVC refuses outputs that lie outside of the project, and names none of these."""
+    for path in (Path("data"), Path("data/rounds")):
+        if path.is_symlink():
+            return (
+                f"{path}: a link to {path.resolve()}, and DVC keeps nothing outside of the project; move what is there "
+                "back, and let the cache lie on the other disk: `dvc cache dir --local FOLDER`, then "
+                "`dvc config --local cache.type symlink`"
+            )
+    return None
+
+
+def wait_for_others() -> None:
+    """Wait until no other DVC command works in this project: DVC itself stops at once."""
+    said = False
+    while others := running():
+        if not said:
+            (pid, command), *_ = others.items()
+            click.echo(f"waiting for process {pid}, which works here: {command}", err=True)
+            said = True
+        time.sleep(1)
