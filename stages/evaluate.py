@@ -6,7 +6,6 @@ import click
 
 from gift.evaluation.estimates import answer_numbers
 from gift.project import console
-from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section
 from gift.project.work import refuse_existing, write_json
 from gift.report.history import round_history
@@ -15,6 +14,7 @@ from gift.scoring.rows import Asked
 from gift.scoring.score import score_table
 from gift.scoring.settings import Score, ScoreLaunch, refuse_judges
 from gift.tables.prompts import read_prompts
+from stages import of_round, paths
 
 
 @click.command()

@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from gift.methods.sample.passes import Stream
 from gift.project import console
-from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section, read_seed
 from gift.project.work import refuse_existing, write_json
 from gift.sampling.by_rewards import sample_by_rewards
@@ -18,6 +17,7 @@ from gift.sampling.settings import Generate, GenerateLaunch
 from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column
 from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
+from stages import of_round, paths
 
 
 @click.command()

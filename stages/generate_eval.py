@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 
 from gift.project import console
-from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section, read_seed
 from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing
 from gift.sampling.engine import Request
 from gift.sampling.rollouts import read_split, sample
 from gift.sampling.settings import Evaluate, GenerateLaunch
+from stages import of_round, paths
 
 
 @click.command()

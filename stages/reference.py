@@ -7,7 +7,6 @@ import click
 from gift.policy.folder import find_policy, find_reference
 from gift.project import console
 from gift.project.errors import UserError
-from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section, settings_of
 from gift.project.work import Work, refuse_existing, tree_digest, write_json
 from gift.tables.parts import check_same_rows, read_table
@@ -16,6 +15,7 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference.settings import Precision, Reference, ReferenceLaunch
 from gift.training.reference.table import audit, write_reference
 from gift.training.reference.weights import weight_metrics
+from stages import of_round, paths
 
 
 @click.command()
@@ -46,7 +46,8 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: 
     if weights:  # a table without them has the bytes that it had before there were any
         metadata["settings"] |= {"token_weights": settings_of(weights)}
     label = f"reference@{name}"
-    work = Work(label, {**metadata, "rollouts": tree_digest(rollouts)})
+    metadata["rollouts"] = tree_digest(rollouts)
+    work = Work(label, metadata)
     folder = work.folder / "reference"
     write_reference(folder, rollouts, files, reference, dtype, launch, weights, metadata, label)
     table, _ = read_reference(folder)

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from gift.project import console
-from gift.project.options import of_round, paths
 from gift.project.params import read_launch, read_section, read_seed
 from gift.training.inputs import Paths, Settings
 from gift.training.round import update_policy
 from gift.training.settings import Update, UpdateLaunch
+from stages import of_round, paths
 
 
 @click.command()

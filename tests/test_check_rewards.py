@@ -147,7 +147,9 @@ def refused_as_by(stage: str, begin: str) -> None:
     table = {"score": TRAIN, "evaluate": EVAL}[stage]
     write_completions(home / "rollouts", table, wrong="none")
     if stage == "score":
-        named = mini.named(rollouts=home / "rollouts", out=home / "scores", metrics=home / "score.json")
+        named = mini.named(
+            rollouts=home / "rollouts", out=home / "scores", notes=home / "notes", metrics=home / "score.json"
+        )
     else:
         named = mini.named(answers=home / "rollouts", metrics=home / "e.json", history="data/history/r1.json")
     code, late = run({"score": score, "evaluate": evaluate}[stage], [*named, "--prompts", str(table)])

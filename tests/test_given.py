@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from test_rows import joined, write_round
+from test_rows import bind, joined, write_round
 from test_templates import CHATML, GEMMA, LLAMA2, LLAMA3, QWEN3, R1, tokenizer_of
 
 from gift.compare.chain import moved
@@ -24,11 +24,11 @@ from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.project.work import tree_digest
-from gift.rewards.total import Term
 from gift.sampling.encoding import EncodedPrompts, encode_prompts
 from gift.sampling.given import encode_given
 from gift.sampling.settings import Generate
 from gift.scoring.metrics import score_metrics
+from gift.scoring.settings import Reward, Score
 from gift.tables.parquet import part_name, read_file, write_file
 from gift.tables.parts import read_part
 from gift.tables.prompts import given_texts
@@ -218,6 +218,7 @@ def with_given(folder: Path) -> None:
             row |= {"finish_reason": "given", "seed": NO_SEED, "rollout_logprobs": []}
         write_file(path, pa.Table.from_pylist(content, ROLLOUTS), metadata)
         read_part(path, ROLLOUTS, check_rollouts)
+    bind(folder)
 
 
 def test_the_update_reads_who_was_sampled_and_no_log_prob_of_a_sampler_for_the_others(tmp_path: Path) -> None:
@@ -278,18 +279,18 @@ def test_a_shape_that_reads_them_keeps_them_whatever_select_says() -> None:
 
 
 def test_the_numbers_of_a_scores_table_are_those_of_what_was_sampled() -> None:
-    rewards = {"a": Term(1.0, None)}
+    score = Score(rewards={"a": Reward(function="a")})
     values = [1.0, 0.0, 1.0, 0.5, 0.0, None]
     status = ["ok"] * 5 + ["error"]
     key = {"prompt_id": ["p", "p", "p", "q", "q", "q"], "sample": pa.array([0, 1, 2] * 2, pa.int32())}
-    columns = [*key.values(), values, values, status, [None] * 5 + ["bad"]]
-    scores = pa.table(columns, schema=scores_schema(rewards))
+    columns = [*key.values(), values, values, status]
+    scores = pa.table(columns, schema=scores_schema(score.rewards))
     reasons = ["stop", "length", "given"] * 2
     table = pa.table({**key, "num_tokens": pa.array([4, 6, 50] * 2, pa.int32()), "finish_reason": reasons})
     drawn = pc.not_equal(table["finish_reason"], "given")
-    plain = score_metrics(table.filter(drawn), scores.filter(drawn), rewards)  # type: ignore[arg-type]
+    plain = score_metrics(table.filter(drawn), scores.filter(drawn), score)
     own = {"num_given": 2, "num_given_scored": 1, "num_given_failed": 1, "num_given_abstained": 0, "given/reward": 1.0}
-    assert score_metrics(table, scores, rewards) == {**plain, **own}  # type: ignore[arg-type]
+    assert score_metrics(table, scores, score) == {**plain, **own}
     assert plain["completions/max_length"] == 6
 
 

@@ -24,7 +24,7 @@ from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths
 from gift.tables.parts import read_part, read_table, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.tables.scores import check_scores, scores_schema
+from gift.tables.scores import check_scores, everything
 
 # Every call leaves a line in calls.txt: its function's rows as prompt_id/place in the call.
 REWARDS = """
@@ -101,7 +101,7 @@ def calls() -> list[dict[str, Any]]:
 
 def scored(score: Score, rollouts: Path, prompts: pa.Table, workers: int = 2, **more: Any) -> list[dict[str, Any]]:
     score_parts(Path("scores"), rollouts, prompts, score, workers, METADATA, "score@r1", **more)
-    return read_table(Path("scores"), scores_schema(score.rewards), check_scores)[0].to_pylist()
+    return read_table(Path("scores"), everything(score.rewards), check_scores)[0].to_pylist()
 
 
 def of_modes(modes: list[str], **keys: Any) -> list[dict[str, Any]]:
@@ -424,7 +424,7 @@ def test_the_ledger_closes_where_a_gate_abstains() -> None:
     columns |= {"right": [1.0, 0.0, None, None], "right_status": ["ok", "ok", "abstain", "error"]}
     columns |= {"bonus": [1.0, 1.0, 1.0, 1.0], "bonus_status": ["ok"] * 4}
     rows = pa.table({"num_tokens": pa.array([1] * 4, pa.int32()), "finish_reason": ["stop"] * 4})
-    numbers = score_metrics(rows, pa.table(columns), components)
+    numbers = score_metrics(rows, pa.table(columns), Score(rewards=components))
     assert [numbers[f"num_{name}"] for name in ("scored", "failed", "abstained")] == [2, 1, 1]
 
 

@@ -9,7 +9,7 @@ from test_score import METADATA, score_of, write_rollouts
 
 from gift.scoring.score import score_parts
 from gift.tables.parts import read_table
-from gift.tables.scores import check_scores, scores_schema
+from gift.tables.scores import check_scores, everything
 
 # What a row's column `mode` makes the function do.
 HOSTILE = '''
@@ -167,7 +167,7 @@ def test_the_worst_costs_its_own_rows_and_nothing_lives_on() -> None:
     rollouts, prompts = write_rollouts(modes)
     score_parts(Path("scores"), rollouts, prompts, score, 2, METADATA, "score@r1")
     assert time.monotonic() - start < 60
-    rows = read_table(Path("scores"), scores_schema(score.rewards), check_scores)[0].to_pylist()
+    rows = read_table(Path("scores"), everything(score.rewards), check_scores)[0].to_pylist()
     assert [row["tame"] for row in rows] == [2.0] * len(rows)
     found = {
         mode: {(row["mine_status"], row["mine_message"]) for row in rows[2 * at : 2 * at + 2]}

@@ -18,6 +18,7 @@ from gift.methods.names import SHAPE
 from gift.policy.folder import Lineage
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
+from gift.project.work import tree_digest
 from gift.tables.parquet import part_name, read_file, write_file
 from gift.tables.parts import write_part
 from gift.tables.prompts import prompts_table, write_prompts
@@ -54,7 +55,7 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
         right = [rng.choice([0.0, 1.0, None], p=[0.4, 0.4, 0.2]) for _ in range(count)]
         brief = [float(value) if value > 0.2 else None for value in rng.random(count)]
         total = [None if value is None else value + 0.1 for value in right]
-        each = [[v, ["abstain" if x is None else "ok" for x in v], [None] * count] for v in (right, brief)]
+        each = [[v, ["abstain" if x is None else "ok" for x in v]] for v in (right, brief)]
         metadata = {"policy": "d", "rewards": REWARDS, "settings": {"max_tokens": tokens}}
         schema = scores_schema(REWARDS)
         rollouts, scores = pa.table(columns, ROLLOUTS), pa.table([*key, total, *each[0], *each[1]], schema)
@@ -62,12 +63,23 @@ def write_round(folder: Path, parts: int = 3, groups: int = 2, size: int = 4, to
         write_part(folder / "rollouts", index, rollouts, ROLLOUTS, check_rollouts, metadata)
         write_part(folder / "scores", index, scores, schema, check_scores, metadata)
         write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)
+    bind(folder)
+
+
+def bind(folder: Path) -> None:
+    """Let scores and reference say that they are of these rollouts."""
+    digest = tree_digest(folder / "rollouts")
+    for path in (path for name in ("scores", "reference") for path in sorted((folder / name).iterdir())):
+        table, metadata = read_file(path)
+        path.unlink()
+        write_file(path, table, {**metadata, "rollouts": digest})
 
 
 def joined(folder: Path, policy: str = "d", needs: Sequence[Need] = ()) -> Rows:
     lineage = Lineage(digest=policy, base=policy)
     beside = (needs, folder / "train.parquet", lambda text: text.partition("#")[2] or None)
-    rows, _ = read_round(*(folder / name for name in NAMES), lineage, folder / "policy", *beside)
+    digest = tree_digest(folder / "rollouts")
+    rows, _ = read_round(*(folder / name for name in NAMES), digest, lineage, folder / "policy", *beside)
     return rows
 
 
@@ -155,7 +167,7 @@ def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path:
     write_round(tmp_path)
     lineage = Lineage(digest="d", base="d")
     with pytest.raises(UserError, match=r"part-00000.parquet: the column 'reward' is missing"):
-        read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", lineage, tmp_path)
+        read_round(tmp_path / "rollouts", tmp_path / "reference", tmp_path / "reference", "d", lineage, tmp_path)
     path = tmp_path / "scores" / part_name(0)
     table, metadata = read_file(path)
     write_file(path, table, {**metadata, "rewards": {**REWARDS, "other": {"weight": 1.0, "only_if": None}}})
@@ -213,6 +225,7 @@ def smaller(folder: Path) -> dict[str, list[int]]:
             path.unlink()
             schema = table.schema.remove_metadata()
             write_part(folder / name, int(path.stem[5:]), table, schema, law, {**metadata, "group_sizes": sizes})
+    bind(folder)
     for prompt, size in sizes.items():
         kept[prompt] = list(range(size))
     return kept

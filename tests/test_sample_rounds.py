@@ -178,7 +178,7 @@ def test_a_killed_round_goes_on_to_the_same_bytes(project: Path) -> None:
     )
     work = project / "data/.work/generate@dynamic"
     assert done.returncode == 9
-    assert sorted(path.name for path in (work / "pass-0").iterdir()) == ["rollouts", "score.json", "scores"]
+    assert sorted(path.name for path in (work / "pass-0").iterdir()) == ["notes", "rollouts", "score.json", "scores"]
     (work / "pass-0/score.json").unlink()  # as if it had been killed while it published
     told = mini.run_stages(project, ["generate@dynamic"])
     assert "score@dynamic.0: num scored 64" in told

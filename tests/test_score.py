@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from gift.project.errors import UserError
 from gift.project.params import settings_of
+from gift.project.work import tree_digest
 from gift.scoring.loading import one_line
 from gift.scoring.metrics import score_metrics
 from gift.scoring.score import score_parts, total_rewards
@@ -23,10 +25,11 @@ from gift.tables.parquet import part_paths
 from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import write_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.tables.scores import check_scores, scores_schema
+from gift.tables.scores import check_scores, everything, read_notes, read_scores, scores_schema
 from stages import score as stage
 
 ROOT = Path(__file__).parents[1]
+MINE = "rewards/mine.py:reward"
 METADATA = {"artifact": "scores", "policy": "p", "settings": {}}
 
 # What the function does depends on the row's column `mode`; every call leaves a line in calls.txt.
@@ -152,7 +155,7 @@ def write_rollouts(modes: list[str], groups_per_part: int = 2, group_size: int =
 def scored(modes: list[str], score: Score, workers: int = 2, folder: str = "scores") -> list[dict[str, Any]]:
     rollouts, prompts = write_rollouts(modes)
     score_parts(Path(folder), rollouts, prompts, score, workers, METADATA, "score@r1")
-    return read_table(Path(folder), scores_schema(score.rewards), check_scores)[0].to_pylist()
+    return read_table(Path(folder), everything(score.rewards), check_scores)[0].to_pylist()
 
 
 def refusal(modes: list[str], score: Score, folder: str = "scores") -> str:
@@ -218,7 +221,7 @@ def test_a_chat_gets_messages_as_in_trl() -> None:
     chat = prompts.drop_columns("prompt").append_column("messages", pa.array([[{"role": "user", "content": "ask"}]]))
     score = score_of(seen={"function": "rewards/mine.py:seen_chat"})
     score_parts(Path("scores"), rollouts, chat, score, 1, METADATA, "score@r1")
-    table, _ = read_table(Path("scores"), scores_schema(score.rewards), check_scores)
+    table, _ = read_table(Path("scores"), everything(score.rewards), check_scores)
     assert table["seen"].to_pylist() == [1.0, 1.0]
 
 
@@ -357,14 +360,13 @@ def test_metrics_by_hand() -> None:
     b = [None] * 12
     status_b = ["abstain"] * 7 + ["error"] + ["abstain"] * 4
     columns: dict[str, Any] = {"prompt_id": ids, "sample": [0, 1, 2] * 4, "reward": reward}
-    columns |= {"a": a, "a_status": status_a, "a_message": [None] * 12}
-    columns |= {"b": b, "b_status": status_b, "b_message": [None] * 12}
+    columns |= {"a": a, "a_status": status_a, "b": b, "b_status": status_b}
     scores = pa.table(columns, schema=scores_schema(["a", "b"]))
     check_scores(scores, Path("x"))
     lengths = [1, 2, 3] * 4
     rollouts = pa.table({"num_tokens": pa.array(lengths, pa.int32()), "finish_reason": ["stop", "stop", "length"] * 4})
-    components = {"a": Reward(function="a"), "b": Reward(function="b")}
-    numbers = score_metrics(rollouts, scores, components)
+    score = Score(rewards={"a": Reward(function="a"), "b": Reward(function="b")})
+    numbers = score_metrics(rollouts, scores, score)
     assert numbers["reward"] == pytest.approx(29 / 9)
     assert numbers["reward_std"] == pytest.approx((1 + 0 + 2**0.5) / 3)  # n - 1; the last group has no spread
     assert numbers["frac_reward_zero_std"] == 0.5
@@ -381,12 +383,13 @@ def test_metrics_by_hand() -> None:
     assert (numbers["rewards/a/num_timeout"], numbers["rewards/b/num_error"]) == (1, 1)
     wrong = scores.set_column(2, scores.schema.field("reward"), pa.array([*reward[:9], 0.0, None, 7.0]))
     with pytest.raises(RuntimeError, match="10 scored"):  # a failed reward was written as 0
-        score_metrics(rollouts, wrong, components)
+        score_metrics(rollouts, wrong, score)
 
 
 def run_stage() -> Any:
     paths = {"rollouts": "rollouts", "prompts": "prompts.parquet", "out": "data/rounds/r1/scores"}
-    return CliRunner().invoke(stage.main, mini.named(**paths, metrics="metrics/score.json"))
+    paths |= {"notes": "data/rounds/r1/notes", "metrics": "metrics/score.json"}
+    return CliRunner().invoke(stage.main, mini.named(**paths))
 
 
 def write_project(score: Score, modes: list[str]) -> None:
@@ -408,15 +411,67 @@ def test_the_stage_publishes_scores_and_metrics_once() -> None:
     assert result.output.startswith(
         "score@r1: num scored 4, num failed 0, num abstained 2, reward 0.5, reward std 0, slowest"
     )
-    table, metadata = read_table(Path("data/rounds/r1/scores"), scores_schema(score.rewards), check_scores)
+    table, metadata = read_scores(Path("data/rounds/r1/scores"))
     assert table["reward"].to_pylist() == [1.0, 1.0, 0.0, 0.0, None, None]
     assert (metadata["artifact"], metadata["policy"]) == ("scores", "p")
-    assert metadata["settings"] == settings_of(score)
+    assert metadata["rollouts"] == tree_digest(Path("rollouts"))
+    assert metadata["settings"] == {"rewards": {"mine": {"function": MINE, "settings": {"scale": 0.5}}}}
+    _, noted = read_notes(Path("data/rounds/r1/notes"))
+    assert (noted["artifact"], noted["settings"]) == ("notes", settings_of(score))
     assert json.loads(Path("metrics/score.json").read_text())["reward"] == 0.5
     assert not list(Path("data/.work").iterdir())
     again = run_stage()
     assert (again.exit_code, again.output.count("\n")) == (1, 1)
     assert "exists already" in again.output
+
+
+def test_what_is_watched_and_how_long_calls_may_take_change_no_byte_of_the_scores() -> None:
+    """So that no update is made again for them; what the watched reward said is in the notes."""
+    plain = {"function": MINE, "settings": {"scale": 0.5}}
+    gated = {"function": "length", "settings": {"max_tokens": 9}, "only_if": "mine"}
+    watched = {"function": MINE, "weight": 0.0, "settings": {"scale": 2.0}}
+    versions = {
+        "alone": score_of(mine=plain, length=gated),
+        "watched": score_of(timeout_seconds=2.0, watch=watched, mine=plain | {"timeout_seconds": 3.0}, length=gated),
+    }
+    modes = ["fine", "raise", "abstain", "zero"]
+    made: dict[str, Any] = {}
+    for name, score in versions.items():
+        write_project(score, modes)
+        assert run_stage().exit_code == 0
+        made[name] = tree_digest(Path("data/rounds/r1/scores"))
+        notes, numbers = read_notes(Path("data/rounds/r1/notes"))[0], json.loads(Path("metrics/score.json").read_text())
+        shutil.rmtree("data/rounds")
+        Path("metrics/score.json").unlink()
+        shutil.rmtree("rollouts")
+    assert made["watched"] == made["alone"]
+    assert notes["watch"].to_pylist() == [4.0, 4.0, None, None, None, None, 0.0, 0.0]
+    assert notes["watch_status"].to_pylist()[2] == "error"
+    assert notes.column_names[4:] == ["watch_message", "mine_message", "length_message"]
+    assert (numbers["num_failed"], numbers["rewards/watch/num_error"], numbers["rewards/watch/mean"]) == (2, 2, 2.0)
+
+
+def test_a_watched_reward_that_fails_takes_no_total_away() -> None:
+    score = score_of(watch={"function": MINE, "weight": 0.0}, right={"function": "rewards/mine.py:hash_order"})
+    write_project(score, ["raise", "fine"])
+    assert run_stage().exit_code == 0
+    table, _ = read_scores(Path("data/rounds/r1/scores"))
+    assert table.column_names == ["prompt_id", "sample", "reward", "right"]
+    assert table["reward"].null_count == 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "counting"),
+    [
+        ({"a": {}, "b": {"weight": 0.0}}, ["a"]),
+        ({"a": {"weight": -1.0}, "b": {"weight": 0.0, "in_update": True}}, ["a", "b"]),
+        ({"a": {"only_if": "b"}, "b": {"weight": 0.0}, "c": {"weight": 0.0}}, ["a", "b"]),
+        ({"a": {}, "b": {"weight": 0.0}, "c": {"weight": 0.0, "only_if": "b"}}, ["a"]),
+    ],
+)
+def test_which_rewards_count(rewards: dict[str, Any], counting: list[str]) -> None:
+    score = score_of(**{name: {"function": "length", **each} for name, each in rewards.items()})
+    assert list(score.counting) == counting
 
 
 def test_a_stage_that_fails_publishes_nothing_and_a_mended_reward_scores_afresh() -> None:
@@ -426,7 +481,7 @@ def test_a_stage_that_fails_publishes_nothing_and_a_mended_reward_scores_afresh(
     assert result.output.startswith("error: score.rewards.mine (rewards/mine.py:reward) failed for 1 of 8 completions")
     assert not Path("data/rounds").exists()
     assert not Path("metrics").exists()
-    assert len(part_paths(Path("data/.work/score@r1/scores"))) == 1
+    assert len(part_paths(Path("data/.work/score@r1/everything"))) == 1
     Path("calls.txt").unlink()
     Path("rewards/mine.py").write_text(USER_REWARD.replace('if mode == "raise"', 'if mode == "never"'))
     assert run_stage().exit_code == 0

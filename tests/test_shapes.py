@@ -333,7 +333,7 @@ def test_at_stake_looks_at_one_reward_or_at_the_total() -> None:
     )
     assert kept("at_stake", groups) == [[0, 1, 2], [], [0, 1, 2], []]
     assert kept("at_stake", groups, component="right") == [[0, 1, 2], [0, 1, 2], [], []]
-    message = r"^params.yaml: update: 'rigth': the scores have no reward function of that name; did you mean 'right'\?$"
+    message = r"^params.yaml: update: 'rigth': the scores have no reward of that name; did you mean 'right'\? "
     with pytest.raises(UserError, match=message):
         kept("at_stake", groups, component="rigth")
 

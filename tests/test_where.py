@@ -29,7 +29,7 @@ from gift.tables.parquet import part_paths
 from gift.tables.parts import read_table, write_part
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.tables.scores import check_scores, scores_schema
+from gift.tables.scores import check_scores, everything
 from gift.training.inputs import rewards_of
 from stages.evaluate import main as evaluate
 from stages.prepare import main as prepare
@@ -72,7 +72,7 @@ def score(
     Path("calls.txt").write_text("")
     rollouts, prompts = write_rollouts(modes)
     known = score_parts(Path("scores"), rollouts, prompts, settings, workers, METADATA, "score@r1", cache=cache)
-    table, _ = read_table(Path("scores"), scores_schema(settings.rewards), check_scores)
+    table, _ = read_table(Path("scores"), everything(settings.rewards), check_scores)
     return table.to_pylist(), sorted(Path("calls.txt").read_text().splitlines()), known
 
 
@@ -177,7 +177,7 @@ def test_a_prompt_that_no_reward_is_asked_for_is_no_zero_and_does_not_train() ->
     settings = score_of(one=own(where={"mode": "math"}, batch="group"), two=own("two", only_if="one", batch="group"))
     rows, _, known = score(settings)
     assert [row["reward"] for row in rows] == [0, 2, None, None, 0, 2, None, None, None, None]
-    numbers = score_metrics(known.rows, known.scores, settings.rewards)
+    numbers = score_metrics(known.rows, known.scores, settings)
     assert [numbers[f"num_{name}"] for name in ("rollouts", "scored", "failed", "abstained")] == [10, 4, 0, 6]
     assert (numbers["reward"], numbers["rewards/one/num_abstain"], numbers["rewards/one/num_ok"]) == (1.0, 6, 4)
     chosen = choose(groups_with(known, settings), read_params(mini.ROOT / "params.yaml").update)
@@ -410,5 +410,6 @@ def test_programs_without_columns_of_tests_are_refused_before_any_row() -> None:
 
 def run_score(home: Path, prompts: str, out: str) -> Any:
     """The stage `score` of the round in `home`, with scores and metrics of the name `out`."""
-    paths = {"rollouts": home / "rollouts", "prompts": prompts, "out": home / out, "metrics": home / f"{out}.json"}
+    paths = {"rollouts": home / "rollouts", "prompts": prompts, "out": home / out}
+    paths |= {"notes": home / f"{out}-notes", "metrics": home / f"{out}.json"}
     return CliRunner().invoke(score_stage, mini.named(home.name, **paths))

@@ -115,8 +115,8 @@ def _sample(name: str, policy: str, stages: Stages) -> dict[str, float]:
         out=rollouts,
         metrics=f"{metrics}/generate.json",
     )
-    scores = {"out": f"{here}/scores", "metrics": f"{metrics}/score.json"}
-    _call(stages, "score", name, "out", "metrics", rollouts=rollouts, prompts=TRAIN, **scores)
+    scores = {"out": f"{here}/scores", "notes": f"{here}/notes", "metrics": f"{metrics}/score.json"}
+    _call(stages, "score", name, "out", "notes", "metrics", rollouts=rollouts, prompts=TRAIN, **scores)
     made = {"out": f"{here}/reference", "metrics": f"{metrics}/reference.json"}
     _call(stages, "reference", name, "out", "metrics", **own, rollouts=rollouts, **made)
     score, generate = _read(f"{metrics}/score.json"), _read(f"{metrics}/generate.json")

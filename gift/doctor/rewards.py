@@ -13,9 +13,9 @@ from gift.doctor.prompts import Prompts
 from gift.doctor.whole import Params, Project
 from gift.project.code import code_of
 from gift.project.errors import UserError
-from gift.project.params import PARAMS
+from gift.project.params import PARAMS, settings_of
 from gift.project.rounds import lay_over, read_rounds
-from gift.project.work import rewards_digest
+from gift.project.sections import check
 from gift.project.yaml import read_yaml
 from gift.rewards.judge_client import ENDPOINT
 from gift.rewards.total import counting
@@ -23,8 +23,9 @@ from gift.scoring.metrics import FAILED
 from gift.scoring.plan import check_rewards, load_plan, settings_problems
 from gift.scoring.rows import NOT_ASKED, Asked, Mask, column_values
 from gift.scoring.score import total_rewards
-from gift.scoring.settings import Reward
+from gift.scoring.settings import Reward, Score
 from gift.scoring.trials import GOLD_COLUMNS, Trial, mean, try_rewards
+from gift.tables.counting import rewards_digest
 from gift.tables.where import is_one_of
 
 say = Theme("rewards")
@@ -209,6 +210,13 @@ def _time(project: Project, trials: list[Trial]) -> Finding:
     return say.ok(text)
 
 
+def counting_rewards(name: str) -> str:
+    """A digest of what makes the scores of a round, as `score` notes it."""
+    changes = read_rounds()[name].overrides.get("score", {})
+    score = check(Score, lay_over(read_yaml(PARAMS)["score"], changes), f"{PARAMS}: score")
+    return rewards_digest([settings_of(score)], code_of("score"))
+
+
 def deciding_rewards() -> str:
     """A digest of the rewards where `generate.sample` of any round reads them; else none. They shape the rollouts."""
     content, changes = read_yaml(PARAMS), {name: each.overrides for name, each in read_rounds().items()}
@@ -216,5 +224,5 @@ def deciding_rewards() -> str:
     generates = [shared, *(lay_over(shared, own.get("generate", {})) for own in changes.values())]
     if all(generate.get("sample") is None for generate in generates):
         return "none"
-    scores = {name: own["score"] for name, own in changes.items() if "score" in own}
-    return rewards_digest([content["score"], scores], code_of("score"))
+    scores = [lay_over(content["score"], own.get("score", {})) for own in ({}, *changes.values())]
+    return rewards_digest(scores, code_of("score"))

@@ -9,23 +9,24 @@ from typing import Annotated, TypeVar
 from pydantic import Field, model_validator
 
 from gift.doctor.findings import Finding, Theme
+from gift.doctor.secrets import secret_lines
 from gift.embedded.task import Arithmetic
 from gift.methods.choosing import TOO_FEW_REWARDS
 from gift.policy.settings import Base
 from gift.project.errors import UserError
 from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import ROUNDS, Round, lay_over, read_rounds
-from gift.project.secrets import secret_lines
 from gift.project.sections import Section, check
 from gift.project.yaml import read_yaml
 from gift.prompts.settings import Prepare
 from gift.sampling.settings import Evaluate, Generate, GenerateLaunch, Sampling
-from gift.scoring.settings import Score, ScoreLaunch, unknown_judge
+from gift.scoring.settings import WATCHED, Score, ScoreLaunch, unknown_judge
 from gift.tables.reference import SET_WEIGHTS
 from gift.training.deepspeed_config import engine_settings
 from gift.training.launcher import processes_problem
 from gift.training.reference.settings import Reference, ReferenceLaunch
 from gift.training.settings import Update, UpdateLaunch
+from gift.upkeep.settings import ReproLaunch
 
 say = Theme("settings")
 Read = TypeVar("Read")
@@ -51,12 +52,14 @@ class Params(Section):
         for key, name in self.update.rewards_read.items():
             if name not in self.score.rewards:
                 raise ValueError(f"{key}: '{name}' is no key of score.rewards ({', '.join(self.score.rewards)})")
+            if name not in self.score.counting:
+                raise ValueError(f"{key}: {WATCHED.format(name, name)}")
         return self
 
     @model_validator(mode="after")
     def there_are_rewards_to_choose_from(self) -> "Params":
-        if len(self.score.rewards) < self.update.match.record.least_rewards:
-            raise ValueError(TOO_FEW_REWARDS.format(self.update.match.name, len(self.score.rewards)))
+        if 0 < (num := len(self.score.counting)) < self.update.match.record.least_rewards:  # without any: rewards.py
+            raise ValueError(TOO_FEW_REWARDS.format(self.update.match.name, num))
         return self
 
     @model_validator(mode="after")
@@ -89,6 +92,7 @@ class Launch(Section):
     score: ScoreLaunch = ScoreLaunch()
     reference: ReferenceLaunch = ReferenceLaunch()
     update: UpdateLaunch = UpdateLaunch()
+    repro: ReproLaunch = ReproLaunch()
 
 
 def read_params(path: Path = PARAMS) -> Params:

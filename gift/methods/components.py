@@ -33,6 +33,9 @@ def component(groups: Groups, name: str | None) -> tuple[Tensor, Tensor]:
         return groups.rewards, groups.mask
     if name not in groups.names:
         known = did_you_mean(name, list(groups.names))
-        raise UserError(f"params.yaml: update: {name!r}: the scores have no reward function of that name; {known}")
+        raise UserError(
+            f"params.yaml: update: {name!r}: the scores have no reward of that name; {known}"
+            " (one of weight 0 needs `in_update: true`)"
+        )
     index = groups.names.index(name)
     return groups.components[..., index], groups.known[..., index] & groups.mask

@@ -15,14 +15,17 @@ import pyarrow as pa
 
 from gift.methods.sample.passes import Ask, Stream, Wanted
 from gift.project.code import fingerprint
+from gift.project.door import file_digest
 from gift.project.errors import UserError
 from gift.project.params import PARAMS, read_overrides
-from gift.project.work import Work, file_digest, rewards_digest
+from gift.project.rounds import lay_over
+from gift.project.work import Work
 from gift.project.yaml import read_yaml
 from gift.sampling.encoding import Tokens, encode_prompts
 from gift.sampling.passes import Groups, Kept, Rewards, run_passes
 from gift.sampling.rollouts import Given, Split, metadata_of, requests_of_groups, rollouts_table, write_rollouts
 from gift.sampling.settings import Generate, GenerateLaunch
+from gift.tables.counting import rewards_digest
 from gift.tables.parts import keys_of, write_part
 from gift.tables.prompts import prompt_column
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -50,8 +53,8 @@ def sample_by_rewards(
     label, way = f"generate@{name}", settings.sample
     assert way is not None
     metadata = metadata_of(split, settings, facts)
-    score_settings = [read_yaml(PARAMS).get("score"), read_overrides(overrides / "score.json") if overrides else None]
-    rewards = rewards_digest(score_settings, fingerprint("score"))
+    changes = read_overrides(overrides / "score.json")[1] if overrides else {}
+    rewards = rewards_digest([lay_over(read_yaml(PARAMS)["score"], changes)], fingerprint("score"))
     work = Work(label, {**metadata, "prompts": file_digest(prompts), "rewards": rewards})
     # One engine for all passes, started when the first of them lacks something.
     start = cache(partial(split.start, settings, launch))
@@ -97,12 +100,14 @@ def write_kept(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
     engine = ", ".join(sorted({each.engine for each in kept.values()}))
     prompt_ids = list(kept)
+    num_rows = sum(len(each.requests) + len(given.get(key, ())) for key, each in kept.items())
+    metadata = {**metadata, "engine": engine, "num_rows": num_rows}
     for index, cut in enumerate(range(0, len(kept), groups_per_part)):
         part = {key: kept[key] for key in prompt_ids[cut : cut + groups_per_part]}
         requests = {key: each.requests for key, each in part.items()}
         completions = [completion for each in part.values() for completion in each.completions]
         table = rollouts_table(requests, completions, given, split.decode)
-        write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
+        write_part(folder, index, table, ROLLOUTS, check_rollouts, metadata)
 
 
 def with_suffixes(split: Split, asks: Sequence[Ask], max_tokens: int, policy: Path) -> tuple[dict[str, Tokens], int]:
@@ -135,7 +140,9 @@ def score_pass(rollouts: Path, name: str, prompts: Path, overrides: Path | None)
     scores, metrics = rollouts.with_name("scores"), rollouts.with_name("score.json")
     if not (scores.exists() and metrics.exists()):
         shutil.rmtree(scores, ignore_errors=True)  # killed while it published
-        paths = {"rollouts": rollouts, "prompts": prompts, "out": scores, "metrics": metrics}
+        notes = rollouts.with_name("notes")
+        shutil.rmtree(notes, ignore_errors=True)
+        paths = {"rollouts": rollouts, "prompts": prompts, "out": scores, "notes": notes, "metrics": metrics}
         paths |= {"overrides": overrides} if overrides else {}
         options = [f"--{key}={path}" for key, path in paths.items()]
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))

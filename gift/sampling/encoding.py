@@ -124,8 +124,8 @@ def render_chats(
 def _check_template(tokenizer: Any, variables: dict[str, Any], policy: Path) -> None:
     if not tokenizer.chat_template:
         raise UserError(
-            f"{policy}: its tokenizer has no chat template, but the prompts are messages; set prepare.chat to "
-            "false, or use an instruct model as base.model"
+            f"{policy}: its tokenizer has no chat template, but the prompts are messages; use an instruct "
+            "model as base.model, or prompts that are texts (a column of texts and prepare.chat: false)"
         )
     try:
         text = tokenizer.get_chat_template()

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, load_tokenizer
 from gift.project.console import Progress
+from gift.project.door import file_digest
 from gift.project.params import settings_of
 from gift.project.ragged import Ragged
 from gift.project.seeds import seed_of
-from gift.project.work import Work, file_digest
+from gift.project.work import Work
 from gift.sampling.encoding import EncodedPrompts, Tokens, encode_split, refuse_long_prompts
 from gift.sampling.engine import Completion, Request, Sampler, start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
@@ -114,12 +115,14 @@ def write_rollouts(
     if not missing:
         return
     sampler, engine = start()
+    answers = sum(len((given or {}).get(prompt_id, ())) for prompt_id in groups)
+    metadata = {**metadata, "engine": engine, "num_rows": sum(map(len, groups.values())) + answers}
     done = len(groups) - sum(map(len, missing.values()))
     with Progress(label, len(groups), "prompts", done) as progress:
         for index, part in missing.items():
             completions = sampler([request for prompt_id in part for request in groups[prompt_id]])
             table = rollouts_table({key: groups[key] for key in part}, completions, given or {}, decode)
-            write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": engine})
+            write_part(folder, index, table, ROLLOUTS, check_rollouts, metadata)
             progress.advance(len(part), sum(len(completion.completion_ids) for completion in completions))
 
 

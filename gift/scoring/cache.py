@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from gift.project.code import ROOT as PROJECT
 from gift.project.code import imported_files, project_files
+from gift.project.door import file_digest
 from gift.project.errors import UserError
-from gift.project.work import file_digest, tree_digest
+from gift.project.work import tree_digest
 from gift.rewards.names import REWARDS
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import MOST, Outcome

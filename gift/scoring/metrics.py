@@ -56,7 +56,7 @@ class Failures:
                 self.add(name, *row)
 
 
-def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
+def score_metrics(rows: pa.Table, scores: pa.Table, score: Score) -> dict[str, float | int | None]:
     """Rewards, their spread inside groups (n - 1, as TRL), lengths in tokens, and what became of every completion.
 
     Means are over what has a value. A group with fewer than two rewards has no spread: it counts in
@@ -65,16 +65,16 @@ def score_metrics(rows: pa.Table, scores: pa.Table, components: dict[str, Reward
     """
     given = pc.equal(rows["finish_reason"], GIVEN)
     if not pc.any(given).as_py():
-        return _of_sampled(rows, scores, components)
-    numbers = _of_sampled(rows.filter(pc.invert(given)), scores.filter(pc.invert(given)), components)
+        return _of_sampled(rows, scores, score)
+    numbers = _of_sampled(rows.filter(pc.invert(given)), scores.filter(pc.invert(given)), score)
     answers = scores.filter(given)
-    failed, scored = _failed(answers, components), ~np.isnan(answers["reward"].to_numpy())
+    failed, scored = _failed(answers, score.counting), ~np.isnan(answers["reward"].to_numpy())
     numbers |= {"num_given": answers.num_rows, "num_given_scored": int(scored.sum())}
     numbers |= {"num_given_failed": int(failed.sum()), "num_given_abstained": int((~failed & ~scored).sum())}
     return numbers | {"given/reward": _mean(answers["reward"].to_numpy())}
 
 
-def _of_sampled(rows: pa.Table, scores: pa.Table, components: dict[str, Reward]) -> dict[str, float | int | None]:
+def _of_sampled(rows: pa.Table, scores: pa.Table, score: Score) -> dict[str, float | int | None]:
     rewards = scores["reward"].to_numpy()  # NaN where there is none
     groups = Places.of(scores).spread(rewards, np.nan)
     scored = [group[~np.isnan(group)] for group in groups]
@@ -89,7 +89,7 @@ def _of_sampled(rows: pa.Table, scores: pa.Table, components: dict[str, Reward])
         "completions/max_length": pc.max(lengths).as_py(),
         "completions/clipped_ratio": pc.mean(pc.equal(rows["finish_reason"], "length")).as_py(),
     }
-    values = {name: scores[name].to_numpy() for name in components}
+    values = {name: scores[name].to_numpy() for name in score.rewards}
     for name, column in values.items():
         numbers[f"rewards/{name}/mean"] = _mean(column)
         numbers[f"rewards/{name}/std"] = float(np.nanstd(column, ddof=1)) if np.isfinite(column).sum() > 1 else None
@@ -97,8 +97,8 @@ def _of_sampled(rows: pa.Table, scores: pa.Table, components: dict[str, Reward])
         for status in STATUSES:
             numbers[f"rewards/{name}/num_{status}"] = counts[status]
     # Every completion is scored, failed (a component failed), or abstained (no component counts).
-    failed = _failed(scores, components)
-    abstained = ~np.any(list(counted(values, components).values()), axis=0)
+    failed = _failed(scores, score.counting)
+    abstained = ~np.any(list(counted(values, score.counting).values()), axis=0)
     num_failed, num_abstained = int(failed.sum()), int((abstained & ~failed).sum())
     num_scored, total = scores.num_rows - scores["reward"].null_count, scores.num_rows
     if num_scored + num_failed + num_abstained != total:

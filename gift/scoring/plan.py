@@ -1,5 +1,6 @@
 """What params.yaml says of the rewards as what a worker loads, and whether each loads, which needs no completion."""
 
+import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,11 @@ def _find(key: str, reward: Reward) -> tuple[str | None, str]:
     if not colon:
         if reward.function not in REWARDS:
             hint = did_you_mean(reward.function, list(REWARDS))
-            raise UserError(f"{key}: unknown reward; {hint} One of your own is named rewards/<file>.py:<function>")
+            if reward.function.endswith(".py"):
+                functions = ", ".join(_functions(Path(reward.function))) or "none"
+                raise UserError(f"{key}: names no function; write {reward.function}:<function> (it has {functions})")
+            own = "One of your own is named rewards/<file>.py:<function>"
+            raise UserError(f"{key}: unknown reward; {hint}{'' if hint[-1] == '?' else '.'} {own}")
         return None, reward.function
     path = Path(file)
     if path.suffix != ".py" or not function.isidentifier():
@@ -69,6 +74,15 @@ def _find(key: str, reward: Reward) -> tuple[str | None, str]:
         there = ", ".join(sorted(str(each) for each in USER_FOLDER.rglob("*.py"))) or "nothing"
         raise UserError(f"{key}: no such file; in rewards/ there is {there}")
     return file, function
+
+
+def _functions(file: Path) -> list[str]:
+    """The names of the functions that a file defines, without running it."""
+    try:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [each.name for each in body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def _check_verl(key: str, reward: Reward, file: str | None, asked: Asked | None) -> None:

@@ -1,5 +1,6 @@
-"""Rollouts to the scores table, part by part: every reward function on every row; a failed reward is null, never 0."""
+"""Rollouts to scores and notes, part by part: every reward function on every row; a failed reward is null, never 0."""
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gift.project.code import code_of
 from gift.project.console import Progress
+from gift.project.door import file_digest
 from gift.project.errors import UserError
 from gift.project.params import settings_of
-from gift.project.work import Work, file_digest, tree_digest
+from gift.project.work import Work, tree_digest
 from gift.rewards.total import totals
 from gift.scoring.cache import ROOT, RewardCache, row_keys
 from gift.scoring.loading import Loaded
@@ -25,10 +28,11 @@ from gift.scoring.process import Call
 from gift.scoring.rows import NOT_ASKED, Asked, PartRows
 from gift.scoring.settings import Reward, Score, ScoreLaunch
 from gift.scoring.worker import MOST, Outcome
+from gift.tables.counting import rewards_digest, what_counts
 from gift.tables.parquet import part_name, part_paths, read_file, read_footer
-from gift.tables.parts import check_key, check_same_rows, read_part, read_parts, write_part
+from gift.tables.parts import Law, check_key, check_same_rows, read_part, read_parts, write_part
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
-from gift.tables.scores import check_scores, scores_schema
+from gift.tables.scores import check_notes, check_scores, everything, notes_schema, scores_schema
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Scored:
     """A table of completions and its scores: two narrow tables with the same rows, and notes for people."""
 
     rows: pa.Table  # prompt_id, sample, num_tokens and finish_reason
-    scores: pa.Table  # the scores table without its messages
+    scores: pa.Table  # the values and statuses of all rewards
     slowest: str  # the call that took longest
     num_reused: int
     num_asked: dict[str, int]  # the completions that each reward was asked for
@@ -48,12 +52,38 @@ def score_table(
 ) -> tuple[Work, Scored]:
     """Score completions into `scores` of the work folder of `label` (as score@r1); `table` is what `prompts` holds."""
     _, source = read_footer(part_paths(rollouts)[0])
-    terms = {name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in score.rewards.items()}
-    metadata = {"artifact": "scores", "policy": source["policy"], "rewards": terms, "settings": settings_of(score)}
-    files = {"rollouts": tree_digest(rollouts), "prompts": file_digest(prompts), "rewards": tree_digest(USER_FOLDER)}
-    work = Work(label, metadata | files)
-    folder, endpoint = work.folder / "scores", launch.judge_endpoint
+    metadata = {"policy": source["policy"], "rollouts": tree_digest(rollouts)}
+    files = {"prompts": file_digest(prompts), "rewards": tree_digest(USER_FOLDER), "settings": settings_of(score)}
+    counting = {"counting": rewards_digest([settings_of(score)], code_of("score"))}
+    work = Work(label, metadata | files | counting)
+    folder, endpoint = work.folder / "everything", launch.judge_endpoint
     return work, score_parts(folder, rollouts, table, score, launch.workers, metadata, label, endpoint, cache=ROOT)
+
+
+def write_tables(everything: Path, score: Score, scores: Path, notes: Path) -> None:
+    """Cut the parts of `score_parts` in two tables: what an update may read, and the rest.
+
+    The bytes of `scores` are the same whatever is watched beside them, and whatever limits the calls had.
+    """
+    counting = score.counting
+    watched = [name for name in score.rewards if name not in counting]
+    terms = {name: {"weight": reward.weight, "only_if": reward.only_if} for name, reward in counting.items()}
+    tables: list[tuple[Path, pa.Schema, Law, dict[str, Any]]] = [
+        (
+            scores,
+            scores_schema(counting),
+            check_scores,
+            {"rewards": terms, "settings": what_counts(settings_of(score))},
+        ),
+        (notes, notes_schema(score.rewards, watched), check_notes, {"settings": settings_of(score)}),
+    ]
+    for folder, schema, law, own in tables:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+        for index, path in enumerate(part_paths(everything)):
+            table, metadata = read_file(path)
+            write_part(
+                folder, index, table.select(schema.names), schema, law, {"artifact": folder.name, **metadata, **own}
+            )
 
 
 def score_parts(
@@ -77,7 +107,7 @@ def score_parts(
     plan = load_plan(score, asked)
     prompt_ids = _prompt_ids(rollouts, asked)
     num_asked = {name: len(asked.rows(name, prompt_ids)) for name in score.rewards}
-    failures, schema = Failures(score, num_asked, folder), scores_schema(score.rewards)
+    failures, schema = Failures(score, num_asked, folder), everything(score.rewards)
     num_done = sum(read_file(path, ["sample"])[0].num_rows for path in folder.glob("*.parquet"))
     rows: list[pa.Table] = []
     scores: list[pa.Table] = []
@@ -165,9 +195,9 @@ class _Scorer:
                     self.cache.write(name, index, keys[name], outcomes[name])
         for name, each in others.items():
             outcomes[name] |= dict.fromkeys(each, NOT_ASKED)
-        rewards = self.asked.score.rewards
+        rewards, counting = self.asked.score.rewards, self.asked.score.counting
         by_name = {name: [outcomes[name][row] for row in everyone] for name in rewards}
-        totals = total_rewards(rewards, by_name)
+        totals = total_rewards(counting, {name: by_name[name] for name in counting})
         for row, total in enumerate(totals):
             if total is not None and abs(total) > MOST:
                 raise UserError(
@@ -179,7 +209,7 @@ class _Scorer:
             columns[name] = [outcome.value for outcome in made]
             columns[f"{name}_status"] = [outcome.status for outcome in made]
             columns[f"{name}_message"] = [outcome.message for outcome in made]
-        return pa.table(columns, schema=scores_schema(rewards))
+        return pa.table(columns, schema=everything(rewards))
 
     def _look_again(self, rows: PartRows, calls: list[Call], outcomes: dict[str, dict[int, Outcome]]) -> None:
         """Once, on the first part that is not kept: a value that is kept must be what the function says every time."""

@@ -6,7 +6,10 @@ from pydantic import Field, field_validator, model_validator
 
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive, Section, Share, did_you_mean
+from gift.tables.counting import names_that_count
 from gift.tables.where import Where
+
+WATCHED = "'{}' has weight 0 and is only watched; give score.rewards.{} the key `in_update: true`"
 
 
 class Reward(Section):
@@ -19,6 +22,7 @@ class Reward(Section):
     batch: int | Literal["group"] | None = Field(None, description="completions a call; null: the function's own")
     timeout_seconds: Positive | None = Field(None, description="null: the function's own, else score.timeout_seconds")
     only_if: str | None = Field(None, description="another reward: this one counts only where that one is 1")
+    in_update: bool = Field(False, description="the update reads it by name (component, correct), also at weight 0")
     where: Where = Field(
         default_factory=dict, description="prompt column: a value, or a list of values; else not asked"
     )
@@ -39,6 +43,12 @@ class Score(Section):
     timeout_seconds: Positive = 10.0
     memory_gib: Positive = Field(4.0, description="private memory of a worker at most, in GiB")
     max_failed_share: Share = 0.01
+
+    @property
+    def counting(self) -> dict[str, Reward]:
+        """The rewards that an update may read; those of weight 0 are watched: no total and no update knows of them."""
+        names = names_that_count({name: reward.model_dump() for name, reward in self.rewards.items()})
+        return {name: self.rewards[name] for name in names}
 
     @model_validator(mode="after")
     def names_are_free(self) -> "Score":

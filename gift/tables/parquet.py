@@ -56,9 +56,12 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"{path}: not a readable Parquet file ({first}); remove it, then `dvc checkout` or `dvc repro` brings it back"
-    )
+    remedy = "remove it, then `dvc checkout` or `dvc repro` brings it back"
+    if isinstance(error, MemoryError):
+        return UserError(
+            f"{path}: out of memory ({first}); where that is far more than the file has, it is damaged: {remedy}"
+        )
+    return UserError(f"{path}: not a readable Parquet file ({first}); {remedy}")
 
 
 def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:

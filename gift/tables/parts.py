@@ -41,16 +41,23 @@ def _check(table: pa.Table, schema: pa.Schema, law: Law, path: Path) -> None:
 
 
 def read_parts(folder: Path, schema: pa.Schema, law: Law) -> Iterator[tuple[Path, pa.Table, dict[str, Any]]]:
-    """The parts of a table one after the other, each checked; all have one metadata."""
+    """The parts of a table one after the other, each checked; all have one metadata, and no row is missing."""
     first: dict[str, Any] | None = None
     paths = part_paths(folder)
+    num_rows = 0
     for path in paths:
         table, metadata = read_part(path, schema, law)
         first = first or metadata
         if metadata != first:
             raise UserError(f"{path}: was not made in the same run as {paths[0]}; run the stage that writes it again")
+        num_rows += table.num_rows
         yield path, table, metadata
         del table  # before the next is read
+    if first and first.get("num_rows", num_rows) != num_rows:
+        raise UserError(
+            f"{folder}: has {num_rows:,} of the {first['num_rows']:,} rows that it was written with, so parts are "
+            "missing; remove it, then `dvc checkout` or `dvc repro` brings it back"
+        )
 
 
 def read_table(

@@ -19,11 +19,12 @@ from gift.methods.making import groups_of, number_answers
 from gift.policy.adapter import check_parent
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, read_config
 from gift.policy.refusals import dropout_refusal
+from gift.project.door import file_digest
 from gift.project.errors import UserError
 from gift.project.params import settings_of
 from gift.project.ragged import Ints, Ragged
 from gift.project.seeds import seed_of
-from gift.project.work import file_digest, refuse_existing, tree_digest
+from gift.project.work import refuse_existing, tree_digest
 from gift.rewards.total import Term, gated
 from gift.tables.parts import check_lengths, check_same_rows, read_table
 from gift.tables.places import Places
@@ -66,6 +67,7 @@ def read_round(
     rollouts: Path,
     scores: Path,
     reference: Path,
+    digest: str,
     lineage: Lineage,
     policy: Path,
     needs: Collection[Need] = (),
@@ -74,7 +76,8 @@ def read_round(
 ) -> tuple[Rows, dict[str, Any]]:
     """The rows of a round and the rollouts' metadata; tables made with another policy are refused.
 
-    needs: what is read for them alone; `domains` are in the prompts, `answers` are what `find_answer` finds.
+    digest: `tree_digest` of the rollouts, which scores and log-probs must have been made of. needs: what is read for
+    them alone; `domains` are in the prompts, `answers` are what `find_answer` finds.
     """
     columns = ["prompt_ids", "completion_ids", "finish_reason"]
     columns += [name for name, need in NEEDED.items() if need in needs]
@@ -86,6 +89,12 @@ def read_round(
             raise UserError(
                 f"{path}: made with policy {metadata['policy'][:12]}, but {policy} is {lineage.digest[:12]}; a round "
                 f"trains only on its own rollouts: run `dvc repro generate@{path.parent.name}`"
+            )
+    for stage, path, metadata in (("score", scores, scores_source), ("reference", reference, reference_source)):
+        if metadata["rollouts"] != digest:
+            raise UserError(
+                f"{path}: made of other rollouts than {rollouts}; a round trains on what was said of its own: run "
+                f"`dvc repro {stage}@{path.parent.name}`"
             )
     check_same_rows(scored, table, scores)
     check_same_rows(referenced, table, reference)
@@ -219,22 +228,25 @@ class Plan:
     note: str | None
 
 
-def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage]:
-    """Look at the policy (its files are hashed) and refuse what cannot be trained, or has been already."""
+def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage, str]:
+    """Look at the policy (its files are hashed) and refuse what cannot be trained, or has been already.
+
+    Returns the digest of the rollouts too: what is hashed, one rank hashes for all.
+    """
     refuse_existing(*paths.outputs)
     files, lineage = find_policy(paths.policy, paths.base)
     check_parent(files, lineage, settings.update.lora)
     if settings.launch.gradient_checkpointing and (reason := dropout_refusal(read_config(files.model))):
         raise UserError(f"launch.yaml: update.gradient_checkpointing: {files.model}: {reason}")
-    return files, lineage
+    return files, lineage, tree_digest(paths.rollouts)
 
 
-def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Lineage) -> Plan:
+def plan_round(paths: Paths, settings: Settings, files: PolicyFiles, lineage: Lineage, digest: str) -> Plan:
     """Read the tables, and share their groups out to optimizer steps: the same on every rank."""
     update = settings.update
     tables = (paths.rollouts, paths.scores, paths.reference)
     beside = (update.needs, paths.prompts, update.find_answer)
-    rows, source = read_round(*tables, lineage, paths.policy, *beside)
+    rows, source = read_round(*tables, digest, lineage, paths.policy, *beside)
     chosen = choose(rows.groups, update)
     if not chosen.indices:
         ledger = chosen.ledger
