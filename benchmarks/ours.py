@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,31 @@ def update_steps(
     return {**found, "num_tokens": metrics["num_tokens"], "threads": torch.get_num_threads()}
 
 
+def step_bytes(folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, checkpointing: bool) -> int:
+    """Bytes that torch allocates for a step of all rollouts at its peak, above what is there between steps."""
+    import torch
+
+    from gift.training.ranks import distributed
+
+    with distributed() as device:
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, checkpointing=checkpointing)
+        groups = list(range(len(rollouts.rewards) // rollouts.group_size))
+        trainer.train_step(groups, LR)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            rest = torch.cuda.memory_allocated()
+            trainer.train_step(groups, LR)
+            peak = torch.cuda.max_memory_allocated() - rest
+        else:
+            with torch.profiler.profile(profile_memory=True) as profile:
+                trainer.train_step(groups, LR)
+            changes = [each for each in profile.profiler.kineto_results.events() if each.name() == "[memory]"]
+            changes.sort(key=lambda each: each.start_ns())
+            peak = max(accumulate(each.nbytes() for each in changes))
+        close()
+    return int(peak)
+
+
 def start_trainer(
     folder: Path,
     rollouts: Rollouts,
@@ -59,6 +85,7 @@ def start_trainer(
     tokens_per_batch: int,
     packing: Any = "auto",
     method: dict[str, Any] | None = None,
+    checkpointing: bool = False,
 ) -> tuple[Any, Callable[[], None]]:
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch
@@ -68,7 +95,7 @@ def start_trainer(
     from gift.policy.folder import PolicyFiles
     from gift.policy.open import open_policy
     from gift.project.sections import check
-    from gift.training.engine import Engine, EngineSettings
+    from gift.training.engine import EngineSettings, start_engine
     from gift.training.inputs import Rows
     from gift.training.learned import policy_module
     from gift.training.settings import Update
@@ -104,7 +131,7 @@ def start_trainer(
     )
     rows = Rows(Ragged.of(rollouts.prompt_ids, np.int32), completions, groups)
     logprobs = policy_module(model, 1.0, packing, settings.match, 0, groups.names)
-    engine = Engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage))
+    engine = start_engine(logprobs, EngineSettings(max_grad_norm=CLIP, dtype=dtype, zero_stage=stage), checkpointing)
     chosen = choose(groups, settings)
     return Trainer(engine, rows, chosen, settings, tokens_per_batch, logprobs.layout), engine.close
 

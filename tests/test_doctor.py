@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,11 +21,11 @@ from safetensors.numpy import save_file
 
 from gift.cli import main as cli
 from gift.doctor.findings import Finding, Theme
-from gift.doctor.machine import STATE_BYTES, disk_finding, machine_findings, package_findings, round_bytes
+from gift.doctor.machine import STATE_BYTES, disk_findings, machine_findings, package_findings, round_bytes
 from gift.doctor.model import Model, find_model, model_findings
 from gift.doctor.rewards import GRADED, deciding_rewards
 from gift.doctor.run import check_project
-from gift.doctor.sizes import memory_findings
+from gift.doctor.sizes import group_findings, memory_findings
 from gift.doctor.whole import Project, read_project
 from gift.embedded.task import Arithmetic
 from gift.project.errors import UserError
@@ -997,6 +998,12 @@ def test_a_launch_profile_is_held_against_the_gpus(launch: dict[str, Any], gpus:
     assert [(each.level, each.where) for each in found] == ([(level, where)] if level else [])
 
 
+def test_tasks_that_see_one_gpu_each_are_noted() -> None:
+    launch = {"update": {"launcher": "srun", "num_processes": 2, "launcher_args": ["--gpus-per-task=1"]}}
+    notes = [each.where for each in machine_findings(settings(launch), Gpus(2)) if each.level == "note"]
+    assert notes == ["launch.yaml: update.launcher_args"]
+
+
 def test_tensor_parallel_needs_gpus_and_a_divisor_of_the_heads() -> None:
     def found(number: int, gpus: int) -> list[tuple[str, str]]:
         sampling = {"generate": {"tensor_parallel_size": number}}
@@ -1058,6 +1065,43 @@ def test_memory_is_counted_by_hand() -> None:
     assert serious(large) == []
 
 
+def test_a_batch_is_estimated_and_the_one_that_fits_is_named() -> None:
+    """Weights, gradients and moments fit a GPU; a batch's activations do not, and the number that is named would."""
+    model, _ = find_model(settings().params)
+    assert model is not None
+
+    def found(memory: int | None, tokens: int, **launch: Any) -> Finding:
+        project = settings({"update": {"tokens_per_batch": tokens, **launch}})
+        (finding, *_) = memory_findings(project, model, Gpus(1, memory))
+        return finding
+
+    gigabyte = 10**9
+    large = found(gigabyte, 1_000_000)
+    assert (large.level, large.where) == ("warning", "launch.yaml: update.tokens_per_batch")
+    numbers = re.findall(r"(?:batch|checkpointing) ([\d,]+)", large.text)
+    fit, saving = (int(each.replace(",", "")) for each in numbers[-2:])
+    assert 1000 < fit < saving < 1_000_000
+    assert [found(gigabyte, tokens).level for tokens in (fit, fit + 1000)] == ["ok", "warning"]
+    also = [found(gigabyte, tokens, gradient_checkpointing=True).level for tokens in (saving, saving + 1000)]
+    assert also == ["ok", "warning"]
+    assert found(None, 1000).level == "ok"
+    assert "whose memory is not known" in found(None, 1000).text
+
+
+def test_groups_that_will_be_cut_are_noted_for_losses_that_couple_them() -> None:
+    def found(budget: int, match: str) -> list[str]:
+        mini.write_params(Path(), {"update": {"match": None}})
+        project = settings({"update": {"tokens_per_batch": budget}}, update={"match": {match: {}}})
+        return [each.text for each in group_findings(project)]
+
+    most = settings().params.generate
+    longest = most.group_size * most.max_tokens
+    assert found(longest, "gift") == []
+    assert found(longest - 1, "reinforce") == []
+    (text,) = found(longest - 1, "gift")
+    assert f"has up to {longest:,} tokens" in text
+
+
 def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
     project = settings()
     model, _ = find_model(project.params)
@@ -1065,11 +1109,15 @@ def test_a_disk_that_is_too_small_is_found_before_it_is_full() -> None:
     policy, tables = round_bytes(project.params, model)
     assert policy == model.num_parameters * (4 + STATE_BYTES)
     assert tables == 20 * (16 * 4 * 24 + 16 * 3 * 24)
-    need = 2 * (policy + tables) * 4
-    levels = [disk_finding(project, model, free).level for free in (policy - 1, need - 1, need)]
-    assert levels == ["error", "warning", "ok"]
+    need = (policy + tables) * 4
+
+    def levels(**room: int) -> list[str]:
+        return [each.level for each in disk_findings(project, model, room)]
+
+    assert [levels(data=free) for free in (policy - 1, need - 1, need)] == [["error"], ["warning"], ["ok"]]
+    assert levels(data=need, cache=need - 1) == ["ok", "warning"], "each disk that is written to"
     Path("data/rounds/r1/policy").mkdir(parents=True)
-    assert disk_finding(project, model, need * 3 // 4).level == "ok"
+    assert levels(data=need * 3 // 4) == ["ok"]
 
 
 def test_the_embedded_model_is_counted_as_it_will_be() -> None:
@@ -1271,8 +1319,10 @@ def test_rewards_that_decide_what_is_sampled_leave_their_digest() -> None:
     said.append(deciding_rewards())
     assert said[3] == said[0]
     rounds(generate={"sample": {"dynamic": {}}}, score={"timeout_seconds": 8.0})
+    assert deciding_rewards() == said[3], "a limit changes no value"
+    rounds(generate={"sample": {"dynamic": {}}}, score={"rewards": {"answer": {"weight": 0.5}}})
     said.append(deciding_rewards())
-    mini.write_params(Path(), {"score": {"timeout_seconds": 9.0}})
+    mini.write_params(Path(), {"score": {"rewards": {"answer": {"weight": 0.25}}}})
     said.append(deciding_rewards())
     with Path("rewards/example.py").open("a") as file:
         file.write("# another\n")

@@ -75,12 +75,3 @@ def closing(findings: Sequence[Finding]) -> str:
     words = [f"{number['ok']} ok"]
     words += [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in LEVELS[1:]]
     return f"doctor: {', '.join(words)}"
-
-
-def amount(number: float) -> str:
-    """Bytes for people, in powers of 1000: 84 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} TB"

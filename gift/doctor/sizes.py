@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from gift.doctor.findings import Finding, Level, Theme, amount
+from gift.doctor.findings import Finding, Level, Theme
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.methods.sample.epochs import supply_problem
+from gift.project.errors import amount
 from gift.project.machine import Gpus
 from gift.training.deepspeed_config import engine_settings
+from gift.training.memory import Decoder
 from gift.training.steps import check_schedule, schedule_problem, steps_of_groups, warmup_problem
 
 say, memory = Theme("batches"), Theme("memory")
@@ -95,6 +97,17 @@ def round_findings(params: Params) -> Iterator[Finding]:
         yield say.warning(f"params.yaml: generate.temperature: {text}")
 
 
+def group_findings(project: Project) -> Iterator[Finding]:
+    """Groups that do not fit a batch: a loss that couples a group computes the log-probs of a cut one twice."""
+    params, budget = project.params, project.launch.update.tokens_per_batch
+    size, match = params.generate.group_size, params.update.match
+    longest = size * params.generate.max_tokens
+    if longest > budget and match.record.is_coupled(match.settings):
+        text = f"{budget:,}: a group of {size} completions has up to {longest:,} tokens; where one does not fit, it is "
+        text += f"cut, and `{match.name}` computes it twice: about a third more work"
+        yield say.note(f"launch.yaml: update.tokens_per_batch: {text}")
+
+
 def step_sizes(params: Params) -> list[int]:
     """The groups of each optimizer step of a round."""
     groups, update = range(params.generate.prompts_per_round), params.update
@@ -122,29 +135,54 @@ def _decay_findings(project: Project, steps: dict[str, int], total: int) -> Iter
 
 
 def memory_findings(project: Project, model: Model, gpus: Gpus) -> Iterator[Finding]:
-    """Rough sizes against this machine's: what a rank of `update` holds, activations aside, and a GPU that samples."""
+    """Estimates against this machine's sizes: what a rank of `update` holds and its batch takes; a GPU that samples."""
     launch, params = project.launch, project.params
     world = launch.update.num_processes if launch.update.launcher != "in_process" else 1
-    settings = engine_settings(params.update, launch.update)
-    update = settings.bytes_a_rank(model.num_parameters, model.num_trained(params), world)
     if not gpus.count:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        text = f"update: about {amount(update * world)} besides activations, of this machine's {amount(total)}"
-        remedy = "use update.lora, a smaller model, or another machine"
-        yield _fits(update * world, total, text, remedy, "params.yaml: base.model")
+        yield from _update_findings(project, model, world, total // world, f"this machine's {amount(total)}", "cpu")
         return
-    text = f"update: about {amount(update)} a GPU besides activations"
+    there = f"the GPU's {amount(gpus.memory)}" if gpus.memory else "a GPU whose memory is not known"
+    yield from _update_findings(project, model, world, gpus.memory, there, "cuda")
     if gpus.memory is None:
-        yield memory.note(f"{text}; its memory is not known")
         return
-    remedy = "raise zero_stage, use more processes, offload_optimizer, or update.lora"
-    yield _fits(update, gpus.memory, f"{text}, of {amount(gpus.memory)}", remedy, "launch.yaml: update.zero_stage")
     width = 2 if params.generate.dtype == "bfloat16" else 4
     sampler = model.num_parameters * width // launch.generate.tensor_parallel_size
     share = int(launch.generate.gpu_memory_utilization * gpus.memory)
     text = f"generate: {amount(sampler)} of weights a GPU, of {amount(share)} (gpu_memory_utilization)"
     remedy = "raise tensor_parallel_size, or use bfloat16"
     yield _fits(sampler, share, text, remedy, "launch.yaml: generate.tensor_parallel_size")
+
+
+def _update_findings(
+    project: Project, model: Model, world: int, room: int | None, there: str, device: str
+) -> Iterator[Finding]:
+    """A rank's memory against `room` (None: not known), and the tokens_per_batch that fits in what is left of it."""
+    launch, params = project.launch.update, project.params
+    settings, trained = engine_settings(params.update, launch), model.num_trained(params)
+    held = settings.bytes_a_rank(model.num_parameters, trained, world)
+    largest = 0 if params.update.lora else model.largest
+    decoder = Decoder.of(model.config, model.shapes)
+    each = "a GPU" if device == "cuda" else "a process" if world > 1 else "in all"
+    text = f"update: about {amount(held)} {each} besides activations"
+    if decoder is None or room is None or held + settings.bytes_of_a_step(trained, largest, 0) > room:
+        remedy = "use update.lora, a smaller model, or another machine"
+        if device == "cuda":
+            remedy = "raise zero_stage, use more processes, offload_optimizer, or update.lora"
+        where = "launch.yaml: update.zero_stage" if device == "cuda" else "params.yaml: base.model"
+        yield _fits(held, held if room is None else room, f"{text}, of {there}", remedy, where)
+        return
+    how = params.update.dtype, launch.gradient_checkpointing, device
+    batch = decoder.batch_bytes(launch.tokens_per_batch, *how)
+    need = held + settings.bytes_of_a_step(trained, largest, batch)
+    spare = room - held - settings.bytes_of_a_step(trained, 0, 0)
+    fits = [decoder.num_tokens(spare, params.update.dtype, saving, device) // 100 * 100 for saving in (False, True)]
+    text = (
+        f"update: about {amount(need)} {each} ({amount(held)} of weights, gradients and optimizer, {amount(batch)} for "
+        f"a batch of {launch.tokens_per_batch:,} tokens), of {there}; up to tokens_per_batch {fits[0]:,} fit, "
+        f"with gradient_checkpointing {fits[1]:,}"
+    )
+    yield _fits(need, room, text, "lower it, or gradient_checkpointing: true", "launch.yaml: update.tokens_per_batch")
 
 
 def _fits(need: int, there: int, text: str, remedy: str, where: str) -> Finding:

@@ -13,6 +13,9 @@ from gift.project.errors import UserError
 from gift.training.settings import Update, UpdateLaunch
 
 WHERE = "launch.yaml: update.deepspeed"
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed shares out at once, as long as `reduce_bucket_size` is not set."""
+
 
 # Keys that say how the same step is computed, or what is measured and printed. A dict is a section.
 PASSES: dict[str, Any] = {
@@ -101,6 +104,15 @@ class EngineSettings:
     def offloads(self) -> dict[str, bool]:
         """DeepSpeed's names of the two kinds of offload, and whether we want them."""
         return {"offload_optimizer": self.offload_optimizer, "offload_param": self.offload_parameters}
+
+    def bytes_of_a_step(self, num_trained: int, largest: int, batch: int) -> int:
+        """What comes to `bytes_a_rank` while a step is made: a batch's activations; or, when it has passed, the largest
+        of the gradients in float32. In bfloat16 there are gradients of the weights' type besides, from ZeRO 2 on no
+        more of them than two of DeepSpeed's buckets hold."""
+        if self.dtype == "float32":
+            return batch
+        gradients = num_trained if self.zero_stage < 2 else min(num_trained, 2 * BUCKET)
+        return 2 * gradients + max(batch, 4 * largest)
 
     def bytes_a_rank(self, num_parameters: int, num_trained: int, world: int) -> int:
         """Weights (shared out at ZeRO 3), float32 gradients (from 2 on), Adam's state and masters (from 1 on)."""
