@@ -45,6 +45,7 @@ def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict
     """The tables of a round of random tokens; returns the number of its completion tokens and the tables' MiB."""
     import pyarrow as pa
 
+    from gift.project.work import tree_digest
     from gift.tables.parts import write_part
     from gift.tables.reference import REFERENCE, check_reference
     from gift.tables.rollouts import ROLLOUTS, check_rollouts
@@ -52,43 +53,41 @@ def write_round(folder: Path, groups: int, group_size: int, tokens: int) -> dict
 
     rng = np.random.default_rng(0)
     text = "four letters a token ".ljust(4 * tokens, "x")[: 4 * tokens]
-    size = 0
-    for index, first in enumerate(range(0, groups, GROUPS_PER_PART)):
+    scores_table = scores_schema(["right"])
+    firsts = range(0, groups, GROUPS_PER_PART)
+
+    def column(rows: int, length: int, draw: Any) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * length), draw(rows * length))
+
+    def ids(count: int) -> pa.Array:
+        return pa.array(rng.integers(0, VOCAB, count, dtype=np.int32))
+
+    def logprobs(count: int) -> pa.Array:
+        return pa.array(-rng.exponential(size=count).astype(np.float32))
+
+    def key(first: int) -> list[pa.Array]:
         prompts = range(first, min(first + GROUPS_PER_PART, groups))
-        rows = len(prompts) * group_size
+        names = pa.array([f"p{prompt:06d}" for prompt in prompts for _ in range(group_size)])
+        return [names, pa.array(np.tile(np.arange(group_size, dtype=np.int32), len(prompts)))]
 
-        def column(length: int, draw: Any, rows: int = rows) -> pa.Array:
-            return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * length), draw(rows * length))
-
-        def ids(count: int) -> pa.Array:
-            return pa.array(rng.integers(0, VOCAB, count, dtype=np.int32))
-
-        def logprobs(count: int) -> pa.Array:
-            return pa.array(-rng.exponential(size=count).astype(np.float32))
-
-        key = [pa.array([f"p{prompt:06d}" for prompt in prompts for _ in range(group_size)])]
-        key += [pa.array(np.tile(np.arange(group_size, dtype=np.int32), len(prompts)))]
-        rollouts = pa.table(
-            [
-                *key,
-                column(PROMPT_TOKENS, ids),
-                column(tokens, ids),
-                pa.array([text] * rows),
-                column(tokens, logprobs),
-                pa.array(["stop"] * rows),
-                pa.array(np.zeros(rows, dtype=np.int64)),
-            ],
-            schema=ROLLOUTS,
-        )
-        values = pa.array(rng.random(rows))
-        ok, nothing = pa.array(["ok"] * rows), pa.nulls(rows, pa.string())
-        scores = pa.table([*key, values, values, ok, nothing], schema=scores_schema(["right"]))
-        reference = pa.table([*key, column(tokens, logprobs), column(tokens, logprobs)], schema=REFERENCE)
-        size += sum(each.nbytes for each in (rollouts, scores, reference))
-        rewards = {"right": {"weight": 1.0, "only_if": None}}
-        metadata = {"policy": POLICY, "rewards": rewards, "settings": {"max_tokens": tokens}}
+    size = 0
+    metadata: dict[str, Any] = {"policy": POLICY, "num_rows": groups * group_size, "settings": {"max_tokens": tokens}}
+    for index, first in enumerate(firsts):
+        names, rows = key(first), len(key(first)[0])
+        columns = [column(rows, PROMPT_TOKENS, ids), column(rows, tokens, ids), pa.array([text] * rows)]
+        columns += [column(rows, tokens, logprobs), pa.array(["stop"] * rows), pa.array(np.zeros(rows, dtype=np.int64))]
+        rollouts = pa.table([*names, *columns], schema=ROLLOUTS)
+        size += rollouts.nbytes
         write_part(folder / "rollouts", index, rollouts, ROLLOUTS, check_rollouts, metadata)
-        write_part(folder / "scores", index, scores, scores_schema(["right"]), check_scores, metadata)
+    metadata = {"policy": POLICY, "rollouts": tree_digest(folder / "rollouts")}
+    metadata["rewards"] = {"right": {"weight": 1.0, "only_if": None}}
+    for index, first in enumerate(firsts):
+        names, rows = key(first), len(key(first)[0])
+        values = pa.array(rng.random(rows))
+        scores = pa.table([*names, values, values, pa.array(["ok"] * rows)], schema=scores_table)
+        reference = pa.table([*names, column(rows, tokens, logprobs), column(rows, tokens, logprobs)], schema=REFERENCE)
+        size += scores.nbytes + reference.nbytes
+        write_part(folder / "scores", index, scores, scores_table, check_scores, metadata)
         write_part(folder / "reference", index, reference, REFERENCE, check_reference, metadata)
     return {"completion_tokens": groups * group_size * tokens, "tables_mib": size / 2**20}
 
@@ -110,10 +109,11 @@ def measure(side: str, folder: Path) -> dict[str, float]:
 def ours(folder: Path) -> object:
     """The rows of the round as the update has them."""
     from gift.policy.folder import Lineage
+    from gift.project.work import tree_digest
     from gift.training.inputs import read_round
 
     lineage = Lineage(digest=POLICY, base=POLICY)
-    return read_round(*(folder / name for name in TABLES), lineage, folder)
+    return read_round(*(folder / name for name in TABLES), tree_digest(folder / "rollouts"), lineage, folder)
 
 
 def through_lists(folder: Path) -> object:

@@ -202,6 +202,7 @@ def write_round(folder: Path, rows: int, tokens: int) -> None:
 def run_stage(folder: Path) -> dict[str, float]:
     """`stages.score` as DVC starts it: wall seconds, and the most memory that the stage or a worker of it had, MiB."""
     paths = {"rollouts": "rollouts", "prompts": "prompts.parquet", "out": "data/rounds/r1/scores"}
+    paths["notes"] = "data/rounds/r1/notes"
     named = [
         word for key, path in {"round": "r1", **paths, "metrics": "metrics.json"}.items() for word in (f"--{key}", path)
     ]

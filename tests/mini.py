@@ -171,6 +171,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
 
 
+def made(folder: Path) -> dict[str, Any]:
+    """Every file below a folder of data; of what made a stage's outputs, which says the hour, what is no clock's."""
+    found: dict[str, Any] = dict(content(folder))
+    for name in found:
+        if name.startswith("made/"):
+            facts = json.loads(found[name])
+            found[name] = {key: value for key, value in facts.items() if key not in ("begun", "seconds")}
+    return found
+
+
 def share_imports() -> None:
     """Find the code of the project in the working folder; what most stages need besides is loaded (forks.py)."""
     sys.path[0] = str(Path.cwd())

@@ -127,6 +127,8 @@ def test_the_kill_came_in_the_middle(disturbed: Path, address: str) -> None:
 @pytest.mark.parametrize("address", INTERRUPTED)
 def test_what_was_finished_is_not_done_again(disturbed: Path, address: str) -> None:
     units = [unit for note in runs(disturbed, address) for unit, _, _ in note["units"]]
+    if address == "score@r1":  # its two tables are cut from the one whose values were called for
+        units = [unit for unit in units if "/everything/" in unit]
     if address == "base":
         assert len(units) == 2  # checkpoints after 100 and 200 of 210 steps
     elif address == "update@r1":
@@ -137,13 +139,11 @@ def test_what_was_finished_is_not_done_again(disturbed: Path, address: str) -> N
 
 
 def table_of(address: str) -> str:
-    tables = {"generate": "rollouts", "generate_eval": "rollouts", "score": "scores", "evaluate": "scores"}
+    tables = {"generate": "rollouts", "generate_eval": "rollouts", "score": "everything", "evaluate": "everything"}
     return tables.get(address.split("@")[0], "reference")
 
 
-@pytest.mark.parametrize(
-    ("address", "table"), [("generate@r1", "rollouts"), ("score@r1", "scores"), ("reference@r1", "reference")]
-)
+@pytest.mark.parametrize(("address", "table"), [("generate@r1", "rollouts"), ("reference@r1", "reference")])
 def test_a_finished_part_is_published_as_it_was(disturbed: Path, address: str, table: str) -> None:
     ((_, inode, time_ns),) = runs(disturbed, address)[0]["units"]
     part = (disturbed / "data/rounds/r1" / table / "part-00000.parquet").stat()
@@ -155,7 +155,7 @@ def test_a_kill_while_publishing_leaves_only_whole_outputs(disturbed: Path) -> N
 
 
 def test_everything_published_is_as_if_nothing_had_happened(disturbed: Path, world: Path) -> None:
-    killed, whole = mini.content(disturbed / "data"), mini.content(world / "data")
+    killed, whole = mini.made(disturbed / "data"), mini.made(world / "data")
     assert killed.keys() == whole.keys()
     assert [name for name in whole if killed[name] != whole[name]] == []
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gift.project.errors import UserError
-from gift.project.params import read_section, write_overrides
+from gift.project.params import overrides_text, read_section
 from gift.project.rounds import Round, branches, lay_over, read_rounds, round_problems
+from gift.project.work import write_text
 from gift.training.reference.settings import Reference
 
 
@@ -101,7 +102,7 @@ def test_a_round_changes_keys_of_its_sections_alone_and_is_checked_as_strictly(
     file = Path("made/reference.json")
 
     def read(changes: dict[str, Any]) -> Reference:
-        write_overrides(file, Round("r3b", "r2", {"reference": changes}), "reference")
+        write_text(file, overrides_text(Round("r3b", "r2", {"reference": changes}), "reference"))
         return read_section("reference", Reference, file.parent)
 
     assert read({}) == Reference(policy="previous", max_mean_gap=0.5)

@@ -65,7 +65,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_project_made_twice_is_the_same_bytes(world: Path, again: Path) -> None:
-    first, second = mini.content(world / "data"), mini.content(again / "data")
+    first, second = mini.made(world / "data"), mini.made(again / "data")
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
     made = {Path(name).name for name in first}

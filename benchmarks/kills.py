@@ -1,0 +1,297 @@
+"""Kills: signals to a stage, DVC, make or all of them, at random moments and at file operations; one run mends each.
+
+A trial takes a small finished project, makes one stage of it stale, kills its run, and runs it again: that must end
+well, with the same bytes, and leave nothing behind.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from benchmarks.measure import say
+from benchmarks.overhead import copy_project
+from benchmarks.results import finish, markdown, start
+from gift.project.graph import read_graph
+from gift.project.yaml import blocks_of, read_yaml
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TARGETS = ("stage", "dvc", "make", "group")
+AIMS = ("moment", "operation of the stage", "operation of dvc", "publishing", "dvc.lock", "rwlock")
+STAGES = (
+    *("prepare", "base", "generate_eval_base", "overrides@r1", "generate@r1", "score@r1", "reference@r1"),
+    *("update@r1", "generate_eval@r1", "evaluate@r1", "report"),
+)
+SAMPLING = {"engine": "transformers", "max_tokens": 24, "groups_per_part": 4}
+TINY: dict[str, Any] = {
+    "prepare": {"num_train": 64, "num_eval": 16},
+    "arithmetic": {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_problems": 200,
+        "steps": 210,
+        "batch_size": 16,
+    },
+    "generate": {**SAMPLING, "prompts_per_round": 16, "group_size": 4},
+    # So small a policy is never right: the length of its answers is what differs inside a group.
+    "score": {
+        "rewards": {
+            "answer": {"function": "arithmetic_answer"},
+            "short": {"function": "rewards/example.py:brevity", "settings": {"max_tokens": 4}},
+        }
+    },
+    "update": {"groups_per_step": 2, "warmup_steps": 1},
+    "evaluate": {**SAMPLING, "num_samples": 2},
+}
+HOOK = Path(__file__).with_name("killed")
+# What two undisturbed runs differ in too: times, DVC's own notes, what is kept for the next look.
+OTHERWISE = ("data/made", "data/.cache", ".dvc/tmp", ".dvc/cache/runs")
+LEFT = 15.0  # seconds after which a process that still works here is left over
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A kill: of what, when and how."""
+
+    seed: int
+    stage: str
+    target: str
+    signal: str
+    aim: str
+    findings: tuple[str, ...] = ()
+
+
+@click.command()
+@click.option("--trials", default=200, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the first trial; the others count on from it.")
+@click.option("--stage", "stages", multiple=True, help="Only these; without it all that make something.")
+@click.option("--ranks", default=1, show_default=True, help="Processes of update.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--quick", is_flag=True, help="Three trials: does it run? Kept with --out alone.")
+@click.option("--out", type=Path, help="Result file; without it one in benchmarks/results.")
+def main(
+    trials: int, seed: int, stages: tuple[str, ...], ranks: int, threads: int, quick: bool, out: Path | None
+) -> None:
+    """Trials with a finding, by what was killed and when."""
+    trials = 3 if quick else trials
+    settings = start(threads, quick, trials=trials, seed=seed, ranks=ranks)
+    found = []
+    with tempfile.TemporaryDirectory() as work:
+        whole = Path(work, "whole")
+        make_project(whole, ranks)
+        took = run_whole(whole)
+        for number in range(seed, seed + trials):
+            trial = one_trial(number, whole, Path(work, "trial"), stages or STAGES, took)
+            found.append(asdict(trial))
+            said = "; ".join(trial.findings) or "as undisturbed"
+            say(f"{number}: {trial.signal} to {trial.target} of {trial.stage}, {trial.aim}: {said}")
+    finish("kills", settings, {"trials": found}, table, out)
+    if any(trial["findings"] for trial in found):
+        raise SystemExit(1)
+
+
+def make_project(folder: Path, ranks: int) -> None:
+    """A tiny project under git and DVC."""
+    copy_project(folder)
+    params = read_yaml(folder / "params.yaml")
+    for section, keys in TINY.items():
+        params[section].update(keys)
+    (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
+    (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n", encoding="utf-8")
+    many = {"launcher": "deepspeed", "num_processes": ranks} if ranks > 1 else {}
+    launch = {
+        "score": {"workers": 1},
+        "update": {"checkpoint_every_steps": 1, **many},
+        "repro": {"ask_from_minutes": 1e6},
+    }
+    (folder / "launch.yaml").write_text(json.dumps(launch), encoding="utf-8")
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a project"]):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@localhost", *command], cwd=folder, check=True)
+
+
+def environment(folder: Path, kill: dict[str, Any] | None = None) -> dict[str, str]:
+    """The project's own code; `kill` as in killed/sitecustomize.py."""
+    path = os.pathsep.join([str(HOOK), str(folder)])
+    own = {
+        "PYTHONPATH": path,
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    return {**os.environ, **own, **({"GIFT_KILL": json.dumps(kill)} if kill else {})}
+
+
+def repro(folder: Path, kill: dict[str, Any] | None = None) -> subprocess.Popen[bytes]:
+    """`gift repro` under make, in a session of its own."""
+    (folder / "data").mkdir(exist_ok=True)
+    log = (folder / "data/.cache.log").open("ab")
+    (folder / "Makefile.kills").write_text(f"repro:\n\t@{sys.executable} -m gift.cli repro\n", encoding="utf-8")
+    return subprocess.Popen(
+        ["make", "-f", "Makefile.kills", "repro"],
+        cwd=folder,
+        env=environment(folder, kill),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def run_whole(folder: Path) -> dict[str, float]:
+    """Make all of a project; returns the seconds of a run that makes one stage again, for each."""
+    if repro(folder).wait():
+        raise click.ClickException(
+            f"{folder}: did not run undisturbed:\n{(folder / 'data/.cache.log').read_text()[-3000:]}"
+        )
+    took = {}
+    for name in STAGES:
+        trial = folder.with_name("timed")
+        stale(folder, trial, name)
+        begin = time.monotonic()
+        if repro(trial).wait():
+            raise click.ClickException(f"{name}: did not run again:\n{(trial / 'data/.cache.log').read_text()[-3000:]}")
+        took[name] = time.monotonic() - begin
+        if left := differences(folder, trial):
+            raise click.ClickException(f"{name}: an undisturbed run differs: {left}")
+    return took
+
+
+def stale(whole: Path, folder: Path, name: str) -> None:
+    """A copy of a finished project in which one stage has never run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder, symlinks=True)
+    shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
+    lock = folder / "dvc.lock"
+    text = lock.read_text(encoding="utf-8")
+    lock.write_text(text.replace((blocks_of(text) or {})[name], ""), encoding="utf-8")
+    with inside(folder):
+        outs = read_graph()[name].outs
+    for path in (folder / out for out in outs):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def inside(folder: Path) -> Any:
+    from contextlib import chdir
+
+    return chdir(folder)
+
+
+def one_trial(seed: int, whole: Path, folder: Path, stages: tuple[str, ...], took: dict[str, float]) -> Trial:
+    """Kill one run and look at the next."""
+    draw = random.Random(seed)
+    stage, target, number, aim = draw.choice(stages), draw.choice(TARGETS), draw.choice(SIGNALS), draw.choice(AIMS)
+    stale(whole, folder, stage)
+    kill = None
+    if aim != "moment":
+        target = "dvc" if aim in ("operation of dvc", "dvc.lock", "rwlock") else "stage"
+        name = {"dvc.lock": "dvc.lock", "rwlock": "rwlock", "publishing": "data/rounds"}.get(aim, "")
+        at = draw.randint(1, {"dvc.lock": 3, "rwlock": 40, "publishing": 4}.get(aim, 60))
+        delay = draw.choice([0.0, draw.uniform(0, 0.03)])
+        kill = {"who": stage if target == "stage" else "dvc", "at": at, "name": name, "signal": number, "delay": delay}
+    run = repro(folder, kill)
+    with suppress(subprocess.TimeoutExpired):
+        run.wait(draw.uniform(0.0, took[stage]) if kill is None else 10 * took[stage] + 60)
+    if kill is None and run.poll() is None:
+        send(target, number, run, folder)
+    with suppress(subprocess.TimeoutExpired):
+        run.wait(LEFT)
+    findings = [*left_over(folder)]
+    with suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    if code := repro(folder).wait():
+        last = (folder / "data/.cache.log").read_text(errors="replace").strip().splitlines()[-1]
+        findings.append(f"the next run ended with {code}: {last}")
+    findings += differences(whole, folder)
+    return Trial(seed, stage, target, signal.Signals(number).name, aim, tuple(findings))
+
+
+def send(target: str, number: int, run: subprocess.Popen[bytes], folder: Path) -> None:
+    """The signal to make, to DVC, to the stage's own process, or to the whole group, as a terminal sends it."""
+    if target == "group":
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, number)
+        return
+    for process in working(folder):
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            kinds = {"make": words[0] == "make", "dvc": "gift.upkeep.dvc" in words}
+            kinds["stage"] = any(word.startswith("stages.") for word in words)
+            if kinds[target]:
+                process.send_signal(number)
+                return
+
+
+def working(folder: Path) -> Iterator[psutil.Process]:
+    """The processes that work in a folder."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(folder):
+                yield process
+
+
+def left_over(folder: Path) -> Iterator[str]:
+    """What still works there when its run has ended; it is ended."""
+    begin = time.monotonic()
+    while (processes := list(working(folder))) and time.monotonic() - begin < LEFT:
+        time.sleep(0.2)
+    for process in processes:
+        with suppress(psutil.Error):
+            yield f"left over: {' '.join(process.cmdline())[:80]}"
+            process.kill()
+
+
+def differences(whole: Path, folder: Path) -> list[str]:
+    """Files of a project that are not as in the undisturbed one."""
+    one, other = content(whole), content(folder)
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return [
+        f"{name}: {'left behind' if name not in one else 'missing' if name not in other else 'other bytes'}"
+        for name in names
+    ]
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Name and content of every file that two runs have in common; of dvc.lock what it says."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if (
+            not path.is_file()
+            or name.startswith((*OTHERWISE, ".git/"))
+            or "__pycache__" in name
+            or name == "data/.cache.log"
+        ):
+            continue
+        found[name] = json.dumps(read_yaml(path), sort_keys=True) if name == "dvc.lock" else path.read_bytes()
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row for each aim: trials, and those with a finding."""
+    rows = []
+    for aim in AIMS:
+        trials = [each for each in result["trials"] if each["aim"] == aim]
+        bad = [each for each in trials if each["findings"]]
+        if trials:
+            rows.append(
+                [aim, len(trials), len(bad), "; ".join(finding for each in bad[:3] for finding in each["findings"])]
+            )
+    return markdown(["killed at", "trials", "with a finding", "which"], rows)
+
+
+if __name__ == "__main__":
+    main()
