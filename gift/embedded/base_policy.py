@@ -1,6 +1,5 @@
 """The embedded base policy: a small Qwen3 with a character tokenizer, trained from scratch on a mixture of styles."""
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gift.embedded.task import CHARACTERS, CONTEXT, SPECIALS, Arithmetic, Style, completion, problems
+from gift.project.work import whole_file
 
 WARMUP = 30
 CHECKPOINT_EVERY = 100
@@ -133,10 +133,8 @@ def _save_checkpoint(folder: Path, model: Qwen3ForCausalLM, optimizer: torch.opt
     for name, parameter in model.named_parameters():
         tensors[f"model/{name}"] = parameter.detach()
         tensors |= {f"{moment}/{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "checkpoint.partial"
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, folder / "checkpoint.safetensors")
+    with whole_file(folder / "checkpoint.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
 
 
 def _load_checkpoint(folder: Path | None, model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW) -> int:

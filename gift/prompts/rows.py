@@ -183,6 +183,7 @@ def check_prompt_columns(names: list[str], has_template: bool, key: str) -> None
         raise UserError(
             f"params.yaml: {key}.columns: nothing is the prompt; add 'prompt: <column>' (the source has "
             f"{', '.join(names)}), or set {key}.prompt_template"
+            + ("; a CSV is separated by commas" if len(names) == 1 and ";" in names[0] else "")
         )
     if not has_template and len(prompts) == 2:
         raise UserError(

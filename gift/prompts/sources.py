@@ -65,7 +65,8 @@ def prepare_prompts(settings: Prepare, seed: int, task: Arithmetic | None = None
         chosen_eval = _take(whole_eval, settings.num_eval, seed, "eval", ledger)
     else:
         if settings.num_eval >= len(train):
-            problem = f"cannot be split off {len(train)} different rows; lower it"
+            remedy = "lower it" if len(train) > 1 else "there must be more"
+            problem = f"cannot be split off {len(train)} different row{'s' * (len(train) != 1)}; {remedy}"
             raise wrong_param("prepare.num_eval", settings.num_eval, problem)
         chosen_eval = whole_eval = _choose(train, settings.num_eval, seed, "eval", "prepare.num_eval")
         split_off = {each.prompt_id for each in chosen_eval}
