@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gift.project import console
-from gift.project.code import code_of, stages
+from gift.project.code import codes_of, stages
 from gift.project.door import check_inputs
 from gift.project.work import write_text
 
@@ -17,7 +17,7 @@ def main(folder: Path, compare: bool) -> None:
     """A file of FOLDER whose stage has the same code as before is not touched."""
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
-    numbers = {stage: code_of(stage) for stage in names}
+    numbers = codes_of(names)
     check_inputs()
     for stage, number in numbers.items():
         path, said = folder / f"{stage}.txt", number + "\n"

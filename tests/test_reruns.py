@@ -240,9 +240,9 @@ def stand_in(stage: Any) -> None:
     But those of the checks always say the same, so that they make nothing stale.
     """
     if stage.addressing == "code":
-        for name in code().stages():
-            Path("data/code").mkdir(parents=True, exist_ok=True)
-            Path(f"data/code/{name}.txt").write_text(code().code_of(name) + "\n")
+        Path("data/code").mkdir(parents=True, exist_ok=True)
+        for name, made in code().codes_of(code().stages()).items():
+            Path(f"data/code/{name}.txt").write_text(f"{made}\n")
         return
     if stage.addressing.startswith("overrides@"):
         content = read_rounds()[stage.addressing.split("@")[1]]
@@ -278,7 +278,7 @@ def stand_in(stage: Any) -> None:
 
 def world() -> World:
     """The project in the working folder, for `plan`; of the stages that take no time what they will write."""
-    codes = {f"data/code/{name}.txt": code().code_of(name) + "\n" for name in code().stages()}
+    codes = {f"data/code/{name}.txt": f"{made}\n" for name, made in code().codes_of(code().stages()).items()}
     checks = {"data/doctor.txt": "ok\n", "data/sampling_rewards.txt": deciding_rewards() + "\n"}
     said = Path("data/check_rewards.txt")  # always the same
     return read_world(
@@ -321,9 +321,10 @@ def main() -> None:
         change()
         ran.clear()
         restored.clear()
-        steps = plan(world())
+        here = world()
+        steps = plan(here)
         planned = [[step.stage.address for step in steps if step.restored == kept] for kept in (False, True)]
-        again = work_again(world())
+        again = work_again(here)
         with Repo() as repo:
             repo.reproduce(allow_missing=bool(pruned()))
         print(json.dumps([name, ran, restored, *planned, again and again.line]), flush=True)

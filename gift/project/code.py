@@ -40,12 +40,12 @@ def _files_of_stages() -> dict[str, Path]:
     return {"_".join(path.relative_to(folder).with_suffix("").parts): path for path in paths}
 
 
-def fingerprint(stage: str) -> str:
+def fingerprint(stage: str, known: dict[str, list[Path]] | None = None) -> str:
     """12 hex digits over the project's files that a stage imports, however far.
 
     Of a file its syntax tree counts, without comments, layout, docstrings and whatever stands in `UserError(...)`.
     """
-    files, _ = imported_files([_files_of_stages()[stage]], [ROOT])
+    files, _ = imported_files([_files_of_stages()[stage]], [ROOT], known)
     seen = sorted([path.relative_to(ROOT).as_posix(), _parse(path.read_bytes())[0]] for path in files - UNSEEN)
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
@@ -67,8 +67,16 @@ def code_of(stage: str) -> str:
     return _number_of(stage, fingerprint(stage))
 
 
-def _number_of(stage: str, made: str) -> str:
-    known = (number for number, listed in read_results().get(stage, {}).items() if made in listed)
+def codes_of(names: Iterable[str]) -> dict[str, str]:
+    """`code_of` of several stages, whose modules are looked for once."""
+    known: dict[str, list[Path]] = {}
+    results = read_results()
+    return {stage: _number_of(stage, fingerprint(stage, known), results) for stage in names}
+
+
+def _number_of(stage: str, made: str, results: dict[str, dict[int, list[str]]] | None = None) -> str:
+    results = read_results() if results is None else results
+    known = (number for number, listed in results.get(stage, {}).items() if made in listed)
     return str(next(known, f"edited {made}"))
 
 
@@ -132,14 +140,17 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "uncommitted": [line[3:] for line in changed.splitlines()]}
 
 
-def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path], set[str]]:
+def imported_files(
+    first: Iterable[Path], roots: list[Path], known: dict[str, list[Path]] | None = None
+) -> tuple[set[Path], set[str]]:
     """These files and those below `roots` that they import, however far; and the packages that any of them imports.
 
-    Import statements count wherever they stand, also inside a function. Importing a.b.c runs a and a.b too.
+    Import statements count wherever they stand, also inside a function. Importing a.b.c runs a and a.b too. `known`:
+    the files of modules that were looked for before, to be added to.
     """
     files: set[Path] = set()
     packages: set[str] = set()
-    known: dict[str, list[Path]] = {}
+    known = {} if known is None else known
     todo = [path.resolve() for path in first]
     while todo:
         path = todo.pop()
@@ -149,7 +160,7 @@ def imported_files(first: Iterable[Path], roots: list[Path]) -> tuple[set[Path],
         for name in imported_names(path, roots):
             if name not in known:
                 known[name] = project_files(name, roots)
-                todo.extend(known[name])
+            todo.extend(known[name])
             if not known[name]:
                 packages.add(name.split(".")[0])
     return files, packages - {*sys.stdlib_module_names, *OURS}
