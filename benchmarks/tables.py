@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    activations,
     closed_form,
     closed_form_figures,
     growth,
@@ -32,6 +33,7 @@ TABLES = {
     "layouts": layouts.table,
     "reference": reference.table,
     "memory": memory.table,
+    "activations": activations.table,
     "methods": methods.table,
     "growth": growth.table,
     "join": join.table,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from gift.policy.folder import write_lineage
 from gift.tables.prompts import write_prompts
@@ -335,6 +336,14 @@ def equal_rewards() -> None:
         changed("scores", lambda t: t.set_column(2, "reward", pa.array([0.5] * t.num_rows)), part.name)()
 
 
+def swapped_tensors() -> None:
+    path = BASE / "model.safetensors"
+    tensors = load_file(path)
+    one, other = (f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1))
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 ROLLOUTS = str(ROUND / "rollouts" / PART)
 TABLES: dict[str, tuple[str, tuple[str, ...], Damage]] = {
     "truncated": (
@@ -500,6 +509,11 @@ POLICIES: dict[str, tuple[str, tuple[str, ...], Damage]] = {
         "generate@r1",
         ("data/rounds/base/policy: its files are not those of digest", "dvc checkout"),
         in_bytes(str(BASE / "model.safetensors"), flipped),
+    ),
+    "two tensors of one shape swapped": (
+        "generate@r1",
+        ("data/rounds/base/policy: its files are not those of digest", "dvc checkout"),
+        swapped_tensors,
     ),
     "tokenizer changed": (
         "update@r1",

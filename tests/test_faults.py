@@ -7,6 +7,7 @@ without it. What was said, and what lies there then, is noted in said.json.
 import ctypes
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -195,6 +196,14 @@ def test_a_fault_is_a_line_and_costs_nothing_that_was_finished(world: Path, tmp_
     assert found["again"] == 0, "the next run does not end well"
     assert found["same"], "the next run made other bytes"
     assert found["left"] == []
+
+
+def test_every_row_of_the_docs_names_a_test_that_is_there() -> None:
+    rows = re.findall(r"^\| .* \| `(test_\w+\.py)`, (.+) \|$", (mini.ROOT / "docs/faults.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 30
+    for file, name in rows:
+        text = (mini.ROOT / "tests" / file).read_text()
+        assert f"def {name}(" in text or re.search(rf'^    "{re.escape(name)}', text, re.MULTILINE), (file, name)
 
 
 if __name__ == "__main__":

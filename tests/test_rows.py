@@ -163,6 +163,31 @@ def test_tables_that_do_not_belong_together_are_refused_by_row(tmp_path: Path) -
         joined(tmp_path)
 
 
+def test_rollouts_that_lost_their_last_part_are_refused(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    for index in range(3):
+        path = tmp_path / "rollouts" / part_name(index)
+        table, metadata = read_file(path)
+        path.unlink()
+        write_file(path, table, {**metadata, "num_rows": 24})
+    bind(tmp_path)
+    joined(tmp_path)
+    (tmp_path / "rollouts" / part_name(2)).unlink()
+    with pytest.raises(UserError, match="rollouts: has 16 of the 24 rows that it was written with"):
+        joined(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["scores", "reference"])
+def test_what_was_made_of_other_rollouts_is_refused(tmp_path: Path, name: str) -> None:
+    write_round(tmp_path)
+    for path in sorted((tmp_path / name).iterdir()):
+        table, metadata = read_file(path)
+        path.unlink()
+        write_file(path, table, {**metadata, "rollouts": "of another round"})
+    with pytest.raises(UserError, match=f"{name}: made of other rollouts than .*rollouts; .*`dvc repro"):
+        joined(tmp_path)
+
+
 def test_a_table_of_another_kind_in_the_place_of_the_scores_is_refused(tmp_path: Path) -> None:
     write_round(tmp_path)
     lineage = Lineage(digest="d", base="d")

@@ -1,0 +1,73 @@
+"""A flipped byte in anything that a stage reads is seen by that stage, though size and time stay the same."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mini
+import pytest
+
+from gift.project import door
+from gift.project.door import md5_of
+from gift.project.errors import UserError
+from gift.project.graph import read_graph
+
+
+@pytest.fixture
+def noted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A finished project with the dvc.lock that DVC would have left."""
+    monkeypatch.chdir(copied)
+    for checked in read_graph()["doctor"].outs:  # a stage that the miniature leaves out
+        Path(checked).write_text("ok\n")
+    stages = {
+        address: {"cmd": stage.cmd, "outs": [{"path": out, "md5": md5_of(Path(out))} for out in stage.outs]}
+        for address, stage in read_graph().items()
+        if all(Path(out).exists() for out in stage.outs)
+    }
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    yield copied
+    door._seen.clear()
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file, whose size and times stay."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("address", mini.ORDER)
+def test_a_flipped_bit_is_seen_by_whoever_reads_it(noted: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = read_graph()
+    made = {out for stage in graph.values() for out in stage.outs}
+    monkeypatch.setenv("DVC_STAGE", address)
+    for dep in [dep for dep in graph[address].deps if dep in made]:
+        for path in mini.files(Path(dep)):
+            flip(path)
+            with pytest.raises(UserError, match="is not what its stage made") as refused:
+                door.enter()
+            assert refused.value.message.startswith(f"{dep}: "), path
+            assert f"`dvc checkout {dep}`" in refused.value.message
+            flip(path)
+    door.enter()
+
+
+def test_exchanged_and_missing_files_of_a_folder_are_seen_too(noted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "update@r1")
+    one, other = sorted(Path("data/rounds/r1/rollouts").iterdir())[:2]
+    between = one.with_suffix(".between")
+    for way in ("exchanged", "back", "missing"):
+        if way == "missing":
+            one.unlink()
+        else:
+            for source, target in ((one, between), (other, one), (between, other)):
+                source.rename(target)
+        if way == "back":
+            door.enter()
+            door._seen.clear()
+            continue
+        with pytest.raises(UserError, match=r"^data/rounds/r1/rollouts: is not what its stage made"):
+            door.enter()
