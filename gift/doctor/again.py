@@ -11,7 +11,7 @@ from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, work_again
 from gift.upkeep.keep import kept_lines
 from gift.upkeep.look import quick_texts, read_world
 from gift.upkeep.plan import Same, World
-from gift.upkeep.prune import ALLOW_MISSING, pruned
+from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 from gift.upkeep.settings import ReproLaunch
 
 say = Theme("finished work")
@@ -19,11 +19,11 @@ AGAIN = ("note", say.name)
 """Level and theme of what runs again without a question: also where only warnings are shown."""
 
 
-def world() -> World:
-    """The project in the working folder, with what its quick stages will write."""
+def world(*, missing: bool = False) -> World:
+    """The project in the working folder, with what its quick stages will write; `missing` as in `read_world`."""
     checks = {"data/doctor.txt": "ok\n", "data/check_rewards.txt": "ok\n"}
     texts = {**quick_texts(), **checks, "data/sampling_rewards.txt": deciding_rewards() + "\n"}
-    return read_world(texts, same_scores())
+    return read_world(texts, same_scores(), missing=missing)
 
 
 def same_scores() -> dict[str, Same]:
@@ -42,13 +42,14 @@ def again_findings(launch: ReproLaunch) -> Iterator[Finding]:
     if not Path(LOCK).exists():
         return
     asked = asked_of_dvc()
-    if pruned() and asked is not None and ALLOW_MISSING not in asked:
+    missing = bool({ALLOW_MISSING, PULL} & {*(asked or ())})
+    if pruned() and asked is not None and not missing:
         yield say.error(
             f"the optimizer states of {', '.join(pruned())} were pruned, and DVC would train these rounds again: "
             f"`make repro`, or `dvc repro {ALLOW_MISSING}`"
         )
         return
-    found = world()
+    found = world(missing=missing)
     again = work_again(found, asked or ())
     if again is None:
         yield say.ok("nothing that is finished would run again")

@@ -21,18 +21,19 @@ DIGESTS = Path("data/.cache/md5.json")
 DVC = Path(".dvc")
 
 
-def read_world(texts: Mapping[str, str], same: Mapping[str, Same]) -> World:
-    """The project in the working folder; `texts` and `same` as in `World`."""
-    digests = Digests()
+def read_world(texts: Mapping[str, str], same: Mapping[str, Same], *, missing: bool = False) -> World:
+    """The project in the working folder; `texts` and `same` as in `World`. `missing`: what is gone may be gone."""
+    digests, lock = Digests(), read_lock()
+    gone = {path for record in lock.values() for path in record.outs if not Path(path).exists()} if missing else ()
     settings = cache(lambda file: read_yaml(Path(file)))
     return World(
         read_graph(),
-        read_lock(),
+        lock,
         digests,
         lambda file, key: value_at(settings(file), key),
         dvc_cache(),
         texts,
-        pruned_paths(),
+        {*pruned_paths(), *gone},
         same,
     )
 

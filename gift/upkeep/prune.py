@@ -13,7 +13,8 @@ from gift.project.work import MADE, write_json
 PRUNED = MADE / "pruned.json"
 """The rounds whose states are gone, in git: `gift repro` then tells DVC that what is missing may be."""
 
-ALLOW_MISSING = "--allow-missing"
+ALLOW_MISSING, PULL = "--allow-missing", "--pull"
+"""Of `dvc repro`: what is missing and was made may stay so; it is fetched where a stage reads it."""
 
 
 @dataclass(frozen=True)

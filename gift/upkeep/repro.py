@@ -1,6 +1,7 @@
 """`gift repro`: `dvc repro` after a look at what would stop it in riddles, and with an end that says how to go on."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from gift.project.rounds import read_rounds
 from gift.project.work import forget_noted
 from gift.project.yaml import read_yaml
 from gift.upkeep.command import dvc, environment
+from gift.upkeep.guard import VARIABLE
 from gift.upkeep.heal import heal, running
 from gift.upkeep.look import dvc_cache
-from gift.upkeep.prune import ALLOW_MISSING, pruned
+from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 
 
 def repro(arguments: Sequence[str]) -> int:
@@ -27,8 +29,10 @@ def repro(arguments: Sequence[str]) -> int:
     forget_noted()
     for line in heal(dvc_cache()):
         click.echo(line, err=True)
-    missing = [ALLOW_MISSING] if pruned() and ALLOW_MISSING not in arguments else []
     end_with_parent()
+    if PULL in arguments and (code := make_first()):
+        return code
+    missing = [ALLOW_MISSING] if (pruned() or PULL in arguments) and ALLOW_MISSING not in arguments else []
     child = psutil.Popen(dvc("repro", *missing, *arguments), env=environment(), preexec_fn=end_with_parent)
     ended_by: list[int] = []
 
@@ -46,6 +50,17 @@ def repro(arguments: Sequence[str]) -> int:
         click.echo(GOES_ON, err=True)
         return 128 + ended_by[0]
     return code if code >= 0 else 128 - code
+
+
+def make_first() -> int:
+    """What no remote has, and DVC does not make where it may be missing: the base policy, and what the checks say."""
+    with_base = {**environment(), VARIABLE: "1"}  # a base that has to be made is no work done twice
+    steps = (("pull", "prepare"), ("repro", "check_rewards", "base"))
+    codes = [
+        subprocess.run(dvc(*words), env=with_base, preexec_fn=end_with_parent, check=False).returncode
+        for words in steps
+    ]
+    return codes[-1]
 
 
 def check_files() -> None:
