@@ -93,7 +93,7 @@ def main(
     with tempfile.TemporaryDirectory() as work:
         whole = Path(work, "whole")
         make_project(whole, ranks)
-        took = run_whole(whole)
+        took = run_whole(whole, stages or STAGES)
         for number in range(seed, seed + trials):
             trial = one_trial(number, whole, Path(work, "trial"), stages or STAGES, took)
             found.append(asdict(trial))
@@ -150,14 +150,14 @@ def repro(folder: Path, kill: dict[str, Any] | None = None) -> subprocess.Popen[
     )
 
 
-def run_whole(folder: Path) -> dict[str, float]:
-    """Make all of a project; returns the seconds of a run that makes one stage again, for each."""
+def run_whole(folder: Path, stages: tuple[str, ...]) -> dict[str, float]:
+    """Make all of a project; returns the seconds of a run that makes one of these stages again."""
     if repro(folder).wait():
         raise click.ClickException(
             f"{folder}: did not run undisturbed:\n{(folder / 'data/.cache.log').read_text()[-3000:]}"
         )
     took = {}
-    for name in STAGES:
+    for name in stages:
         trial = folder.with_name("timed")
         stale(folder, trial, name)
         begin = time.monotonic()

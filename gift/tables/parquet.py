@@ -1,5 +1,6 @@
 """Strict reading and writing of Parquet files: same rows, same bytes; anything unexpected is refused by name."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def read_footer(path: Path) -> tuple[list[str], dict[str, Any]]:
     return names, _metadata(path, schema)
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: Exception) -> Exception:
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return error
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: no such file; run `dvc repro` to make it, or `dvc pull` to fetch it")
     first = (str(error).splitlines() or [type(error).__name__])[0]
