@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -30,7 +30,7 @@ LOCKS = Path("data/.cache/locks")
 UNITS = "units"
 FINISHED = "finished.json"
 
-_locks: dict[Path, IO[str]] = {}
+_locks: dict[Path, int] = {}  # open until the process ends
 
 
 def tree_digest(folder: Path, exclude: frozenset[str] = frozenset(), without: Collection[Path] = ()) -> str:
@@ -175,7 +175,7 @@ def hold(label: str) -> None:
     path = LOCKS.absolute()
     if path not in _locks:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _locks[path] = path.open("a", encoding="utf-8")
+        _locks[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     place = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7], "big")
     try:
         fcntl.lockf(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
