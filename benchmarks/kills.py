@@ -138,16 +138,10 @@ def environment(folder: Path, kill: dict[str, Any] | None = None) -> dict[str, s
 def repro(folder: Path, kill: dict[str, Any] | None = None) -> subprocess.Popen[bytes]:
     """`gift repro` under make, in a session of its own."""
     (folder / "data").mkdir(exist_ok=True)
-    log = (folder / "data/.cache.log").open("ab")
     (folder / "Makefile.kills").write_text(f"repro:\n\t@{sys.executable} -m gift.cli repro\n", encoding="utf-8")
-    return subprocess.Popen(
-        ["make", "-f", "Makefile.kills", "repro"],
-        cwd=folder,
-        env=environment(folder, kill),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    command, env = ["make", "-f", "Makefile.kills", "repro"], environment(folder, kill)
+    with (folder / "data/.cache.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def run_whole(folder: Path, stages: tuple[str, ...]) -> dict[str, float]:

@@ -16,5 +16,5 @@ def test_one_run_mends_what_a_kill_left(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, words)
     trials = json.loads(out.read_text())["trials"]
     assert [each["findings"] for each in trials] == [[]] * 6, trials
-    assert len({(each["target"], each["aim"]) for each in trials}) > 3
+    assert len({(each["target"], each["aim"]) for each in trials}) >= 3
     assert result.exit_code == 0
