@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gift.project.yaml import read_yaml
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "stages" / "results.yaml"
 FOLDER = Path("data/code")
+PARSED = Path("data/.cache/code.json")
 OURS = ("gift", "stages", "rewards")
 # What a person sees while a stage runs, what only refuses and what is only noted makes no byte. (No stage imports
 # gift/launch.py or gift/cli.py.)
@@ -24,6 +26,9 @@ UNSEEN = frozenset(
     ROOT / "gift" / "project" / f"{name}.py" for name in ("code", "console", "door", "errors", "graph", "machine")
 )
 UNNUMBERED = ("doctor",)  # says nothing but ok, in a second: it looks again after any edit
+
+_new: set[str] = set()
+"""The files (sha256) that this process parsed, and nobody kept yet."""
 
 Import = tuple[int, str, tuple[str, ...]]
 """Leading dots, the module, and the names taken from it: `from ..a import b` is (2, "a", ("b",))."""
@@ -71,7 +76,9 @@ def codes_of(names: Iterable[str]) -> dict[str, str]:
     """`code_of` of several stages, whose modules are looked for once."""
     known: dict[str, list[Path]] = {}
     results = read_results()
-    return {stage: _number_of(stage, fingerprint(stage, known), results) for stage in names}
+    found = {stage: _number_of(stage, fingerprint(stage, known), results) for stage in names}
+    _keep_parsed()
+    return found
 
 
 def _number_of(stage: str, made: str, results: dict[str, dict[int, list[str]]] | None = None) -> str:
@@ -189,9 +196,50 @@ def imports_of(path: Path) -> list[Import]:
     return _parse(path.read_bytes())[1]
 
 
-@cache
 def _parse(source: bytes) -> tuple[str, list[Import]]:
-    """A digest of what a file's code does, and its imports; none where it is not valid (whoever runs it says where)."""
+    """A digest of what a file's code does, and its imports; it is read once, by whatever process."""
+    key = hashlib.sha256(source).hexdigest()
+    parsed = _parsed()
+    if key not in parsed:
+        parsed[key] = _parse_anew(source)
+        _new.add(key)
+    return parsed[key]
+
+
+@cache
+def _parsed() -> dict[str, tuple[str, list[Import]]]:
+    """What `_parse` said, by the sha256 of the file; to begin with what `_keep_parsed` kept."""
+    try:
+        kept = json.loads(PARSED.read_text(encoding="utf-8"))
+        if kept["by"] != _own_digest():
+            return {}
+        return {
+            key: (digest, [(level, module, tuple(names)) for level, module, names in imports])
+            for key, (digest, imports) in kept["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _keep_parsed() -> None:
+    """For the next process: to parse all files takes a second."""
+    if not _new or not Path("dvc.yaml").exists():
+        return
+    temporary = PARSED.with_name(f"{PARSED.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        PARSED.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"by": _own_digest(), "files": _parsed()}), encoding="utf-8")
+        temporary.replace(PARSED)
+        _new.clear()
+
+
+def _own_digest() -> str:
+    """Another parser says other things of the same files."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _parse_anew(source: bytes) -> tuple[str, list[Import]]:
+    """Without imports where it is not valid: whoever runs it says where."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
