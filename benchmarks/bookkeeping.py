@@ -12,14 +12,12 @@ from typing import Any
 
 import click
 
-from benchmarks.kills import TINY
+from benchmarks.kills import copy_tiny
 from benchmarks.measure import say
-from benchmarks.overhead import copy_project
 from benchmarks.results import finish, markdown, met, start
 from gift.project.graph import Stage, read_graph
 from gift.project.params import overrides_text
 from gift.project.rounds import read_rounds
-from gift.project.yaml import read_yaml
 
 NOTHING_GOAL, ROUND_GOAL = 5.0, 10.0
 # In place of the stages that make the base and the rounds: all of their bookkeeping, and outputs of a line each.
@@ -103,11 +101,7 @@ def write_rounds(folder: Path, number: int) -> None:
 
 def make_project(folder: Path, number: int) -> None:
     """A project with so many rounds whose outputs are a line each; prompts and base are real."""
-    copy_project(folder)
-    params = read_yaml(folder / "params.yaml")
-    for section, keys in TINY.items():
-        params[section].update(keys)
-    (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
+    copy_tiny(folder)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     write_rounds(folder, 1)
     (folder / "stub.py").write_text(STUB, encoding="utf-8")

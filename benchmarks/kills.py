@@ -104,13 +104,18 @@ def main(
         raise SystemExit(1)
 
 
-def make_project(folder: Path, ranks: int) -> None:
-    """A tiny project under git and DVC."""
+def copy_tiny(folder: Path) -> None:
+    """The project with settings that take seconds."""
     copy_project(folder)
     params = read_yaml(folder / "params.yaml")
     for section, keys in TINY.items():
         params[section].update(keys)
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
+
+
+def make_project(folder: Path, ranks: int) -> None:
+    """A tiny project under git and DVC."""
+    copy_tiny(folder)
     (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n", encoding="utf-8")
     many = {"launcher": "deepspeed", "num_processes": ranks} if ranks > 1 else {}
     launch = {

@@ -174,7 +174,8 @@ def write_rows(
         pa.array(each, field.type) if isinstance(each, list) else each
         for each, field in zip(columns, ROLLOUTS, strict=True)
     ]
-    write_part(folder, index, pa.table(arrays, schema=ROLLOUTS), ROLLOUTS, check_rollouts, {"policy": "p"})
+    metadata = {"policy": "p", "round": 1, "num_samples": GROUP - 1, "num_prompts_too_long": 0}
+    write_part(folder, index, pa.table(arrays, schema=ROLLOUTS), ROLLOUTS, check_rollouts, metadata)
 
 
 def write_round(folder: Path, rows: int, tokens: int) -> None:
@@ -208,15 +209,19 @@ def run_stage(folder: Path) -> dict[str, float]:
     ]
     shutil.rmtree(folder / "data/rounds", ignore_errors=True)
     (folder / "metrics.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "stages.score", *named]
+    return run_module(folder, "stages.score", *named)
+
+
+def run_module(folder: Path, *words: str) -> dict[str, float]:
+    """`python -m ...` of the project: wall seconds, and MiB of the largest process."""
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-    )
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *words]
+    process = subprocess.Popen(command, cwd=folder, env=where, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise click.ClickException(f"stages.score: exit code {process.returncode}")
+        raise click.ClickException(f"{words[0]}: exit code {process.returncode}")
     return {"seconds": time.perf_counter() - begin, "peak_mib": used.ru_maxrss / 1024}
 
 

@@ -1,12 +1,8 @@
 """Memory of the stages that are no model pass, as the rows of a round grow to a million."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,7 @@ import click
 from benchmarks.cases import Run, measured
 from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown
-from benchmarks.rewards import GROUP, write_round
-from benchmarks.shapes import ROOT
+from benchmarks.rewards import GROUP, run_module, write_round
 from gift.project.yaml import read_yaml
 
 PLACES = {
@@ -66,7 +61,9 @@ def main(run: Run, counts: str, tokens: int) -> None:
             folder = Path(work, "round")
             fresh(write_project, folder, number, tokens)
             for name in COMMANDS:
-                found.setdefault(name, {})[str(number)] = one_run(folder, name)
+                if name == "prepare":
+                    shutil.rmtree(folder / "data/prompts")
+                found.setdefault(name, {})[str(number)] = run_module(folder, *COMMANDS[name])
                 say(f"{number:,} rows: {name}: {found[name][str(number)]}")
     finish("rows", {**run.settings, "rows": numbers, "tokens": tokens}, {"stages": found}, table, run.out)
 
@@ -86,21 +83,6 @@ def write_project(folder: Path, rows: int, tokens: int) -> None:
     shutil.copyfile(folder / "prompts.parquet", folder / "data/prompts/train.parquet")
     (folder / "data/rounds/r1").mkdir(parents=True)
     (folder / "data/rounds/r1/rollouts").symlink_to(folder / "rollouts")
-
-
-def one_run(folder: Path, name: str) -> dict[str, float]:
-    """Wall seconds, and MiB of the largest process."""
-    if name == "prepare":
-        shutil.rmtree(folder / "data/prompts")
-    command = [sys.executable, "-m", *COMMANDS[name]]
-    begin = time.perf_counter()
-    where = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=folder, env=where, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise click.ClickException(f"{name}: exit code {process.returncode}")
-    return {"seconds": time.perf_counter() - begin, "peak_mib": used.ru_maxrss / 1024}
 
 
 def table(result: dict[str, Any]) -> str:

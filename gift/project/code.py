@@ -67,6 +67,11 @@ def missing_modules(root: Path) -> list[str]:
     ]
 
 
+def code_file(stage: str) -> str:
+    """The path of the file that says which code a stage runs."""
+    return f"{FOLDER}/{stage}.txt"
+
+
 def code_of(stage: str) -> str:
     """What data/code/<stage>.txt must say: the number of the stage's results, or `edited` and the fingerprint."""
     return _number_of(stage, fingerprint(stage))
@@ -120,7 +125,7 @@ def check_code(stage: str, before: str | None = None) -> str:
     stage depends on after its command, and would call edited code the maker of what it has not made
     (treeverse/dvc#11058). Outside DVC, where there may be no such file, nothing is asked.
     """
-    file, made = FOLDER / f"{stage}.txt", fingerprint(stage)
+    file, made = Path(code_file(stage)), fingerprint(stage)
     if before not in (None, made):
         raise UserError(
             f"{stage}: its code was edited while it ran, so nothing is published. What it made is kept: put the code "

@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an unreadable file is a `UserError` naming file, line and problem."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = YAML(typ="safe", pure=True).load(text)
-        _read_as_dvc(text)
+        content = deepcopy(_parsed_as_both(text))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
@@ -46,9 +47,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_as_dvc(text: str) -> None:
-    """DVC takes the parser in C, which refuses `{function: rewards/mine.py:right}`."""
+@cache
+def _parsed_as_both(text: str) -> Any:
+    """Once a process: the slow parser has the better errors, and that in C, which DVC takes, refuses more.
+
+    Such as `{function: rewards/mine.py:right}`.
+    """
+    content = YAML(typ="safe", pure=True).load(text)
     YAML(typ="safe").load(text)
+    return content
 
 
 def blocks_of(text: str) -> dict[str, str] | None:

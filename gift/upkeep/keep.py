@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from gift.project.code import codes_of
+from gift.project.code import code_file
 from gift.project.door import md5_of
 from gift.project.errors import UserError
 from gift.project.graph import LOCK, value_at
@@ -72,9 +72,8 @@ def _note(lock: Path, steps: Collection[Step]) -> None:
 def kept_lines(world: World) -> Iterator[str]:
     """Of finished stages that other code made than there is now: `r1, r2: made by update 3, now 4`."""
     found: dict[str, list[str]] = {}
-    codes = codes_of({stage.code for stage in world.stages.values()})
     for address, stage in world.stages.items():
-        code = made_by(stage.address).get("code")
-        if address in world.lock and isinstance(code, dict) and code["results"] != (now := codes[stage.code]):
+        code, now = made_by(stage.address).get("code"), world.texts[code_file(stage.code)].strip()
+        if address in world.lock and isinstance(code, dict) and code["results"] != now:
             found.setdefault(f"made by {stage.code} {code['results']}, now {now}", []).append(stage.round or "base")
     yield from (f"{', '.join(names)}: {text}" for text, names in found.items())

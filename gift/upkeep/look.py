@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gift.project.code import FOLDER, codes_of, stages
+from gift.project.code import code_file, codes_of, stages
 from gift.project.door import md5_of, md5_of_file
 from gift.project.graph import read_graph, read_lock, value_at
 from gift.project.params import overrides_text
@@ -40,7 +40,7 @@ def read_world(texts: Mapping[str, str], same: Mapping[str, Same], *, missing: b
 
 def quick_texts() -> dict[str, str]:
     """What `code` and `overrides` will write, by path."""
-    codes = {str(FOLDER / f"{stage}.txt"): f"{code}\n" for stage, code in codes_of(stages()).items()}
+    codes = {code_file(stage): f"{code}\n" for stage, code in codes_of(stages()).items()}
     rounds = read_rounds().values()
     own = {
         f"data/rounds/{each.name}/overrides/{section}.json": overrides_text(each, section)
