@@ -19,12 +19,6 @@ PLACES = {
     "evaluate": ["--metrics", "evaluate.json", "--history", "history.json"],
 }
 COMMANDS = {
-    "prepare": [
-        "stages.prepare",
-        "data/prompts/train.parquet",
-        "data/prompts/eval.parquet",
-        "data/prompts/prepare.json",
-    ],
     "score": [
         "stages.score",
         "--round",
@@ -46,6 +40,12 @@ COMMANDS = {
         *PLACES["evaluate"],
     ],
     "gift inspect": ["gift.cli", "inspect", "data/rounds/r1"],
+    "prepare": [
+        "stages.prepare",
+        "data/prompts/train.parquet",
+        "data/prompts/eval.parquet",
+        "data/prompts/prepare.json",
+    ],
 }
 
 

@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from gift.cli import main
 from gift.report.history import read_history
+from gift.tables.parquet import read_file, write_file
 
 
 def test_rounds_extends_the_chain_and_keeps_comments_and_branches(tmp_path: Path) -> None:
@@ -43,6 +44,16 @@ def test_inspect_shows_prompts_completions_and_rewards(world: Path) -> None:
         assert repr(text) in done.output
     assert "reward " in done.output
     assert CliRunner().invoke(main, ["inspect", str(world / "data")]).exit_code == 1
+
+
+def test_inspect_says_that_the_prompts_are_others(copied: Path) -> None:
+    path = copied / "data/prompts/train.parquet"
+    table, metadata = read_file(path)
+    write_file(path, table.slice(table.num_rows - 1), metadata)
+    result = CliRunner().invoke(main, ["inspect", str(copied / "data/rounds/r1")])
+    assert result.exit_code == 1
+    assert f"{path}: has no prompt_id=" in result.output
+    assert "it was made again since then" in result.output
 
 
 def test_report_rows_have_every_key_and_steps_their_round(world: Path) -> None:

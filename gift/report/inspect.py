@@ -19,7 +19,12 @@ def round_text(rollouts: Path, scores: Path, prompts: Path, num: int, prompt_id:
     groups = dict(list(table.groupby("prompt_id", sort=False)))
     if prompt_id is not None and prompt_id not in groups:
         raise UserError(f"prompt_id={prompt_id}: not among the {len(groups)} prompts of {rollouts}")
-    for key in [prompt_id] if prompt_id is not None else list(groups)[:num]:
+    shown = [prompt_id] if prompt_id is not None else list(groups)[:num]
+    if other := [key for key in shown if key not in asked.index]:
+        raise UserError(
+            f"{prompts}: has no prompt_id={other[0]!s}, which is in {rollouts}: it was made again since then"
+        )
+    for key in shown:
         yield click.style(f"prompt {key!s}", bold=True)
         yield from (f"  {column}: {value}" for column, value in asked.loc[key].items())
         for row in groups[key].to_dict("records"):
