@@ -191,10 +191,15 @@ def imported_names(path: Path, roots: list[Path]) -> set[str]:
 
 def project_files(name: str, roots: list[Path]) -> list[Path]:
     """The files that run when a.b.c is imported: those of a, a.b and a.b.c that lie below `roots`."""
-    parts = name.split(".")
-    paths = [Path(*parts[:end]) for end in range(1, len(parts) + 1)]
-    options = [each for path in paths for each in (path.with_suffix(".py"), path / "__init__.py")]
-    return [root / path for root in roots for path in options if (root / path).is_file()]
+    found: list[Path] = []
+    for path in roots:
+        for part in name.split("."):
+            module, path = path / f"{part}.py", path / part
+            files = [each for each in (module, path / "__init__.py") if each.is_file()]
+            if not files and not path.is_dir():
+                break
+            found += files
+    return found
 
 
 def imports_of(path: Path) -> list[Import]:

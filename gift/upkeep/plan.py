@@ -6,9 +6,9 @@ has yet to run nobody knows, so all that follows it counts as to be made; DVC ma
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from gift.project.graph import Record, Stage, differences, read_run
@@ -60,9 +60,10 @@ class World:
 def plan(world: World) -> list[Step]:
     """The stages of a run in the order of their work."""
     found: dict[str, str | None] = {}  # of every path that a stage makes
-    steps = []
+    steps, near = [], Near(path for stage in world.stages.values() for path in stage.outs)
     for stage in ordered(world.stages):
-        step, deps = _step(stage, world, found), _deps(stage, world, found)
+        deps = _deps(stage, world, found, near)
+        step = _step(stage, world, deps)
         record = world.lock.get(stage.address)
         if step is None or step.restored:
             made = record.outs if step is None and record else restored_outs(stage, world, deps)
@@ -77,15 +78,16 @@ def plan(world: World) -> list[Step]:
 def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
     """As DVC goes through them: in the file's order, but each after those whose outputs it reads."""
     makers = {path: stage for stage in stages.values() for path in stage.outs}
+    near = Near(makers)
     done: dict[str, Stage] = {}
 
     def add(stage: Stage) -> None:
         if stage.address in done:
             return
         for dep in stage.deps:
-            for path, maker in makers.items():
-                if maker is not stage and _holds(dep, path):
-                    add(maker)
+            for path in near(dep):
+                if makers[path] is not stage:
+                    add(makers[path])
         done[stage.address] = stage
 
     for stage in stages.values():
@@ -96,29 +98,44 @@ def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
 def needed(stages: Mapping[str, Stage], targets: Collection[str]) -> set[str]:
     """The addresses of the targets (`update@r2`, or `update` for all rounds) and of all stages that they need."""
     makers = {path: stage for stage in stages.values() for path in stage.outs}
+    near = Near(makers)
     found: set[str] = set()
     todo = [stage for stage in stages.values() if {stage.address, stage.name} & set(targets)]
     while todo:
         stage = todo.pop()
         if stage.address not in found:
             found.add(stage.address)
-            todo += [maker for dep in stage.deps for path, maker in makers.items() if _holds(dep, path)]
+            todo += [makers[path] for dep in stage.deps for path in near(dep)]
     return found
 
 
-def _holds(dep: str, out: str) -> bool:
-    """Whether a dependency and an output are one, or the one lies in the other."""
-    one, other = PurePosixPath(dep), PurePosixPath(out)
-    return one == other or one in other.parents or other in one.parents
+class Near:
+    """Of some paths those that are the same as another one, lie in it or hold it."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.within: dict[str, list[str]] = {}
+        for path in paths:
+            for folder in _upwards(path):
+                self.within.setdefault(folder, []).append(path)
+
+    def __call__(self, path: str) -> list[str]:
+        holding = [folder for folder in _upwards(path)[1:] if folder in self.within.get(folder, ())]
+        return [*self.within.get(path, ()), *holding]
+
+
+def _upwards(path: str) -> list[str]:
+    """data/prompts/train, data/prompts, data."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def md5_of_text(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _step(stage: Stage, world: World, found: Mapping[str, str | None]) -> Step | None:
+def _step(stage: Stage, world: World, deps: Mapping[str, str | None]) -> Step | None:
     """What a run would do with a stage; nothing where all is as dvc.lock has it."""
-    record, deps = world.lock.get(stage.address), _deps(stage, world, found)
+    record = world.lock.get(stage.address)
     if record is None:
         restored = restored_outs(stage, world, deps) is not None
         return Step(stage, again=False, restored=restored, reasons=("not made yet",))
@@ -128,14 +145,14 @@ def _step(stage: Stage, world: World, found: Mapping[str, str | None]) -> Step |
     return Step(stage, True, restored_outs(stage, world, deps) is not None, tuple(reasons))
 
 
-def _deps(stage: Stage, world: World, found: Mapping[str, str | None]) -> dict[str, str | None]:
+def _deps(stage: Stage, world: World, found: Mapping[str, str | None], near: Near) -> dict[str, str | None]:
     """The digest of each dependency when the stage's turn comes."""
 
     def digest(dep: str) -> str | None:
         if dep in found:
             return found[dep]
-        near = [path for path in found if _holds(dep, path)]  # a folder of outputs, or a file in one
-        return UNKNOWN if any(found[path] != world.digest(path) for path in near) else world.digest(dep)
+        made = [path for path in near(dep) if path in found]  # a folder of outputs, or a file in one
+        return UNKNOWN if any(found[path] != world.digest(path) for path in made) else world.digest(dep)
 
     return {dep: digest(dep) for dep in stage.deps}
 
