@@ -1,12 +1,14 @@
-"""Write down which code each stage runs: the number of its results, or that it was edited."""
+"""Stop where finished work would run again unasked; else write down which code each stage runs."""
 
 from pathlib import Path
 
 import click
 
+from gift.doctor.again import again_findings
 from gift.project import console
 from gift.project.code import codes_of, stages
 from gift.project.door import check_inputs
+from gift.project.errors import UserError
 from gift.project.work import write_text
 
 
@@ -14,7 +16,11 @@ from gift.project.work import write_text
 @click.argument("folder", type=Path)
 @click.option("--compare", is_flag=True, help="Of the stages of compare/dvc.yaml; without it, of those of dvc.yaml.")
 def main(folder: Path, compare: bool) -> None:
-    """A file of FOLDER whose stage has the same code as before is not touched."""
+    """Runs before all other stages, every time. A file of FOLDER whose stage has the same code is not touched."""
+    for finding in () if compare else again_findings():
+        if finding.level == "error":
+            raise UserError(finding.text)
+        click.echo(finding.text)
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
     numbers = codes_of(names)

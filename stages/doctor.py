@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from gift.doctor.again import AGAIN
 from gift.doctor.findings import closing, has_error, report
 from gift.doctor.rewards import deciding_rewards
 from gift.doctor.run import check_project
@@ -26,8 +25,8 @@ def main(out: Path, sampling: Path) -> None:
     console.quiet()
     refuse_existing(out, sampling)
     code = check_code("doctor")
-    findings = check_project(quick=True)
-    told = [each for each in findings if each.level in ("warning", "error") or (each.level, each.theme) == AGAIN]
+    findings = check_project(quick=True, again=False)
+    told = [each for each in findings if each.level in ("warning", "error")]
     for line in report(told):
         click.echo(line, err=True)
     click.echo(closing(findings))

@@ -58,7 +58,7 @@ echo "     $((SECONDS - start)) s"
 
 start=$SECONDS
 check "a second run finishes" dvc --wait-for-lock repro
-same "a second run runs nothing but the doctor" "$(ran "$work/said")" "doctor "
+same "a second run runs nothing but the guard" "$(ran "$work/said")" "code "
 took=$((SECONDS - start))
 same "a second run takes less than 5 s (it took $took s)" "$((took < 5))" 1
 

@@ -1,13 +1,13 @@
-"""What `dvc repro` would do again: the doctor says it before anything runs, and stops where it is too much."""
+"""What `dvc repro` would do again: the stage `code` says it before anything runs, and stops where it is too much."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from gift.doctor.findings import Finding, Theme
-from gift.doctor.rewards import counting_rewards, deciding_rewards
+from gift.project.errors import UserError
 from gift.project.graph import LOCK
-from gift.project.rounds import read_rounds
-from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, work_again
+from gift.project.params import read_launch
+from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, wanted_of, work_again
 from gift.upkeep.keep import kept_lines
 from gift.upkeep.look import quick_texts, read_world
 from gift.upkeep.plan import Same, World
@@ -15,41 +15,56 @@ from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 from gift.upkeep.settings import ReproLaunch
 
 say = Theme("finished work")
-AGAIN = ("note", say.name)
-"""Level and theme of what runs again without a question: also where only warnings are shown."""
+OK = "ok\n"
 
 
 def world(*, missing: bool = False) -> World:
     """The project in the working folder, with what its quick stages will write; `missing` as in `read_world`."""
-    checks = {"data/doctor.txt": "ok\n", "data/check_rewards.txt": "ok\n"}
-    texts = {**quick_texts(), **checks, "data/sampling_rewards.txt": deciding_rewards() + "\n"}
-    return read_world(texts, same_scores(), missing=missing)
+    checks = {f"data/{name}.txt": OK for name in ("doctor", "check_rewards")}
+    known = quick_texts() | checks
+
+    def text(path: str) -> str | None:
+        if path == "data/sampling_rewards.txt":
+            from gift.doctor.rewards import deciding_rewards  # late: what a run with nothing to do need not import
+
+            return deciding_rewards() + "\n"
+        return known.get(path)
+
+    return read_world(text, same_scores, missing=missing)
 
 
-def same_scores() -> dict[str, Same]:
+def same_scores(address: str) -> Same | None:
     """What scoring a round again leaves as it is: its scores, where what changed is only watched, or a limit."""
-    found = {}
-    for name in read_rounds():
-        address, folder = f"score@{name}", f"data/rounds/{name}"
-        before = inputs_of(address).get("counting")
-        if before is not None and before == counting_rewards(name):
-            found[address] = Same((f"{folder}/scores",), ("rewards", "params.yaml", f"{folder}/overrides/score.json"))
-    return found
+    stage, _, name = address.partition("@")
+    before = inputs_of(address).get("counting") if stage == "score" else None
+    if before is None:
+        return None
+    from gift.doctor.rewards import counting_rewards
+
+    folder = f"data/rounds/{name}"
+    same = Same((f"{folder}/scores",), ("rewards", "params.yaml", f"{folder}/overrides/score.json"))
+    return same if before == counting_rewards(name) else None
 
 
-def again_findings(launch: ReproLaunch) -> Iterator[Finding]:
+def again_findings() -> Iterator[Finding]:
     """One finding where finished stages would run again; an error where they took long and nobody asked for it."""
     if not Path(LOCK).exists():
         return
+    try:
+        launch = read_launch("repro", ReproLaunch)
+    except UserError as error:
+        yield from say.refused(error)
+        return
     asked = asked_of_dvc()
     missing = bool({ALLOW_MISSING, PULL} & {*(asked or ())})
-    if pruned() and asked is not None and not missing:
+    found = world(missing=missing)
+    gone = [name for name in pruned() if f"update@{name}" in wanted_of(found.stages, asked or ())]
+    if gone and asked is not None and not missing:
         yield say.error(
-            f"the optimizer states of {', '.join(pruned())} were pruned, and DVC would train these rounds again: "
+            f"the optimizer states of {', '.join(gone)} were pruned, and DVC would train these rounds again: "
             f"`make repro`, or `dvc repro {ALLOW_MISSING}`"
         )
         return
-    found = world(missing=missing)
     again = work_again(found, asked or ())
     if again is None:
         yield say.ok("nothing that is finished would run again")

@@ -30,8 +30,11 @@ from gift.doctor.whole import Project, read_project
 from gift.project.machine import Gpus, find_gpus
 
 
-def check_project(quick: bool) -> list[Finding]:
-    """The findings of the project in the working folder; `quick`: what takes a second or two, as `dvc repro` does."""
+def check_project(quick: bool, *, again: bool = True) -> list[Finding]:
+    """The findings of the project in the working folder; `quick`: what takes a second or two, as `dvc repro` does.
+
+    `again`: also what would run again; in a run the stage `code` has said it already.
+    """
     project, findings = read_project()
     if project is None:
         return [*findings, *package_findings(set()), *keeping_findings()]
@@ -46,7 +49,7 @@ def check_project(quick: bool) -> list[Finding]:
         findings += [replace(each, text=f"{each.text} ({name})") for each in changed if each not in findings]
     findings += [*package_findings({params.generate.engine, params.evaluate.engine}), *flavour_findings(gpus)]
     findings += keeping_findings()
-    findings += again_findings(project.launch.repro)
+    findings += again_findings() if again else []
     findings += disk_findings(project, model, find_room()) if model else []
     findings += prompt_findings(prompts, params.score) if prompts and not quick else []
     said: dict[tuple[str, str], Finding] = {}

@@ -46,8 +46,7 @@ class Again:
 
 def work_again(world: World, asked: Collection[str] = ()) -> Again | None:
     """The finished work that a run would do again, of what the stages among the words `asked` need (none: of all)."""
-    targets = {*world.stages, *(stage.name for stage in world.stages.values())} & set(asked)
-    wanted = needed(world.stages, targets) if targets else world.stages.keys()
+    wanted = wanted_of(world.stages, asked)
     steps = [
         step
         for step in plan(world)
@@ -59,6 +58,12 @@ def work_again(world: World, asked: Collection[str] = ()) -> Again | None:
     took = [seconds_of(step.stage) for step in steps]
     seconds = None if None in took else sum(each for each in took if each is not None)
     return Again(_what(steps), seconds, tuple(reasons))
+
+
+def wanted_of(stages: Mapping[str, Stage], asked: Collection[str]) -> Collection[str]:
+    """The addresses of what the stages among the words `asked` need; of all where there is none."""
+    targets = {*stages, *(stage.name for stage in stages.values())} & set(asked)
+    return needed(stages, targets) if targets else stages.keys()
 
 
 def asked_of_dvc() -> list[str] | None:

@@ -73,9 +73,7 @@ def kept_lines(world: World) -> Iterator[str]:
     """Of finished stages that other code made than there is now: `r1, r2: made by update 3, now 4`."""
     found: dict[str, list[str]] = {}
     for address, stage in world.stages.items():
-        if address not in world.lock or code_file(stage.code) not in world.texts:  # `code` has no code of its own
-            continue
-        code, now = made_by(stage.address).get("code"), world.texts[code_file(stage.code)].strip()
-        if isinstance(code, dict) and code["results"] != now:
+        code, now = made_by(stage.address).get("code"), (world.text(code_file(stage.code)) or "").strip()
+        if address in world.lock and isinstance(code, dict) and code["results"] != now:
             found.setdefault(f"made by {stage.code} {code['results']}, now {now}", []).append(stage.round or "base")
     yield from (f"{', '.join(names)}: {text}" for text, names in found.items())

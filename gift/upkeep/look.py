@@ -2,7 +2,7 @@
 
 import configparser
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ DIGESTS = Path("data/.cache/md5.json")
 DVC = Path(".dvc")
 
 
-def read_world(texts: Mapping[str, str], same: Mapping[str, Same], *, missing: bool = False) -> World:
-    """The project in the working folder; `texts` and `same` as in `World`. `missing`: what is gone may be gone."""
+def read_world(
+    text: Callable[[str], str | None], same: Callable[[str], Same | None], *, missing: bool = False
+) -> World:
+    """The project in the working folder; `text` and `same` as in `World`. `missing`: what is gone may be gone."""
     digests, lock = Digests(), read_lock()
     gone = {path for record in lock.values() for path in record.outs if not Path(path).exists()} if missing else ()
     settings = cache(lambda file: read_yaml(Path(file)))
@@ -32,9 +34,9 @@ def read_world(texts: Mapping[str, str], same: Mapping[str, Same], *, missing: b
         digests,
         lambda file, key: value_at(settings(file), key),
         dvc_cache(),
-        texts,
-        {*pruned_paths(), *gone},
+        text,
         same,
+        {*pruned_paths(), *gone},
     )
 
 

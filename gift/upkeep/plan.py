@@ -7,7 +7,7 @@ has yet to run nobody knows, so all that follows it counts as to be made; DVC ma
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class World:
     """The project as it lies there.
 
     digest: the MD5 of a path as in dvc.lock, or None where nothing is. settings: the value of a key of a file. cache:
-    DVC's. texts: what the stages will write that take no time, by path. pruned: outputs that may be gone. same: by
-    address, for stages of which more is known than that they run again.
+    DVC's. text: what a stage that takes no time will write at a path. same: by address, of a stage of which more is
+    known than that it runs again. pruned: outputs that may be gone.
     """
 
     stages: Mapping[str, Stage]
@@ -52,9 +52,9 @@ class World:
     digest: Callable[[str], str | None]
     settings: Callable[[str, str], object]
     cache: Path
-    texts: Mapping[str, str]
+    text: Callable[[str], str | None]
+    same: Callable[[str], Same | None]
     pruned: Collection[str] = ()
-    same: Mapping[str, Same] = field(default_factory=dict)
 
 
 def plan(world: World) -> list[Step]:
@@ -69,7 +69,8 @@ def plan(world: World) -> list[Step]:
             made = record.outs if step is None and record else restored_outs(stage, world, deps)
             found |= made or {}
         else:
-            found |= {path: md5_of_text(world.texts[path]) if path in world.texts else UNKNOWN for path in stage.outs}
+            texts = {path: world.text(path) for path in stage.outs}
+            found |= {path: UNKNOWN if text is None else md5_of_text(text) for path, text in texts.items()}
             found |= _same(stage, record, world, deps)
         steps += [step] if step else []
     return steps
@@ -176,7 +177,7 @@ def _inputs_that_differ(stage: Stage, record: Record, world: World, deps: Mappin
 
 def _same(stage: Stage, record: Record | None, world: World, deps: Mapping[str, str | None]) -> dict[str, str]:
     """Of the outputs of a stage that runs again those that it makes as they are."""
-    known = world.same.get(stage.address)
+    known = None if record is None else world.same(stage.address)
     if record is None or known is None:
         return {}
     rest = {path: digest for path, digest in deps.items() if path not in known.inputs}
