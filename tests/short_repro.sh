@@ -69,6 +69,7 @@ for name in base r1 r2; do
 done
 check "dvc plots show --json" dvc plots show --json
 check "the page of the plots is made" python -m gift.cli plots-template .dvc/plots.html
+check "DVC is told of it, as make env does" dvc config --local plots.html_template plots.html
 check "dvc plots show" dvc plots show
 check "its charts are there" grep -q "Held-out accuracy" dvc_plots/index.html
 same "its page needs no network" "$(grep -c 'src="http' dvc_plots/index.html || true)" 0
