@@ -9,7 +9,7 @@ from gift.project import console
 from gift.project.code import UNNUMBERED, codes_of, stages
 from gift.project.door import check_inputs
 from gift.project.errors import UserError
-from gift.project.work import write_text
+from gift.project.work import forget_noted, write_text
 
 
 @click.command()
@@ -17,6 +17,7 @@ from gift.project.work import write_text
 @click.option("--compare", is_flag=True, help="Of the stages of compare/dvc.yaml; without it, of those of dvc.yaml.")
 def main(folder: Path, compare: bool) -> None:
     """Runs before all other stages, every time. A file of FOLDER whose stage has the same code is not touched."""
+    forget_noted()
     for finding in () if compare else again_findings():
         if finding.level == "error":
             raise UserError(finding.text)
