@@ -12,7 +12,13 @@ from gift.project.console import end_with_parent
 from gift.project.errors import UserError, refused
 from gift.project.params import read_launch
 from gift.project.work import publish_again
-from gift.training.launcher import allocation_problem, hosts_problem, processes_problem, program_problem
+from gift.training.launcher import (
+    allocation_problem,
+    hosts_problem,
+    processes_problem,
+    program_problem,
+    unreached_problem,
+)
 from gift.training.settings import UpdateLaunch
 
 MANY = ("stages.update",)
@@ -34,7 +40,7 @@ def main(arguments: list[str]) -> None:
             print(f"{finished}: was finished before it was stopped; its outputs are in their places again")
             return
         launch = read_launch("update", UpdateLaunch) if module in MANY else UpdateLaunch()
-        for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem):
+        for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem, unreached_problem):
             if problem := problem_of(launch):
                 raise UserError(problem)
     except UserError as error:

@@ -15,7 +15,8 @@ from gift.project.code import missing_modules
 from gift.project.errors import UserError, amount
 from gift.project.machine import Gpus, asked_for, installed_packages, lock_file, unlike
 from gift.project.yaml import read_yaml
-from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem
+from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem, unreached_problem
+from gift.training.settings import UpdateLaunch
 from gift.upkeep.look import dvc_cache, dvc_links
 from gift.upkeep.repro import linked_data
 
@@ -57,6 +58,13 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
             yield say.error(f"{line}: this machine has {gpus.count} GPUs, one for each process; lower it")
         if not gpus.count and processes > (os.cpu_count() or 1):
             yield say.warning(f"{line}: more processes than this machine's {os.cpu_count()} cores, and no GPU")
+
+
+def host_findings(launch: UpdateLaunch) -> list[Finding]:
+    """Hosts that the launcher would not reach; a second or ten, by the network."""
+    asked = program_problem(launch) is None and hosts_problem(launch) is None
+    problem = unreached_problem(launch) if asked else None
+    return [say.error(problem)] if problem else []
 
 
 def package_findings(engines: set[str]) -> list[Finding]:

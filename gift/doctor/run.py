@@ -10,6 +10,7 @@ from gift.doctor.machine import (
     disk_findings,
     find_room,
     flavour_findings,
+    host_findings,
     keeping_findings,
     machine_findings,
     package_findings,
@@ -49,6 +50,7 @@ def check_project(quick: bool, *, again: bool = True) -> list[Finding]:
         findings += [replace(each, text=f"{each.text} ({name})") for each in changed if each not in findings]
     findings += [*package_findings({params.generate.engine, params.evaluate.engine}), *flavour_findings(gpus)]
     findings += keeping_findings()
+    findings += [] if quick else host_findings(project.launch.update)
     findings += again_findings() if again else []
     findings += disk_findings(project, model, find_room()) if model else []
     findings += prompt_findings(prompts, params.score) if prompts and not quick else []

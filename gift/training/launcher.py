@@ -2,13 +2,17 @@
 
 import os
 import re
+import shlex
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 from gift.training.settings import UpdateLaunch
 
 HOST = "`node1 slots=8`"
+_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
 
 
 def processes_problem(launch: UpdateLaunch) -> str | None:
@@ -42,13 +46,10 @@ def hosts_problem(launch: UpdateLaunch) -> str | None:
         return None
     if not path.is_file():
         return f"launch.yaml: update.launcher_args: --hostfile {path}: no such file; its lines are such as {HOST}"
-    slots: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        text = line.partition("#")[0].strip()
-        found = re.fullmatch(r"(\S+)\s+slots=(\d+)", text)
-        if text and not found:
-            return f"launch.yaml: update.launcher_args: {path}:{number}: {text!r}: not a line such as {HOST}"
-        slots |= {found[1]: int(found[2])} if found else {}
+    for number, line in enumerate(_lines(path), 1):
+        if line and not _LINE.fullmatch(line):
+            return f"launch.yaml: update.launcher_args: {path}:{number}: {line!r}: not a line such as {HOST}"
+    slots = _slots(path)
     if not slots:
         return f"launch.yaml: update.launcher_args: {path}: names no host; its lines are such as {HOST}"
     fewest = min(slots, key=lambda host: slots[host])
@@ -66,9 +67,57 @@ def hosts_problem(launch: UpdateLaunch) -> str | None:
     return None
 
 
+def unreached_problem(launch: UpdateLaunch) -> str | None:
+    """A host of several that ssh does not reach without a password: it is asked, for 10 s at most."""
+    path = hostfile(launch)
+    others = _argument(launch, "--no_ssh", "--no_ssh_check", "-i", "--include", "-e", "--exclude", "--num_nodes")
+    if launch.launcher != "deepspeed" or path is None or others is not None or len(_slots(path)) == 1:
+        return None
+    port = _argument(launch, "--ssh_port")
+    words = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *(["-p", port] if port else [])]
+    asked = {host: [*words, host, "true"] for host in _slots(path)}
+    with ThreadPoolExecutor(16) as pool:
+        answers = dict(zip(asked, pool.map(_answer, asked.values()), strict=True))
+    for host, said in answers.items():
+        if said is not None:
+            return (
+                f"launch.yaml: update.launcher_args: {path}: {host}: ssh does not reach it ({said}); "
+                f"`{shlex.join(asked[host])}` must end well without a password"
+            )
+    return None
+
+
+def _answer(command: list[str]) -> str | None:
+    """The last line of a command that fails."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = ["", *done.stderr.strip().splitlines()][-1]
+    return (said or f"exit code {done.returncode}") if done.returncode else None
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _slots(path: Path) -> dict[str, int]:
+    """The hosts of a file, and how many processes each takes."""
+    found = filter(None, map(_LINE.fullmatch, _lines(path)))
+    return {each[1]: int(each[2]) for each in found}
+
+
 def hostfile(launch: UpdateLaunch) -> Path | None:
+    value = _argument(launch, "--hostfile", "-H")
+    return None if value is None else Path(value)
+
+
+def _argument(launch: UpdateLaunch, *names: str) -> str | None:
+    """What follows a word of launcher_args, or its equals sign."""
     for word, after in pairwise([*launch.launcher_args, ""]):
         name, equals, value = word.partition("=")
-        if name in ("--hostfile", "-H"):
-            return Path(value if equals else after)
+        if name in names:
+            return value if equals else after
     return None
