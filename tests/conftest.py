@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import gc
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import mini
@@ -68,3 +70,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(world: Path, tmp_path: Path) -> Path:
     """A copy of that project, to be changed."""
     return Path(shutil.copytree(world, tmp_path / "project"))
+
+
+@pytest.fixture
+def noted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Such a copy as the working folder, with the dvc.lock that DVC would have left."""
+    from gift.project import door
+    from gift.project.graph import read_graph
+
+    monkeypatch.chdir(copied)
+    for checked in read_graph()["doctor"].outs:  # a stage that the miniature leaves out
+        Path(checked).write_text("ok\n")
+    stages = {
+        address: {"cmd": stage.cmd, "outs": [{"path": out, "md5": door.md5_of(Path(out))} for out in stage.outs]}
+        for address, stage in read_graph().items()
+        if all(Path(out).exists() for out in stage.outs)
+    }
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    yield copied
+    door._seen.clear()

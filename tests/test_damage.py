@@ -1,33 +1,14 @@
 """A flipped byte in anything that a stage reads is seen by that stage, though size and time stay the same."""
 
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import mini
 import pytest
 
 from gift.project import door
-from gift.project.door import md5_of
 from gift.project.errors import UserError
 from gift.project.graph import read_graph
-
-
-@pytest.fixture
-def noted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A finished project with the dvc.lock that DVC would have left."""
-    monkeypatch.chdir(copied)
-    for checked in read_graph()["doctor"].outs:  # a stage that the miniature leaves out
-        Path(checked).write_text("ok\n")
-    stages = {
-        address: {"cmd": stage.cmd, "outs": [{"path": out, "md5": md5_of(Path(out))} for out in stage.outs]}
-        for address, stage in read_graph().items()
-        if all(Path(out).exists() for out in stage.outs)
-    }
-    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
-    yield copied
-    door._seen.clear()
 
 
 def flip(path: Path) -> None:
