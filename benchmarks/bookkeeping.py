@@ -20,6 +20,7 @@ from gift.project.params import overrides_text
 from gift.project.rounds import read_rounds
 
 NOTHING_GOAL, ROUND_GOAL = 5.0, 10.0
+HISTORY = json.dumps({"round": {"round": 0}, "steps": []})
 # In place of the stages that make the base and the rounds: all of their bookkeeping, and outputs of a line each.
 STUB = """
 import os, runpy, sys
@@ -40,7 +41,8 @@ for number, out in enumerate(read_graph()[address].outs):
     path = work.folder / str(number)
     if not Path(out).suffix:
         path.mkdir()
-    (path if Path(out).suffix else path / "part").write_text(address)
+    own = os.environ["HISTORY"] if "history" in out else address
+    (path if Path(out).suffix else path / "part").write_text(own)
     moves[path] = Path(out)
 work.publish(moves)
 """
@@ -86,7 +88,7 @@ def timed(folder: Path, *words: str) -> float:
 def run(folder: Path, *words: str) -> None:
     """A command of this environment in the project."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    own = {"PYTHONPATH": str(folder), "PATH": path, "DVC_NO_ANALYTICS": "1", "GIFT_AGAIN": "1"}
+    own = {"PYTHONPATH": str(folder), "PATH": path, "DVC_NO_ANALYTICS": "1", "GIFT_AGAIN": "1", "HISTORY": HISTORY}
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False
     )
@@ -124,7 +126,7 @@ def write_outs(stage: Stage) -> None:
         path = out if out.suffix else out / "part"
         path.parent.mkdir(parents=True, exist_ok=True)
         own = overrides_text(rounds[stage.round], out.stem) if stage.name == "overrides" else stage.address
-        path.write_text(json.dumps({"name": stage.round or "base", "round": 0}) if "history" in out.parts else own)
+        path.write_text(HISTORY if "history" in out.parts else own)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -32,9 +32,10 @@ def main() -> None:
 @click.argument("arguments", metavar="[ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
 def repro(arguments: tuple[str, ...]) -> None:
     """Run what is stale: `dvc repro` with its ARGUMENTS, after mending what a kill left of DVC's files."""
+    from gift.doctor.again import stages_of_run
     from gift.upkeep.repro import repro as run
 
-    raise SystemExit(run(arguments))
+    raise SystemExit(run(arguments, stages_of_run))
 
 
 @main.command()

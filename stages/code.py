@@ -10,6 +10,7 @@ from gift.project.code import UNNUMBERED, codes_of, stages
 from gift.project.door import check_inputs
 from gift.project.errors import UserError
 from gift.project.work import forget_noted, write_text
+from gift.upkeep.guard import looked
 
 
 @click.command()
@@ -18,7 +19,7 @@ from gift.project.work import forget_noted, write_text
 def main(folder: Path, compare: bool) -> None:
     """Runs before all other stages, every time. A file of FOLDER whose stage has the same code is not touched."""
     forget_noted()
-    for finding in () if compare else again_findings():
+    for finding in () if compare or looked() else again_findings():
         if finding.level == "error":
             raise UserError(finding.text)
         click.echo(finding.text)

@@ -323,7 +323,7 @@ def main() -> None:
         here = world()
         steps = plan(here)
         planned = [[step.stage.address for step in steps if step.restored == kept] for kept in (False, True)]
-        again = work_again(here)
+        again = work_again(steps, here.lock)
         with Repo() as repo:
             repo.reproduce(allow_missing=bool(pruned()))
         print(json.dumps([name, ran, restored, *planned, again and again.line]), flush=True)

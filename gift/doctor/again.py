@@ -1,16 +1,18 @@
 """What `dvc repro` would do again: the stage `code` says it before anything runs, and stops where it is too much."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import click
 
 from gift.doctor.findings import Finding, Theme
 from gift.project.errors import UserError
 from gift.project.graph import LOCK
 from gift.project.params import read_launch
-from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, wanted_of, work_again
+from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, work_again
 from gift.upkeep.keep import kept_lines
 from gift.upkeep.look import quick_texts, read_world
-from gift.upkeep.plan import Same, World
+from gift.upkeep.plan import Same, Step, World, plan, wanted_of
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 from gift.upkeep.settings import ReproLaunch
 
@@ -47,13 +49,11 @@ def same_scores(address: str) -> Same | None:
 
 
 def again_findings() -> Iterator[Finding]:
-    """One finding where finished stages would run again; an error where they took long and nobody asked for it."""
+    """One finding where finished stages would run again; an error where they took long and nobody asked for it.
+
+    In a run of DVC's for what that makes.
+    """
     if not Path(LOCK).exists():
-        return
-    try:
-        launch = read_launch("repro", ReproLaunch)
-    except UserError as error:
-        yield from say.refused(error)
         return
     asked = asked_of_dvc()
     missing = bool({ALLOW_MISSING, PULL} & {*(asked or ())})
@@ -64,10 +64,40 @@ def again_findings() -> Iterator[Finding]:
             f"the optimizer states of {', '.join(gone)} were pruned, and DVC would train these rounds again: "
             f"`make repro`, or `dvc repro {ALLOW_MISSING}`"
         )
+    else:
+        yield from _findings(found, plan(found, asked or ()))
+
+
+def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
+    """The addresses of what `gift repro` with these arguments would run; a `UserError` where it may not.
+
+    None where DVC itself must find out: nothing was made yet, or it is asked for more than stages by their names.
+    """
+    words = [word for word in arguments if word not in (ALLOW_MISSING, "--quiet", "-q", "--verbose", "-v")]
+    if not Path(LOCK).exists():
+        return None
+    found = world(missing=ALLOW_MISSING in arguments or bool(pruned()))
+    if {*words} - {*found.stages, *(stage.name for stage in found.stages.values())}:
+        return None
+    planned = plan(found, words)
+    for finding in _findings(found, planned):
+        if finding.level == "error":
+            raise UserError(finding.text)
+        click.echo(finding.text)
+    work = any(step.reasons or not step.stage.always for step in planned)
+    return [step.stage.address for step in planned] if work else []
+
+
+def _findings(found: World, planned: Sequence[Step]) -> Iterator[Finding]:
+    try:
+        launch = read_launch("repro", ReproLaunch)
+    except UserError as error:
+        yield from say.refused(error)
         return
-    again = work_again(found, asked or ())
+    again = work_again(planned, found.lock)
     if again is None:
         yield say.ok("nothing that is finished would run again")
+        yield from (say.note(line) for line in kept_lines(found))
     elif again.asks(launch.ask_from_minutes):
         yield say.error(
             f"{again.line}. `{VARIABLE}=1 make repro` runs it again; `gift keep` leaves finished rounds as they are "
@@ -75,5 +105,3 @@ def again_findings() -> Iterator[Finding]:
         )
     else:
         yield say.note(again.line)
-    if again is None:
-        yield from (say.note(line) for line in kept_lines(found))

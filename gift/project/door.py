@@ -8,7 +8,7 @@ believes that it is as it was. Outside DVC, which then notes nothing, nothing is
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def enter() -> None:
         return
     file, _, name = address.rpartition(":")
     graph = Path(file) if file else GRAPH
-    stage = read_graph(graph).get(name)
+    stage = read_graph(graph, only=name).get(name)
     if stage is None:
         return
     lock = graph.with_name(LOCK.name)
@@ -110,18 +110,20 @@ def refuse_damage(stage: Stage, lock: dict[str, Record]) -> None:
             )
 
 
-def md5_of(path: Path, md5: Callable[[Path], str] | None = None) -> str:
-    """The MD5 of a file or folder as dvc.lock has it: of a folder over the names and MD5s of its files.
-
-    `md5` is asked for that of a file, in threads; without it each is read.
-    """
-    md5 = md5 or md5_of_file
-    if path.is_file():
-        return md5(path)
-    paths = list(_below(path))
+def md5_of_files(paths: Sequence[Path]) -> list[str]:
+    """The MD5 of each file, read in threads."""
+    if len(paths) < 2:
+        return [md5_of_file(path) for path in paths]
     with ThreadPoolExecutor() as threads:
-        digests = threads.map(md5, paths)
-        named = sorted((each.relative_to(path).as_posix(), digest) for each, digest in zip(paths, digests, strict=True))
+        return list(threads.map(md5_of_file, paths))
+
+
+def md5_of(path: Path, md5s: Callable[[Sequence[Path]], list[str]] = md5_of_files) -> str:
+    """The MD5 of a file or folder as dvc.lock has it: of a folder over the names and MD5s of its files, by `md5s`."""
+    if path.is_file():
+        return md5s([path])[0]
+    paths = list(_below(path))
+    named = sorted((each.relative_to(path).as_posix(), md5) for each, md5 in zip(paths, md5s(paths), strict=True))
     entries = [{"md5": digest, "relpath": name} for name, digest in named]
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
 

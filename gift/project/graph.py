@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,15 @@ class Record:
     outs: dict[str, str]
 
 
-def read_graph(path: Path = GRAPH) -> dict[str, Stage]:
-    """The stages of a dvc.yaml by address, in the file's order, its templates filled in as DVC does."""
+def read_graph(path: Path = GRAPH, only: str | None = None) -> dict[str, Stage]:
+    """The stages of a dvc.yaml by address, in the file's order, its templates filled in as DVC does; or `only` one."""
     content = read_yaml(path)
     known = {key: value for file in content.get("vars", []) for key, value in read_yaml(path.parent / file).items()}
     stages = {}
     for name, body in content["stages"].items():
         for address, one, values in _each(name, body, known):
+            if only not in (None, address):
+                continue
             filled = _fill(one, {**known, **values})
             stages[address] = Stage(
                 *(address, filled["cmd"], tuple(filled.get("deps", ())), _params(filled)),
@@ -74,12 +77,15 @@ def read_lock(path: Path = LOCK) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        return {
-            address: _record(stage) for address, stage in load_lock(path.read_text(encoding="utf-8"))["stages"].items()
-        }
+        return dict(_records(path.read_text(encoding="utf-8")))
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         remedy = f"`git checkout {path}` takes back the last one in git; DVC's run cache has what was made since"
         raise UserError(f"{path}: damaged, most likely by a kill while DVC wrote it; {remedy}") from None
+
+
+@lru_cache(2)
+def _records(text: str) -> dict[str, Record]:
+    return {address: _record(stage) for address, stage in load_lock(text)["stages"].items()}
 
 
 def read_run(path: Path) -> Record:

@@ -222,6 +222,16 @@ def json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
+def read_json(path: Path) -> Any:
+    """A small file that a stage wrote; a `UserError` where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({error}); take it back (git, or `dvc checkout {path}`), or remove it and run `dvc repro`"
+        ) from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """`json_text` as a file, whole or not there."""
     write_text(path, json_text(content))

@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an unreadable file is a `UserError` naming file, line and problem."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = deepcopy(_parsed_as_both(text))
+        content = deepcopy(_parsed(text))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
@@ -48,14 +48,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _parsed_as_both(text: str) -> Any:
-    """Once a process: the slow parser has the better errors, and that in C, which DVC takes, refuses more.
-
-    Such as `{function: rewards/mine.py:right}`.
-    """
-    content = YAML(typ="safe", pure=True).load(text)
-    YAML(typ="safe").load(text)
-    return content
+def _parsed(text: str) -> Any:
+    """Once a process, by the parser in C as DVC does; the slow one has the better errors."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError:
+        YAML(typ="safe", pure=True).load(text)
+        raise  # C alone refuses such as `{function: rewards/mine.py:right}`
 
 
 def blocks_of(text: str) -> dict[str, str] | None:
@@ -81,7 +80,7 @@ def load_lock(text: str) -> Any:
     keys = {name: hashlib.md5(block.encode(), usedforsecurity=False).hexdigest() for name, block in blocks.items()}
     for name, block in blocks.items():
         found = known.get(keys[name])
-        stages |= found if found is not None else _parsed(block)
+        stages |= found if found is not None else dict(YAML(typ="safe").load(block))
     if keys.values() - known.keys():
         _keep({keys[name]: {name: stages[name]} for name in blocks if name in stages})
     return {"schema": "2.0", "stages": stages}
@@ -91,11 +90,6 @@ def with_stages(text: str, stages: dict[str, str]) -> str | None:
     """The text with other blocks of some stages; None as above."""
     blocks = blocks_of(text or HEAD)
     return None if blocks is None else HEAD + "".join((blocks | stages).values())
-
-
-def _parsed(block: str) -> dict[str, Any]:
-    """One block by YAML's parser in C, as DVC reads it."""
-    return dict(YAML(typ="safe").load(block))
 
 
 def _known() -> dict[str, dict[str, Any]]:

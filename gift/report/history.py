@@ -1,12 +1,12 @@
 """The history: a row a round and its steps, gathered when the round is evaluated, and those of all rounds together."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gift.project.errors import UserError
+from gift.project.work import read_json
 
 
 def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]
                 lines = list(csv.DictReader(file))
             steps = [{key: float(text) if text else None for key, text in line.items()} for line in lines]
         else:
-            row = row | json.loads(path.read_text(encoding="utf-8"))
+            row = row | read_json(path)
     return {"round": row, "steps": steps}
 
 
@@ -30,7 +30,7 @@ def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list
     """
     names = dict.fromkeys(name for line in lines.values() for name in line)
     paths = {name: folder / f"{name}.json" for name in names}
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
     if not found:
         raise UserError(f"{folder}: no history; `dvc repro evaluate` makes it")
     # DVC's plots stop at a missing key; a null is left out of the line, which is what is meant.

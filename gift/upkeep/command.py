@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+ONLY = "GIFT_STAGES"
+"""Of the environment: the addresses (JSON) of the stages of dvc.yaml that DVC reads; without it all."""
 BIN = Path(sys.executable).parent
 
 

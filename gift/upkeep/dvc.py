@@ -5,11 +5,15 @@ the file. The bytes are DVC's own; `dvc repro` by itself works as ever, and take
 """
 
 import io
+import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from gift.project import yaml
+from gift.project.graph import GRAPH
+from gift.upkeep.command import ONLY
 
 
 def main() -> int:
@@ -40,7 +44,24 @@ def main() -> int:
             self.repo.scm_context.track_file(self.relpath)
 
     Lockfile._load_yaml, Lockfile.dump_stages = load, dump
+    if only := json.loads(os.environ.get(ONLY, "[]")):
+        read_only(only)
     return int(dvc.cli.main())
+
+
+def read_only(addresses: Collection[str]) -> None:
+    """Let DVC know these stages of dvc.yaml and no others: of 900 it takes 7 s to read and 14 s to look at each.
+
+    What the others made are files like any other. Only for a run of stages that `plan` found, which looks at all.
+    """
+    from dvc.stage.loader import StageLoader
+
+    def names(self: Any) -> list[str]:
+        here = Path(self.dvcfile.path) == Path(GRAPH).absolute()
+        return [name for name in self.resolver.get_keys() if here and name in addresses]
+
+    StageLoader.__iter__ = lambda self: iter(names(self))
+    StageLoader.__len__ = lambda self: len(names(self))
 
 
 def _is_here(file: Any) -> bool:

@@ -13,10 +13,12 @@ import psutil
 from gift.project.code import code_of
 from gift.project.graph import Record, Stage
 from gift.project.work import MADE
-from gift.upkeep.plan import Step, World, md5_of_text, needed, plan
+from gift.upkeep.plan import Step, md5_of_text
 
 VARIABLE = "GIFT_AGAIN"
 """Of the environment: 1 lets finished work run again."""
+LOOKED = "GIFT_LOOKED"
+"""Of the environment: the process of the `gift repro` that looked already, before it started DVC."""
 QUICK = ("code", "doctor", "overrides", "check_rewards", "report")
 """Stages that take a second or two; the others leave a note of what they took in `MADE`."""
 NUM_SHOWN = 4
@@ -44,26 +46,15 @@ class Again:
         return os.environ.get(VARIABLE) != "1" and (self.seconds is None or self.seconds >= 60 * minutes)
 
 
-def work_again(world: World, asked: Collection[str] = ()) -> Again | None:
-    """The finished work that a run would do again, of what the stages among the words `asked` need (none: of all)."""
-    wanted = wanted_of(world.stages, asked)
-    steps = [
-        step
-        for step in plan(world)
-        if step.again and not step.restored and step.stage.name not in QUICK and step.stage.address in wanted
-    ]
+def work_again(planned: Collection[Step], lock: Mapping[str, Record]) -> Again | None:
+    """The finished work among the stages that a run would make."""
+    steps = [step for step in planned if step.again and not step.restored and step.stage.name not in QUICK]
     if not steps:
         return None
-    reasons = dict.fromkeys(in_words(reason, step, world.lock) for step in steps for reason in step.reasons)
+    reasons = dict.fromkeys(in_words(reason, step, lock) for step in steps for reason in step.reasons)
     took = [seconds_of(step.stage) for step in steps]
     seconds = None if None in took else sum(each for each in took if each is not None)
     return Again(_what(steps), seconds, tuple(reasons))
-
-
-def wanted_of(stages: Mapping[str, Stage], asked: Collection[str]) -> Collection[str]:
-    """The addresses of what the stages among the words `asked` need; of all where there is none."""
-    targets = {*stages, *(stage.name for stage in stages.values())} & set(asked)
-    return needed(stages, targets) if targets else stages.keys()
 
 
 def asked_of_dvc() -> list[str] | None:
@@ -73,6 +64,12 @@ def asked_of_dvc() -> list[str] | None:
         if "repro" in words and any(Path(word).name in ("dvc", "gift", "gift.upkeep.dvc") for word in words):
             return words[words.index("repro") + 1 :]
     return None
+
+
+def looked() -> bool:
+    """Whether the `gift repro` that runs this process has said what would run again."""
+    by = os.environ.get(LOOKED)
+    return by is not None and by in {str(parent.pid) for parent in psutil.Process().parents()}
 
 
 def made_by(address: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import configparser
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gift.project.code import code_file, codes_of, stages
-from gift.project.door import md5_of, md5_of_file
+from gift.project.door import md5_of, md5_of_files
 from gift.project.graph import read_graph, read_lock, value_at
 from gift.project.params import overrides_text
 from gift.project.rounds import SECTIONS, read_rounds
@@ -79,17 +79,15 @@ class Digests:
     def __call__(self, path: str) -> str | None:
         """None where there is nothing."""
         if path not in self.found:
-            self.found[path] = md5_of(Path(path), self._of_file) if Path(path).exists() else None
+            self.found[path] = md5_of(Path(path), self._of_files) if Path(path).exists() else None
         return self.found[path]
 
-    def _of_file(self, path: Path) -> str:
-        stat = path.stat()
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        *before, digest = self.known.get(str(path), [None])
-        if before != state:
-            digest = md5_of_file(path)
-            self.known[str(path)] = [*state, digest]
-        return str(digest)
+    def _of_files(self, paths: Sequence[Path]) -> list[str]:
+        states = {path: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for path in paths for stat in [path.stat()]}
+        new = [path for path in paths if self.known.get(str(path), [None])[:-1] != states[path]]
+        for path, digest in zip(new, md5_of_files(new), strict=True):
+            self.known[str(path)] = [*states[path], digest]
+        return [str(self.known[str(path)][-1]) for path in paths]
 
     def keep(self) -> None:
         """For the next look."""

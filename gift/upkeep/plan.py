@@ -57,8 +57,8 @@ class World:
     pruned: Collection[str] = ()
 
 
-def plan(world: World) -> list[Step]:
-    """The stages of a run in the order of their work."""
+def plan(world: World, asked: Collection[str] = ()) -> list[Step]:
+    """The stages of a run in the order of their work: of what the stages among the words `asked` need, or of all."""
     found: dict[str, str | None] = {}  # of every path that a stage makes
     steps, near = [], Near(path for stage in world.stages.values() for path in stage.outs)
     for stage in ordered(world.stages):
@@ -73,7 +73,8 @@ def plan(world: World) -> list[Step]:
             found |= {path: UNKNOWN if text is None else md5_of_text(text) for path, text in texts.items()}
             found |= _same(stage, record, world, deps)
         steps += [step] if step else []
-    return steps
+    wanted = wanted_of(world.stages, asked)
+    return [step for step in steps if step.stage.address in wanted]
 
 
 def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
@@ -94,6 +95,12 @@ def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
     for stage in stages.values():
         add(stage)
     return list(done.values())
+
+
+def wanted_of(stages: Mapping[str, Stage], asked: Collection[str]) -> Collection[str]:
+    """The addresses of what the stages among the words `asked` need; of all where there is none."""
+    targets = {*stages, *(stage.name for stage in stages.values())} & set(asked)
+    return needed(stages, targets) if targets else stages.keys()
 
 
 def needed(stages: Mapping[str, Stage], targets: Collection[str]) -> set[str]:
@@ -243,4 +250,7 @@ def _in_cache(cache: Path, digest: str) -> bool:
     path = cache / "files" / "md5" / digest[:2] / digest[2:]
     if not path.is_file() or not digest.endswith(".dir"):
         return path.is_file()
-    return all(_in_cache(cache, each["md5"]) for each in json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return all(_in_cache(cache, each["md5"]) for each in json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:  # cut
+        return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gift.project.graph import Record
 from gift.project.rounds import Round
-from gift.project.work import MADE, write_json
+from gift.project.work import MADE, read_json, write_json
 
 PRUNED = MADE / "pruned.json"
 """The rounds whose states are gone, in git: `gift repro` then tells DVC that what is missing may be."""
@@ -52,7 +52,7 @@ def prune(states: list[State]) -> None:
 def pruned() -> list[str]:
     """The rounds whose states were pruned."""
     try:
-        return list(json.loads(PRUNED.read_text(encoding="utf-8"))["rounds"])
+        return list(read_json(PRUNED)["rounds"])
     except FileNotFoundError:
         return []
 

@@ -1,9 +1,11 @@
 """`gift repro`: `dvc repro` after a look at what would stop it in riddles, and with an end that says how to go on."""
 
+import json
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -15,15 +17,18 @@ from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import read_rounds
 from gift.project.work import forget_noted
 from gift.project.yaml import read_yaml
-from gift.upkeep.command import dvc, environment
-from gift.upkeep.guard import VARIABLE
+from gift.upkeep.command import ONLY, dvc, environment
+from gift.upkeep.guard import LOOKED, VARIABLE
 from gift.upkeep.heal import heal, running
 from gift.upkeep.look import dvc_cache
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 
 
-def repro(arguments: Sequence[str]) -> int:
-    """Run DVC to its end; returns its exit code. A signal that ends this process ends DVC and its stage, too."""
+def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], list[str] | None]) -> int:
+    """Run DVC to its end; returns its exit code. A signal that ends this process ends DVC and its stage, too.
+
+    `stages_of_run` names the stages that DVC will find to be made; it then reads no others (gift/upkeep/dvc.py).
+    """
     check_files()
     wait_for_others()
     forget_noted()
@@ -32,8 +37,16 @@ def repro(arguments: Sequence[str]) -> int:
     end_with_parent()
     if PULL in arguments and (code := make_first()):
         return code
+    stages = stages_of_run(arguments)
+    if stages == []:
+        click.echo("every stage is as dvc.lock has it: nothing to do")
+        return 0
+    looked = {LOOKED: str(os.getpid())} if stages else {}
+    words = [word for word in arguments if stages is None or word.startswith("-")]
     missing = [ALLOW_MISSING] if (pruned() or PULL in arguments) and ALLOW_MISSING not in arguments else []
-    child = psutil.Popen(dvc("repro", *missing, *arguments), env=environment(), preexec_fn=end_with_parent)
+    only = {ONLY: json.dumps(stages)} if stages else {}
+    env = {**environment(), **looked, **only}
+    child = psutil.Popen(dvc("repro", *missing, *words), env=env, preexec_fn=end_with_parent)
     ended_by: list[int] = []
 
     def end(number: int, _: object) -> None:

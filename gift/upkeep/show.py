@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.upkeep.guard import duration, in_words, seconds_of, work_again
-from gift.upkeep.plan import Step, World, needed, plan
+from gift.upkeep.plan import Step, World, plan, wanted_of
 
 
 def plan_lines(world: World, targets: Collection[str] = ()) -> Iterator[str]:
@@ -14,16 +14,16 @@ def plan_lines(world: World, targets: Collection[str] = ()) -> Iterator[str]:
     for target in targets:
         if target not in known:
             raise UserError(f"{target}: no such stage; {did_you_mean(target, sorted(known))}")
-    wanted = needed(world.stages, targets) if targets else world.stages.keys()
-    steps = [step for step in plan(world) if step.stage.address in wanted and (step.reasons or not step.stage.always)]
+    planned = plan(world, targets)
+    steps = [step for step in planned if step.reasons or not step.stage.always]
     width = max((len(step.stage.address) for step in steps), default=0)
     for step in steps:
         took = seconds_of(step.stage) if step.again else None
         shown = "" if took is None else duration(took)
         reasons = "; ".join(in_words(reason, step, world.lock) for reason in step.reasons) or "follows those above"
         yield f"{step.stage.address:<{width}}  {_deed(step):<8}  {shown:>8}  {reasons}"
-    again = work_again(world, targets)
-    yield f"{len(steps)} stages of {len(wanted)} would be made" + (f"; {again.line}" if again else "")
+    again, number = work_again(planned, world.lock), len(wanted_of(world.stages, targets))
+    yield f"{len(steps)} stages of {number} would be made" + (f"; {again.line}" if again else "")
 
 
 def _deed(step: Step) -> str:
