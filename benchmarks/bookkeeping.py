@@ -37,7 +37,7 @@ door.enter()
 address = os.environ["DVC_STAGE"]
 work = Work(address, {})
 moves = {}
-for number, out in enumerate(read_graph()[address].outs):
+for number, out in enumerate(read_graph(only=address)[address].outs):
     path = work.folder / str(number)
     if not Path(out).suffix:
         path.mkdir()

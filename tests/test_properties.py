@@ -215,7 +215,7 @@ def test_a_lock_in_blocks_says_what_yaml_reads_and_takes_other_blocks_as_dvc_wou
         patch.chdir(tmp_path_factory.mktemp("lock"))
         text = written(before)
         for _ in range(2):  # as it is read, and as it was kept
-            assert repr(yaml.load_lock(text)) == repr(YAML(typ="safe").load(text))
+            assert repr(yaml.load_lock(text, Path("dvc.lock"))) == repr(YAML(typ="safe").load(text))
         if yaml.blocks_of(text) is None:
             return
         new = yaml.blocks_of(written(changes)) or {}

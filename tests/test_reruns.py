@@ -28,6 +28,7 @@ from gift.project.graph import read_lock
 from gift.project.params import overrides_text
 from gift.project.rounds import read_rounds
 from gift.project.work import MADE, write_json
+from gift.upkeep.dvc import read_only
 from gift.upkeep.guard import work_again
 from gift.upkeep.keep import keep, stages_to_keep
 from gift.upkeep.look import dvc_cache, quick_texts, read_world
@@ -293,7 +294,10 @@ def read_code_here() -> None:
 
 
 def main() -> None:
-    """Go through the table; print for every row the stages that ran, in order, and those that were restored."""
+    """Go through the table; print for every row the stages that ran, in order, and those that were restored.
+
+    With the word `only` DVC reads of dvc.yaml no more than `gift repro` has it read.
+    """
     import dvc.stage.run
     from dvc.repo import Repo
     from dvc.utils.serialize import _yaml
@@ -324,6 +328,8 @@ def main() -> None:
         steps = plan(here)
         planned = [[step.stage.address for step in steps if step.restored == kept] for kept in (False, True)]
         again = work_again(steps, here.lock)
+        if sys.argv[1:] == ["only"] and here.lock:
+            read_only([step.stage.address for step in steps])
         with Repo() as repo:
             repo.reproduce(allow_missing=bool(pruned()))
         print(json.dumps([name, ran, restored, *planned, again and again.line]), flush=True)
@@ -331,10 +337,14 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    home = tmp_path_factory.mktemp("reruns")
+    return go_through(tmp_path_factory.mktemp("reruns"))
+
+
+def go_through(home: Path, *words: str) -> dict[str, list[Any]]:
+    """The table in a project of its own; what it printed."""
     (home / "project").mkdir()
     make_project(home / "project")
-    said = mini.run([sys.executable, __file__], home / "project", environment(home))
+    said = mini.run([sys.executable, __file__, *words], home / "project", environment(home))
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
     return {name: rest for name, *rest in lines}
 
@@ -365,6 +375,11 @@ def test_finished_work_that_would_run_again_is_said_with_its_cause(rows: dict[st
         assert re.search(AGAIN[change], line), line
     else:
         assert line is None
+
+
+@pytest.mark.slow
+def test_dvc_does_the_same_where_it_reads_only_what_the_plan_names(rows: dict[str, list[Any]], tmp_path: Path) -> None:
+    assert go_through(tmp_path, "only") == rows
 
 
 def test_a_project_begins_with_its_checks_and_takes_round_after_round(

@@ -77,15 +77,15 @@ def read_lock(path: Path = LOCK) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        return dict(_records(path.read_text(encoding="utf-8")))
+        return dict(_records(path.read_text(encoding="utf-8"), path))
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         remedy = f"`git checkout {path}` takes back the last one in git; DVC's run cache has what was made since"
         raise UserError(f"{path}: damaged, most likely by a kill while DVC wrote it; {remedy}") from None
 
 
 @lru_cache(2)
-def _records(text: str) -> dict[str, Record]:
-    return {address: _record(stage) for address, stage in load_lock(text)["stages"].items()}
+def _records(text: str, path: Path) -> dict[str, Record]:
+    return {address: _record(stage) for address, stage in load_lock(text, path)["stages"].items()}
 
 
 def read_run(path: Path) -> Record:

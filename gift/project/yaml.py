@@ -20,8 +20,8 @@ from ruamel.yaml.error import YAMLError
 
 from gift.project.errors import UserError
 
-KNOWN = Path("data/.cache/lock.json")
-"""Of each block of dvc.lock that was read before what it says, by its MD5."""
+KNOWN = Path("data/.cache")
+"""Here lies, for each dvc.lock, what its blocks say that were read before, by their MD5."""
 
 HEAD = "schema: '2.0'\nstages:\n"
 _BLOCK = re.compile(r"^  (\S.*):\n(?:(?:    .*)?\n)*", re.MULTILINE)
@@ -70,19 +70,20 @@ def blocks_of(text: str) -> dict[str, str] | None:
     return found if place == len(text) else None
 
 
-def load_lock(text: str) -> Any:
-    """What a dvc.lock says; of blocks that were read before without YAML."""
+def load_lock(text: str, path: Path) -> Any:
+    """What the dvc.lock at a path says; of blocks that were read before without YAML."""
     blocks = blocks_of(text)
     if blocks is None:
         return YAML(typ="safe").load(text)
-    known = _known()
+    file = KNOWN / f"{'-'.join(path.parts)}.json"
+    known = _known(file)
     stages: dict[str, Any] = {}
     keys = {name: hashlib.md5(block.encode(), usedforsecurity=False).hexdigest() for name, block in blocks.items()}
     for name, block in blocks.items():
         found = known.get(keys[name])
         stages |= found if found is not None else dict(YAML(typ="safe").load(block))
     if keys.values() - known.keys():
-        _keep({keys[name]: {name: stages[name]} for name in blocks if name in stages})
+        _keep(file, {keys[name]: {name: stages[name]} for name in blocks if name in stages})
     return {"schema": "2.0", "stages": stages}
 
 
@@ -92,21 +93,21 @@ def with_stages(text: str, stages: dict[str, str]) -> str | None:
     return None if blocks is None else HEAD + "".join((blocks | stages).values())
 
 
-def _known() -> dict[str, dict[str, Any]]:
+def _known(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        return dict(json.loads(KNOWN.read_text(encoding="utf-8")))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _keep(known: Mapping[str, dict[str, Any]]) -> None:
+def _keep(file: Path, known: Mapping[str, dict[str, Any]]) -> None:
     """For the next time; but what JSON would give back otherwise (a key that is a number)."""
     same = {key: each for key, each in known.items() if _survives(each)}
-    temporary = KNOWN.with_name(f"{KNOWN.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with suppress(OSError):
-        KNOWN.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(same), encoding="utf-8")
-        temporary.replace(KNOWN)
+        temporary.replace(file)
 
 
 def _survives(content: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ def main() -> int:
         text = Path(self.path).read_text(encoding="utf-8")
         if yaml.blocks_of(text) is None:
             return tuple(theirs["_load_yaml"](self, **options))
-        return yaml.load_lock(text), text
+        return yaml.load_lock(text, Path(self.relpath)), text
 
     def dump(self: Any, stages: Any, **options: Any) -> None:
         path = Path(self.path)
