@@ -35,28 +35,7 @@ STAGES = (
     *("prepare", "base", "generate_eval_base", "overrides@r1", "generate@r1", "score@r1", "reference@r1"),
     *("update@r1", "generate_eval@r1", "evaluate@r1", "report"),
 )
-SAMPLING = {"engine": "transformers", "max_tokens": 24, "groups_per_part": 4}
-TINY: dict[str, Any] = {
-    "prepare": {"num_train": 64, "num_eval": 16},
-    "arithmetic": {
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_problems": 200,
-        "steps": 210,
-        "batch_size": 16,
-    },
-    "generate": {**SAMPLING, "prompts_per_round": 16, "group_size": 4},
-    # So small a policy is never right: the length of its answers is what differs inside a group.
-    "score": {
-        "rewards": {
-            "answer": {"function": "arithmetic_answer"},
-            "short": {"function": "rewards/example.py:brevity", "settings": {"max_tokens": 4}},
-        }
-    },
-    "update": {"groups_per_step": 2, "warmup_steps": 1},
-    "evaluate": {**SAMPLING, "num_samples": 2},
-}
+TINY = Path(__file__).with_name("tiny.yaml")
 HOOK = Path(__file__).with_name("killed")
 # What two undisturbed runs differ in too: times, DVC's own notes, what is kept for the next look.
 OTHERWISE = ("data/made", "data/.cache", ".dvc/tmp", ".dvc/cache/runs")
@@ -108,8 +87,9 @@ def copy_tiny(folder: Path) -> None:
     """The project with settings that take seconds."""
     copy_project(folder)
     params = read_yaml(folder / "params.yaml")
-    for section, keys in TINY.items():
+    for section, keys in read_yaml(TINY).items():
         params[section].update(keys)
+    params["update"]["warmup_steps"] = 1  # of eight, which the doctor looks at
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 

@@ -32,28 +32,6 @@ ORDER = (
     "evaluate@r1",
     "report",
 )
-SAMPLING = {"engine": "transformers", "max_tokens": 24, "groups_per_part": 4}
-TINY: dict[str, Any] = {
-    "prepare": {"num_train": 64, "num_eval": 16},
-    "arithmetic": {
-        "hidden_size": 64,  # 32 a head, the least that vLLM takes on a CPU
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_problems": 200,
-        "steps": 210,
-        "batch_size": 16,
-    },
-    "generate": {**SAMPLING, "prompts_per_round": 16, "group_size": 4},
-    # So small a policy is never right: the length of its answers is what differs inside a group.
-    "score": {
-        "rewards": {
-            "answer": {"function": "arithmetic_answer"},
-            "short": {"function": "rewards/example.py:brevity", "settings": {"max_tokens": 4}},
-        }
-    },
-    "update": {"groups_per_step": 2},
-    "evaluate": {**SAMPLING, "num_samples": 2},
-}
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -65,6 +43,9 @@ LAUNCH = {"score": {"workers": 1}, "update": {"checkpoint_every_steps": 1}}
 
 def read_yaml(path: Path) -> Any:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+TINY: dict[str, Any] = read_yaml(ROOT / "benchmarks/tiny.yaml")
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

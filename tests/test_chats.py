@@ -12,7 +12,13 @@ from test_templates import QWEN3, tokenizer_of
 STAGES = ("prepare", "base", "generate_eval_base", "evaluate_base", "generate@r1")
 OPENING = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 ROWS = [{"q": f"What is {n}+{n}?", "answer": str(2 * n), "kind": ("Easy sums", "hard")[n % 2]} for n in range(40)]
-SAMPLING = {**mini.SAMPLING, "max_tokens": 12, "max_model_len": 256, "stop_tokens": ["<|im_end|>"]}
+SAMPLING = {
+    "engine": "transformers",
+    "groups_per_part": 4,
+    "max_tokens": 12,
+    "max_model_len": 256,
+    "stop_tokens": ["<|im_end|>"],
+}
 
 
 def save_model(folder: Path) -> Any:
