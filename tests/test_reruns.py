@@ -21,7 +21,7 @@ from typing import Any
 import mini
 import pytest
 
-from gift.doctor.again import same_scores
+from gift.doctor.again import same_scores, stages_of_run
 from gift.doctor.rewards import counting_rewards, deciding_rewards
 from gift.project import code as ours
 from gift.project.graph import read_lock
@@ -388,6 +388,13 @@ def test_a_project_begins_with_its_checks_and_takes_round_after_round(
     ran, *_ = rows["the first time"]
     assert ran[:4] == ["code", "doctor", "prepare", "check_rewards"], "a base was made, or prompts answered, unchecked"
     assert ran.index("evaluate@r1") < ran.index("generate@r2"), "r2 was sampled before r1 was evaluated"
+
+
+@pytest.mark.parametrize("words", [["--force"], ["--dry", "update@r1"], ["data/rounds"], ["--downstream", "base"]])
+def test_what_is_more_than_stages_by_name_is_dvcs_to_find_out(noted: Path, words: list[str]) -> None:
+    assert stages_of_run(words) is None
+    Path("dvc.lock").unlink()
+    assert stages_of_run([]) is None, "nothing was made yet"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -22,7 +23,7 @@ from gift.project.graph import read_lock
 from gift.project.work import ROOT, Work, forget_noted, hold, publish_again, whole_file
 from gift.upkeep.gc import unused
 from gift.upkeep.heal import RWLOCK, heal, running
-from gift.upkeep.repro import check_files, linked_data
+from gift.upkeep.repro import check_files, linked_data, repro
 
 CACHE = Path(".dvc/cache")
 ALONE = {
@@ -286,3 +287,15 @@ def test_a_linked_data_folder_is_refused_by_name() -> None:
     assert "data: a link to" in str(linked_data())
     with pytest.raises(UserError, match="let the cache lie on the other disk"):
         check_files()
+
+
+def test_with_nothing_to_do_no_dvc_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(psutil, "Popen", None)
+    Path("rounds.yaml").write_text("rounds: {r1: {from: base}}\n")
+    Path("params.yaml").write_text("seed: 0\n")
+    asked: list[Sequence[str]] = []
+    assert repro(["update@r1"], lambda words: asked.append(words) or []) == 0
+    assert asked == [["update@r1"]]
+    assert capsys.readouterr().out == "every stage is as dvc.lock has it: nothing to do\n"
