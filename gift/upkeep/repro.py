@@ -41,11 +41,11 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
     if stages == []:
         click.echo("every stage is as dvc.lock has it: nothing to do")
         return 0
-    looked = {LOOKED: str(os.getpid())} if stages else {}
-    words = [word for word in arguments if stages is None or word.startswith("-")]
+    env, words = environment(), list(arguments)
+    if stages:  # these are all of what DVC then knows
+        env |= {LOOKED: str(os.getpid()), ONLY: json.dumps(stages)}
+        words = [word for word in words if word.startswith("-")]
     missing = [ALLOW_MISSING] if (pruned() or PULL in arguments) and ALLOW_MISSING not in arguments else []
-    only = {ONLY: json.dumps(stages)} if stages else {}
-    env = {**environment(), **looked, **only}
     child = psutil.Popen(dvc("repro", *missing, *words), env=env, preexec_fn=end_with_parent)
     ended_by: list[int] = []
 
