@@ -21,8 +21,8 @@ def main(folder: Path, compare: bool) -> None:
     forget_noted()
     for finding in () if compare or looked() else again_findings():
         if finding.level == "error":
-            raise UserError(finding.text)
-        click.echo(finding.text)
+            raise UserError(finding.line)
+        click.echo(finding.line)
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
     numbers = codes_of(names)

@@ -82,8 +82,8 @@ def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
     planned = plan(found, words)
     for finding in _findings(found, planned):
         if finding.level == "error":
-            raise UserError(finding.text)
-        click.echo(finding.text)
+            raise UserError(finding.line)
+        click.echo(finding.line)
     work = any(step.reasons or not step.stage.always for step in planned)
     return [step.stage.address for step in planned] if work else []
 

@@ -30,6 +30,10 @@ class Finding:
     text: str
     where: str = ""
 
+    @property
+    def line(self) -> str:
+        return f"{self.where}: {self.text}" if self.where else self.text
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -60,8 +64,7 @@ def report(findings: Sequence[Finding]) -> list[str]:
     lines = []
     for finding in ordered:
         level = click.style(f"{finding.level:<7}", fg=COLOURS[finding.level])
-        where = f"{finding.where}: " if finding.where else ""
-        lines.append(f"{level}  {finding.theme:<{width}}  {where}{finding.text}")
+        lines.append(f"{level}  {finding.theme:<{width}}  {finding.line}")
     return lines
 
 

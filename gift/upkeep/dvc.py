@@ -44,7 +44,7 @@ def main() -> int:
             self.repo.scm_context.track_file(self.relpath)
 
     Lockfile._load_yaml, Lockfile.dump_stages = load, dump
-    if only := json.loads(os.environ.get(ONLY, "[]")):
+    if only := json.loads(os.environ.pop(ONLY, "[]")):  # it is no business of what a stage starts
         read_only(only)
     return int(dvc.cli.main())
 
@@ -55,16 +55,23 @@ def read_only(addresses: Sequence[str]) -> None:
     What the others made are files like any other. They run in the order given: what kept a stage behind another may be
     one that is not read. Only for a run of stages that `plan` found, which looks at all.
     """
+    from dvc.exceptions import DvcException
     from dvc.repo import reproduce
     from dvc.stage.loader import StageLoader
 
     def names(self: Any) -> list[str]:
-        here = Path(self.dvcfile.path) == Path(GRAPH).absolute()
+        here = Path(self.dvcfile.path).samefile(GRAPH)
         return [name for name in self.resolver.get_keys() if here and name in addresses]
+
+    def ordered(graph: Any, *_: Any, **__: Any) -> list[Any]:
+        found = {stage.name: stage for stage in graph}
+        if gone := [name for name in addresses if name not in found]:
+            raise DvcException(f"{', '.join(gone)}: no such stage any more: {GRAPH} changed meanwhile; run again")
+        return [found[name] for name in addresses]
 
     StageLoader.__iter__ = lambda self: iter(names(self))
     StageLoader.__len__ = lambda self: len(names(self))
-    reproduce.plan_repro = lambda graph, *_, **__: sorted(graph, key=lambda stage: addresses.index(stage.name))
+    reproduce.plan_repro = ordered
 
 
 def _is_here(file: Any) -> bool:
