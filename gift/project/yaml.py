@@ -83,7 +83,9 @@ def load_lock(text: str, path: Path) -> Any:
         found = known.get(keys[name])
         stages |= found if found is not None else dict(YAML(typ="safe").load(block))
     if keys.values() - known.keys():
-        _keep(file, {keys[name]: {name: stages[name]} for name in blocks if name in stages})
+        new = {keys[name]: {name: stages[name]} for name in blocks if name in stages and keys[name] not in known}
+        same = {key: each for key, each in new.items() if _survives(each)}
+        _keep(file, {key: each for key, each in known.items() if key in keys.values()} | same)
     return {"schema": "2.0", "stages": stages}
 
 
@@ -101,16 +103,16 @@ def _known(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _keep(file: Path, known: Mapping[str, dict[str, Any]]) -> None:
-    """For the next time; but what JSON would give back otherwise (a key that is a number)."""
-    same = {key: each for key, each in known.items() if _survives(each)}
+    """For the next time."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(same), encoding="utf-8")
+        temporary.write_text(json.dumps(known), encoding="utf-8")
         temporary.replace(file)
 
 
 def _survives(content: dict[str, Any]) -> bool:
+    """Not so where JSON gives back something else: of a key that is a number, say."""
     try:
         return bool(json.loads(json.dumps(content)) == content)
     except TypeError:  # a date, say
