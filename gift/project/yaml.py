@@ -82,10 +82,11 @@ def load_lock(text: str, path: Path) -> Any:
     for name, block in blocks.items():
         found = known.get(keys[name])
         stages |= found if found is not None else dict(YAML(typ="safe").load(block))
-    if keys.values() - known.keys():
+    here = {*keys.values()}
+    if here - known.keys():
         new = {keys[name]: {name: stages[name]} for name in blocks if name in stages and keys[name] not in known}
         same = {key: each for key, each in new.items() if _survives(each)}
-        _keep(file, {key: each for key, each in known.items() if key in keys.values()} | same)
+        _keep(file, {key: each for key, each in known.items() if key in here} | same)
     return {"schema": "2.0", "stages": stages}
 
 
