@@ -4,11 +4,10 @@ from pathlib import Path
 
 import click
 
-from gift.doctor.again import again_findings
+from gift.doctor.again import again_findings, tell
 from gift.project import console
 from gift.project.code import UNNUMBERED, codes_of, stages
 from gift.project.door import check_inputs
-from gift.project.errors import UserError
 from gift.project.work import forget_noted, write_text
 from gift.upkeep.guard import looked
 
@@ -19,10 +18,8 @@ from gift.upkeep.guard import looked
 def main(folder: Path, compare: bool) -> None:
     """Runs before all other stages, every time. A file of FOLDER whose stage has the same code is not touched."""
     forget_noted()
-    for finding in () if compare or looked() else again_findings():
-        if finding.level == "error":
-            raise UserError(finding.line)
-        click.echo(finding.line)
+    if not compare and not looked():
+        tell(again_findings())
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []
     numbers = codes_of(names)

@@ -153,9 +153,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def made(folder: Path) -> dict[str, Any]:
-    """Every file below a folder of data; of what made a stage's outputs, which says the hour, what is no clock's."""
+    """Every file below a folder of data; of what made a stage's outputs, which says the hour, what is no clock's.
+
+    Of the syntax trees that were kept it counts that there are some: which ones depends on what a process read before.
+    """
     found: dict[str, Any] = dict(content(folder))
     for name in found:
+        if name == ".cache/code.json":
+            found[name] = bool(found[name])
         if name.startswith("made/"):
             facts = json.loads(found[name])
             found[name] = {key: value for key, value in facts.items() if key not in ("begun", "seconds")}

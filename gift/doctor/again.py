@@ -1,6 +1,6 @@
 """What `dvc repro` would do again: the stage `code` says it before anything runs, and stops where it is too much."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ from gift.project.params import read_launch
 from gift.upkeep.guard import VARIABLE, asked_of_dvc, inputs_of, work_again
 from gift.upkeep.keep import kept_lines
 from gift.upkeep.look import quick_texts, read_world
-from gift.upkeep.plan import Same, Step, World, plan, wanted_of
+from gift.upkeep.plan import Same, Step, World, plan
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 from gift.upkeep.settings import ReproLaunch
 
@@ -58,7 +58,7 @@ def again_findings() -> Iterator[Finding]:
     asked = asked_of_dvc()
     missing = bool({ALLOW_MISSING, PULL} & {*(asked or ())})
     found = world(missing=missing)
-    gone = [name for name in pruned() if f"update@{name}" in wanted_of(found.stages, asked or ())]
+    gone = [name for name in pruned() if f"update@{name}" in found.wanted(asked or ())]
     if gone and asked is not None and not missing:
         yield say.error(
             f"the optimizer states of {', '.join(gone)} were pruned, and DVC would train these rounds again: "
@@ -66,6 +66,14 @@ def again_findings() -> Iterator[Finding]:
         )
     else:
         yield from _findings(found, plan(found, asked or ()))
+
+
+def tell(findings: Iterable[Finding]) -> None:
+    """Print them before a run; an error is a `UserError`."""
+    for finding in findings:
+        if finding.level == "error":
+            raise UserError(finding.line)
+        click.echo(finding.line)
 
 
 def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
@@ -80,10 +88,7 @@ def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
     if {*words} - {*found.stages, *(stage.name for stage in found.stages.values())}:
         return None
     planned = plan(found, words)
-    for finding in _findings(found, planned):
-        if finding.level == "error":
-            raise UserError(finding.line)
-        click.echo(finding.line)
+    tell(_findings(found, planned))
     work = any(step.reasons or not step.stage.always for step in planned)
     return [step.stage.address for step in planned] if work else []
 

@@ -15,7 +15,7 @@ from gift.project.work import whole_file
 from gift.project.yaml import read_yaml
 from gift.upkeep.command import dvc, environment
 from gift.upkeep.guard import QUICK, in_words, made_by
-from gift.upkeep.plan import Step, World, needed, plan
+from gift.upkeep.plan import Step, World, plan
 
 _CODE = re.compile(r"data/code/\w+\.txt changed")
 _SETTINGS = re.compile(r".* changed \([\w./]+\.yaml\)|data/rounds/[\w-]+/overrides/\w+\.json changed")
@@ -30,7 +30,7 @@ def stages_to_keep(world: World, rounds: Collection[str], settings: bool) -> lis
     for name in rounds:
         if name not in known:
             raise UserError(f"{name}: no such round in rounds.yaml; {did_you_mean(name, sorted(known))}")
-    wanted = needed(world.stages, [address for address, stage in world.stages.items() if stage.round in rounds])
+    wanted = world.wanted([address for address, stage in world.stages.items() if stage.round in rounds])
     steps = [step for step in plan(world) if step.stage.address in wanted and step.stage.name not in QUICK]
     for step in steps:
         if not step.again:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,53 @@ class World:
     same: Callable[[str], Same | None]
     pruned: Collection[str] = ()
 
+    @cached_property
+    def makers(self) -> dict[str, Stage]:
+        """The stage that makes each output."""
+        return {path: stage for stage in self.stages.values() for path in stage.outs}
+
+    @cached_property
+    def near(self) -> "Near":
+        """Of all outputs those at, in or around a path."""
+        return Near(self.makers)
+
+    def before(self, stage: Stage) -> Iterator[Stage]:
+        """The stages whose outputs a stage reads."""
+        return (self.makers[path] for dep in stage.deps for path in self.near(dep) if self.makers[path] is not stage)
+
+    def ordered(self) -> list[Stage]:
+        """As DVC goes through the stages: in the file's order, but each after those whose outputs it reads."""
+        done: dict[str, Stage] = {}
+
+        def add(stage: Stage) -> None:
+            if stage.address not in done:
+                for each in self.before(stage):
+                    add(each)
+                done[stage.address] = stage
+
+        for stage in self.stages.values():
+            add(stage)
+        return list(done.values())
+
+    def wanted(self, words: Collection[str]) -> set[str]:
+        """The addresses of the stages that are among the words (`update@r2`; `update` for all rounds), and of all that
+        these need; of every stage where none is."""
+        todo = [stage for stage in self.stages.values() if {stage.address, stage.name} & set(words)]
+        found: set[str] = set()
+        while todo:
+            stage = todo.pop()
+            if stage.address not in found:
+                found.add(stage.address)
+                todo += self.before(stage)
+        return found or set(self.stages)
+
 
 def plan(world: World, asked: Collection[str] = ()) -> list[Step]:
     """The stages of a run in the order of their work: of what the stages among the words `asked` need, or of all."""
     found: dict[str, str | None] = {}  # of every path that a stage makes
-    steps, near = [], Near(path for stage in world.stages.values() for path in stage.outs)
-    for stage in ordered(world.stages):
-        deps = _deps(stage, world, found, near)
+    steps = []
+    for stage in world.ordered():
+        deps = _deps(stage, world, found)
         step = _step(stage, world, deps)
         record = world.lock.get(stage.address)
         if step is None or step.restored:
@@ -73,48 +114,8 @@ def plan(world: World, asked: Collection[str] = ()) -> list[Step]:
             found |= {path: UNKNOWN if text is None else md5_of_text(text) for path, text in texts.items()}
             found |= _same(stage, record, world, deps)
         steps += [step] if step else []
-    wanted = wanted_of(world.stages, asked)
+    wanted = world.wanted(asked)
     return [step for step in steps if step.stage.address in wanted]
-
-
-def ordered(stages: Mapping[str, Stage]) -> list[Stage]:
-    """As DVC goes through them: in the file's order, but each after those whose outputs it reads."""
-    makers = {path: stage for stage in stages.values() for path in stage.outs}
-    near = Near(makers)
-    done: dict[str, Stage] = {}
-
-    def add(stage: Stage) -> None:
-        if stage.address in done:
-            return
-        for dep in stage.deps:
-            for path in near(dep):
-                if makers[path] is not stage:
-                    add(makers[path])
-        done[stage.address] = stage
-
-    for stage in stages.values():
-        add(stage)
-    return list(done.values())
-
-
-def wanted_of(stages: Mapping[str, Stage], asked: Collection[str]) -> Collection[str]:
-    """The addresses of what the stages among the words `asked` need; of all where there is none."""
-    targets = {*stages, *(stage.name for stage in stages.values())} & set(asked)
-    return needed(stages, targets) if targets else stages.keys()
-
-
-def needed(stages: Mapping[str, Stage], targets: Collection[str]) -> set[str]:
-    """The addresses of the targets (`update@r2`, or `update` for all rounds) and of all stages that they need."""
-    makers = {path: stage for stage in stages.values() for path in stage.outs}
-    near = Near(makers)
-    found: set[str] = set()
-    todo = [stage for stage in stages.values() if {stage.address, stage.name} & set(targets)]
-    while todo:
-        stage = todo.pop()
-        if stage.address not in found:
-            found.add(stage.address)
-            todo += [makers[path] for dep in stage.deps for path in near(dep)]
-    return found
 
 
 class Near:
@@ -153,13 +154,13 @@ def _step(stage: Stage, world: World, deps: Mapping[str, str | None]) -> Step | 
     return Step(stage, True, restored_outs(stage, world, deps) is not None, tuple(reasons))
 
 
-def _deps(stage: Stage, world: World, found: Mapping[str, str | None], near: Near) -> dict[str, str | None]:
+def _deps(stage: Stage, world: World, found: Mapping[str, str | None]) -> dict[str, str | None]:
     """The digest of each dependency when the stage's turn comes."""
 
     def digest(dep: str) -> str | None:
         if dep in found:
             return found[dep]
-        made = [path for path in near(dep) if path in found]  # a folder of outputs, or a file in one
+        made = [path for path in world.near(dep) if path in found]  # a folder of outputs, or a file in one
         return UNKNOWN if any(found[path] != world.digest(path) for path in made) else world.digest(dep)
 
     return {dep: digest(dep) for dep in stage.deps}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from gift.project.errors import UserError
 from gift.project.sections import did_you_mean
 from gift.upkeep.guard import duration, in_words, seconds_of, work_again
-from gift.upkeep.plan import Step, World, plan, wanted_of
+from gift.upkeep.plan import Step, World, plan
 
 
 def plan_lines(world: World, targets: Collection[str] = ()) -> Iterator[str]:
@@ -22,7 +22,7 @@ def plan_lines(world: World, targets: Collection[str] = ()) -> Iterator[str]:
         shown = "" if took is None else duration(took)
         reasons = "; ".join(in_words(reason, step, world.lock) for reason in step.reasons) or "follows those above"
         yield f"{step.stage.address:<{width}}  {_deed(step):<8}  {shown:>8}  {reasons}"
-    again, number = work_again(planned, world.lock), len(wanted_of(world.stages, targets))
+    again, number = work_again(planned, world.lock), len(world.wanted(targets))
     yield f"{len(steps)} stages of {number} would be made" + (f"; {again.line}" if again else "")
 
 
