@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from gift.doctor.again import again_findings, tell
 from gift.project import console
 from gift.project.code import UNNUMBERED, codes_of, stages
 from gift.project.door import check_inputs
@@ -19,6 +18,8 @@ def main(folder: Path, compare: bool) -> None:
     """Runs before all other stages, every time. A file of FOLDER whose stage has the same code is not touched."""
     forget_noted()
     if not compare and not looked():
+        from gift.doctor.again import again_findings, tell  # late: in a run of `gift repro` it is not asked again
+
         tell(again_findings())
     names = [stage for stage in stages() if stage.startswith("compare_") == compare]
     edited = []

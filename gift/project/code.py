@@ -72,9 +72,9 @@ def code_file(stage: str) -> str:
     return f"{FOLDER}/{stage}.txt"
 
 
-def code_of(stage: str) -> str:
-    """What data/code/<stage>.txt must say: the number of the stage's results, or `edited` and the fingerprint."""
-    return _number_of(stage, fingerprint(stage))
+def code_of(stage: str, made: str | None = None) -> str:
+    """What data/code/<stage>.txt must say: the number of its results, or `edited` and the fingerprint `made`."""
+    return _number_of(stage, made or fingerprint(stage))
 
 
 def codes_of(names: Iterable[str]) -> dict[str, str]:

@@ -93,7 +93,7 @@ class Work:
         return {
             "stage": self.label,
             "inputs": self.inputs,
-            "code": {"results": code_of(self.stage), "fingerprint": self.code},
+            "code": {"results": code_of(self.stage, self.code), "fingerprint": self.code},
             "git": self.git,
             "versions": versions(),
             "machine": hardware(),

@@ -122,13 +122,14 @@ class Near:
     """Of some paths those that are the same as another one, lie in it or hold it."""
 
     def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = dict.fromkeys(paths)
         self.within: dict[str, list[str]] = {}
-        for path in paths:
+        for path in self.paths:
             for folder in _upwards(path):
                 self.within.setdefault(folder, []).append(path)
 
     def __call__(self, path: str) -> list[str]:
-        holding = [folder for folder in _upwards(path)[1:] if folder in self.within.get(folder, ())]
+        holding = [folder for folder in _upwards(path)[1:] if folder in self.paths]
         return [*self.within.get(path, ()), *holding]
 
 
