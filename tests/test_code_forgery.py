@@ -1,5 +1,7 @@
 """Programs that know how the tests reach them, and answer with anything: each gets its 0, never a 1 and no error."""
 
+from typing import Any
+
 import pytest
 from bubblewrap import WHY_NOT
 
@@ -65,8 +67,9 @@ WORDS = [
 ]
 EQUAL = "assert f(2) == 4"
 # What the program does, the test, a program that passes it.
-FORGERIES: list[tuple[str, str, str]] = [
-    *((act, *row) for act in (MORE_NAMES, BUILTINS, LONGER_QUESTION) for row in WORDS),
+FORGERIES: list[Any] = [
+    *((act, *row) for act in (MORE_NAMES, LONGER_QUESTION) for row in WORDS),
+    *(pytest.param(BUILTINS, *row, marks=pytest.mark.slow) for row in WORDS),
     ('take_over(lambda line, do, args: {"value": line.encode(f)} if do == "names" else None)', EQUAL, NUMBER),
     ('take_over(lambda line, do, args: {"value": ["f"]} if do == "names" else None)', EQUAL, NUMBER),
     # What ends a `map` ends it with nothing compared.

@@ -135,21 +135,14 @@ console.run(main)
 """
 
 
-slow = pytest.mark.slow
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fate", "stage", "message"),
     [
         ("raises", 3, "error: the trouble of rank 1"),
-        pytest.param(
-            *("is killed", 1, "error: stages.update: a process was ended by signal 9, most often for want of memory"),
-            marks=slow,
-        ),
-        pytest.param(*("loses another", 0, "error: rank 1: another rank ended; its own message says why"), marks=slow),
-        pytest.param(
-            *("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"), marks=slow
-        ),
+        ("is killed", 1, "error: stages.update: a process was ended by signal 9, most often for want of memory"),
+        ("loses another", 0, "error: rank 1: another rank ended; its own message says why"),
+        ("hangs", 0, "error: rank 0: waited 0.05 minutes for another rank, which may hang or be busy"),
     ],
 )
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int, message: str) -> None:

@@ -64,6 +64,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_project_made_twice_is_the_same_bytes(world: Path, again: Path) -> None:
     first, second = mini.made(world / "data"), mini.made(again / "data")
     assert first.keys() == second.keys()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mini
+import pytest
 from safetensors.torch import load_file
 
 from gift.project.errors import UserError
@@ -93,6 +94,7 @@ def run_rank(folder: Path) -> None:
     console.run(update.main)
 
 
+@pytest.mark.slow
 def test_rank_0_looks_refuses_and_saves_alone(copied: Path) -> None:
     """A rank that is blind, killed rounds that go on, and failures that end both ranks: in one project, in turn."""
     one = Path(shutil.copytree(copied / "data/rounds/r1", copied / "one"))

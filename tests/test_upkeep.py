@@ -149,7 +149,7 @@ def test_a_stage_ends_with_the_process_that_started_it() -> None:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     monkeypatch.setattr("gift.project.work.check_code", lambda stage: "the code")
     monkeypatch.setattr("gift.project.door.check_code", lambda stage, before: "the code")
-    monkeypatch.setattr("gift.project.work.code_of", lambda stage: "1")
+    monkeypatch.setattr("gift.project.work.code_of", lambda *_: "1")
     return Work("report", {"seed": 0})
 
 
