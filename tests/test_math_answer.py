@@ -106,6 +106,8 @@ def test_no_pair_is_there_twice() -> None:
         ("She sold 24 in May and 48 in June, so the answer is 72.", "72"),
         (r"\boxed{5} is too small. Then it is \boxed{6}.", "6"),
         ("18 million", "18000000"),
+        ("$18$ million", "18000000"),
+        (r"\boxed{18} million dollars", "18000000"),
     ],
 )
 def test_golds_of_every_form(gold: Any, said: str) -> None:
@@ -140,6 +142,8 @@ def test_golds_of_every_form(gold: Any, said: str) -> None:
         r"\boxed{1} papers and \boxed{2} bins",
         "1:58 am",
         r"1:58 \text{ p.m.}",
+        r"$\frac{1}{2}$ million",
+        r"\boxed{\frac{1}{2}} million",
     ],
 )
 def test_a_gold_that_cannot_be_read_is_an_error_of_its_row(gold: Any) -> None:

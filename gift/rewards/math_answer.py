@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from gift.rewards.characters import plain_digits
-from gift.rewards.text import Completions, Marker, Value, answer_part, boxes, each_row, gold_texts, sized
+from gift.rewards.text import SIZE_WORD, Completions, Marker, Value, answer_part, boxes, each_row, gold_texts, sized
 
 MAX_ANSWER = 1000  # characters that an answer may have: more is no answer
 MAX_DEPTH = 20  # brackets that may be open at once: the parser's time grows steeply with them
@@ -30,7 +30,8 @@ _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\{(\d+)\}")
 _NUMBERS = re.compile(r"-?[\d.]+(?:\s+[\d.]+)+")
 _SPACED_NUMBER = re.compile(r"-?\d{1,3}(?:\s\d{3})+(?:\.\d+)?")
 # Letters that Math-Verify drops at the end of an answer, as units; and where a letter may stand that is one.
-_LETTER = re.compile(r"(?<=[\d}\s])(?:[cdghlmost]|ab|bc)(?=\s*$)")
+# ("a ." and the like, with any character for the dot, are among its units.)
+_LETTER = re.compile(r"(?<=[\d}\s])(?:[cdghlmost](?:e?s)?|abs?|bcs?)(?=\s*$)|(?<=[\d}\s][a-hs]\s)[A-Za-z](?=\s*$)")
 _MAYBE_UNIT = re.compile(r"[cdghlmostb][\s.,;:\\]*(?:\$|\\\)|\\\]|\Z)")
 # What holds no variable, though it is written with letters.
 _NUMERIC = re.compile(
@@ -50,6 +51,7 @@ _SPELLINGS = (
     (re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}"), r" \1"),  # for it they are units
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
+    (re.compile(r"\s+"), " "),
 )
 # The same, of an answer as a whole.
 _WHOLE = (
@@ -157,9 +159,10 @@ def _parse_gold(gold: str) -> list[Any]:
     Formulas with "and", "or" and punctuation between them are a list. Beside one there may be words, and in a text
     without a formula one number; of several the last counts where the text speaks of its "answer".
     """
+    gold = sized(gold)
     answer = final_answer(gold)
     if answer is not None:
-        return [] if _is_half(gold) else _parse_latex(answer)
+        return [] if _is_half(gold) or _is_scaled(gold) else _parse_latex(answer)
     formulas = ["".join(each) for each in _FORMULA.findall(gold)]
     beside = _FORMULA.sub(" ", gold).strip()
     if not formulas and not _is_prose(gold):
@@ -168,10 +171,16 @@ def _parse_gold(gold: str) -> list[Any]:
         return _parse_latex(", ".join(formulas))
     if len(formulas) == 1 and _PERCENT.fullmatch(f"0{beside}"):
         return _parse_latex(rf"{formulas[0]}\%")
-    if len(formulas) == 1 and _WORDS.fullmatch(beside):
+    if len(formulas) == 1 and _WORDS.fullmatch(beside) and not SIZE_WORD.search(beside):
         return _parse_latex(formulas[0])
     is_one = not formulas and len(_NUMERAL.findall(gold)) == 1
     return _parse_text(gold) if is_one or re.search(r"\banswer\b", beside, re.IGNORECASE) else []
+
+
+def _is_scaled(text: str) -> bool:
+    r"""Whether a word of size stands behind the last box: of "\boxed{\frac{1}{2}} million" the box is no answer."""
+    found = boxes(text)
+    return bool(found and SIZE_WORD.match(text, len(text) - len(text[found[-1][1] :].lstrip(" $\\~,)]"))))
 
 
 def _is_half(gold: str) -> bool:
@@ -183,8 +192,9 @@ def _is_half(gold: str) -> bool:
 
 def said_expressions(text: str, require_boxed: bool) -> list[list[Any]]:
     """What Math-Verify reads in a completion, in the same form; twice where a letter at the end may be a unit."""
+    text = sized(text)
     answer = boxed_answer(text) if require_boxed else final_answer(text)
-    if answer is None and require_boxed:
+    if _is_scaled(text) or (answer is None and require_boxed):
         return []
     read, said = (_parse_text, text) if answer is None else (_parse_latex, answer)
     return [read(said, units) for units in (False, True)[: 1 + bool(_MAYBE_UNIT.search(said))]]
@@ -281,4 +291,4 @@ def _parse_text(text: str, units: bool = False) -> list[Any]:
         return formula[0][:begin] + (f"{percent[1]}{formula[0][end:]}%" if percent else inside + formula[0][end:])
 
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
-    return parse(_FORMULA.sub(spelled, sized(text)), configs, extraction_mode="first_match", parsing_timeout=None)
+    return parse(_FORMULA.sub(spelled, text), configs, extraction_mode="first_match", parsing_timeout=None)

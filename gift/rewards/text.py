@@ -23,8 +23,16 @@ _TOKEN = rf"(?:\s*(?P<token>\d|\\[A-Za-z]+)|\s+(?P<letter>[A-Za-z]))(?!{_GOES_ON
 _BRACES = re.compile(rf"\\(?:boxed|fbox)(?:(?P<box>\s*\{{)|{_TOKEN})|\\.|(?P<open>\{{)|(?P<close>\}})", re.DOTALL)
 
 _SIZES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SIZE = rf"({'|'.join(_SIZES)})s?\b"
+SIZE_WORD = re.compile(rf"\b{_SIZE}", re.IGNORECASE)
 _SIZED = re.compile(
-    rf"(?<![\d.,^_])(\d[\d,]*+(?:\.\d+)?+)\s*+(\\(?:text|mathrm|textrm|mbox)\s*\{{)?+\s*+({'|'.join(_SIZES)})s?\b",
+    rf"(?<![\d.,^_])(\d[\d,]*+(?:\.\d+)?+)\s*+(\\(?:text|mathrm|textrm|mbox)\s*\{{)?+\s*+{_SIZE}",
+    re.IGNORECASE | re.ASCII,
+)
+# A number that is all of a formula or box, and the word behind that: "$18$ million", "\boxed{18} million".
+_SIZED_OUTSIDE = re.compile(
+    rf"((?:\$|\\\(|\\\[|\\boxed\s*\{{)\s*(?:\\?\$)?\s*)(\d[\d,]*+(?:\.\d+)?+)"
+    rf"(\s*(?:\$|\\\)|\\\]|\}}))\s*(\\(?:text|mathrm|textrm|mbox)\s*\{{)?+\s*+{_SIZE}",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -118,13 +126,19 @@ def shown(gold: Any) -> str:
 
 
 def sized(text: str) -> str:
-    r"""The text with numbers written out that have a word of size behind them: "18 million", "2\text{ dozen eggs}"."""
+    r"""The text with numbers written out that have a word of size behind them: "18 million", "2\text{ dozen eggs}".
 
-    def written(match: re.Match[str]) -> str:
-        number = Decimal(match[1].replace(",", "")) * _SIZES[match[3].lower()]
+    The word may stand behind the formula or box that the number is: "$18$ million", "\boxed{18} million".
+    """
+
+    def written(digits: str, size: str) -> str:
+        number = Decimal(digits.replace(",", "")) * _SIZES[size.lower()]
         whole = number.to_integral_value()
-        return f"{whole if number == whole else number:f} {match[2] or ''}"
+        return f"{whole if number == whole else number:f}"
 
     for _ in range(2):  # "3 hundred thousand"
-        text = _SIZED.sub(written, text)
+        text = _SIZED.sub(lambda match: f"{written(match[1], match[3])} {match[2] or ''}", text)
+        text = _SIZED_OUTSIDE.sub(
+            lambda match: f"{match[1]}{written(match[2], match[5])}{match[3]} {match[4] or ''}", text
+        )
     return text
