@@ -32,10 +32,13 @@ def main() -> None:
 @click.argument("arguments", metavar="[ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
 def repro(arguments: tuple[str, ...]) -> None:
     """Run what is stale: `dvc repro` with its ARGUMENTS, after mending what a kill left of DVC's files."""
-    from gift.doctor.again import stages_of_run
-    from gift.upkeep.repro import repro as run
+    from gift.project.console import interruptible
 
-    raise SystemExit(run(arguments, stages_of_run))
+    with interruptible():
+        from gift.doctor.again import stages_of_run
+        from gift.upkeep.repro import repro as run
+
+        raise SystemExit(run(arguments, stages_of_run))
 
 
 @main.command()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gift.project.console import end_with_parent
+from gift.project.console import end_with_parent, interruptible
 from gift.project.errors import UserError, refused
 from gift.project.params import read_launch
 from gift.project.work import publish_again
@@ -93,4 +93,5 @@ def _srun_environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptible():  # also while torch is imported, or the ranks work
+        main(sys.argv[1:])

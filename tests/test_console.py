@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 STAGE = """
-import atexit, multiprocessing, sys, threading, time
+import atexit, multiprocessing, signal, sys, threading, time
 import click
 from gift.project import console
 from gift.project.errors import UserError
@@ -46,6 +46,12 @@ def test_a_finished_stage_ends_without_clearing_up_memory() -> None:
 def test_a_failed_stage_does_so_too_with_its_exit_code() -> None:
     assert run("raise UserError('what is wrong')") == (1, ["said", "registered", "error: what is wrong"])
     assert run("sys.exit(3)") == (3, ["said", "registered"])
+
+
+def test_ctrl_c_is_a_line() -> None:
+    code, lines = run("signal.raise_signal(signal.SIGINT)")
+    assert code == 130
+    assert lines == ["said", "registered", "interrupted; `make repro` goes on from here"]
 
 
 @pytest.mark.parametrize(

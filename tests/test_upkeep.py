@@ -23,6 +23,7 @@ from gift.project.graph import read_lock
 from gift.project.work import ROOT, Work, forget_noted, hold, publish_again, whole_file
 from gift.upkeep.gc import unused
 from gift.upkeep.heal import RWLOCK, heal, running
+from gift.upkeep.plan import md5_of_text
 from gift.upkeep.repro import check_files, linked_data, repro
 
 CACHE = Path(".dvc/cache")
@@ -187,11 +188,15 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> None:
     door._seen.clear()
 
 
+def remove_outputs() -> None:
+    """As DVC does before it runs a stage again."""
+    shutil.rmtree("data/out")
+    Path("data/out.json").unlink()
+
+
 def test_finished_work_that_dvc_did_not_note_is_published_again(monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch)
-    Path("data/out/part").unlink()
-    Path("data/out").rmdir()
-    Path("data/out.json").unlink()  # as DVC does before it would run the stage again
+    remove_outputs()
     assert publish_again() == "report"
     assert Path("data/out/part").read_text() == "a part"
     assert Path("data/out.json").read_text() == "numbers"
@@ -214,6 +219,31 @@ def test_and_no_more_when_dvc_has_noted_it(monkeypatch: pytest.MonkeyPatch) -> N
     made = json.loads(Path("data/made/report.json").read_text())
     assert made["inputs"] == {"seed": 0}
     assert made["code"] == {"results": "1", "fingerprint": "the code"}
+
+
+def test_and_all_the_same_when_dvc_notes_another_stage_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that was made before stands in dvc.lock with what it was made of then."""
+    Path("dvc.lock").write_text(noted("report"))
+    publish(monkeypatch)
+    Path("dvc.lock").write_text(noted("report", "doctor"))
+    forget_noted()
+    remove_outputs()
+    assert publish_again() == "report"
+
+
+def test_and_not_where_what_it_wrote_of_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch)
+    Path("data/.work/report/finished.json").write_text('{"inputs": {')
+    assert publish_again() is None
+
+
+def test_work_that_was_made_again_as_it_was_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    outs = [{"path": "data/out.json", "md5": md5_of_text("numbers")}]
+    lock = {"schema": "2.0", "stages": {"report": {"cmd": "true", "outs": outs}}}
+    Path("dvc.lock").write_text(json.dumps(lock, indent=1) + "\n")
+    publish(monkeypatch)
+    forget_noted()
+    assert not Path("data/.work/report").exists()
 
 
 def dvc(*words: str) -> None:

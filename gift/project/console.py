@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -77,6 +78,16 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is a line that says how to go on, and no traceback."""
+    try:
+        yield
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(GOES_ON, err=True)
+        sys.exit(128 + signal.SIGINT)
+
+
 def run(stage: click.Command) -> None:
     """Run a stage as this process, which ends with it: after torch or vLLM Python takes seconds to clear up its memory.
 
@@ -103,8 +114,9 @@ def run(stage: click.Command) -> None:
 
 def _main(stage: click.Command) -> None:
     try:
-        door.enter()
-        stage.main(standalone_mode=False)
+        with interruptible():
+            door.enter()
+            stage.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -114,9 +126,6 @@ def _main(stage: click.Command) -> None:
             raise
         line.show()
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(GOES_ON, err=True)
-        sys.exit(128 + signal.SIGINT)
 
 
 def say(stage: str, **numbers: object) -> None:

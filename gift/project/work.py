@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import click
 
 from gift.project.code import check_code, code_of, git_state
-from gift.project.door import check_unchanged, enter, file_digest, inputs
+from gift.project.door import check_unchanged, enter, file_digest, inputs, md5_of
 from gift.project.errors import UserError
-from gift.project.graph import LOCK, read_lock
+from gift.project.graph import read_lock
 from gift.project.machine import hardware, versions
 
 ROOT = Path("data/.work")
@@ -79,7 +80,8 @@ class Work:
         found = inputs()
         outputs = [[source.relative_to(self.folder).as_posix(), str(target)] for source, target in moves.items()]
         if found and found["stage"] == address_of(self.label):
-            write_json(self.folder / FINISHED, {"inputs": found, "outputs": outputs})
+            noted = _noted(address_of(self.label))
+            write_json(self.folder / FINISHED, {"inputs": found, "outputs": outputs, "noted": noted})
             _link(self.folder, outputs)
         else:  # nobody will note that it was made
             for source, target in moves.items():
@@ -115,10 +117,10 @@ def publish_again() -> str | None:
     address = os.environ.get("DVC_STAGE", "")
     folder = ROOT / re.sub(r"_base$", "@base", address)
     forget_noted()
-    if not address or not (folder / FINISHED).exists():
+    finished = _finished(folder / FINISHED) if address else {}
+    if not finished:
         return None
     enter()
-    finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
     if finished["inputs"] != json.loads(json.dumps(inputs())) or damaged_units(folder):
         return None
     refuse_existing(*(Path(target) for _, target in finished["outputs"]))
@@ -127,12 +129,33 @@ def publish_again() -> str | None:
 
 
 def forget_noted() -> None:
-    """Remove the work folders of finished stages that dvc.lock has by now."""
-    finished = list(ROOT.glob(f"*/{FINISHED}"))
-    noted = read_lock() if finished else {}
-    for path in finished:
-        if address_of(path.parent.name) in noted and LOCK.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+    """Remove the work folders of finished stages that dvc.lock has by now: it says something else of them than before.
+
+    Or the same, where a stage was made again as it was: then its outputs are those that it tells of.
+    """
+    for path in ROOT.glob(f"*/{FINISHED}"):
+        finished, noted = _finished(path), _noted(address_of(path.parent.name))
+        if finished and (noted != finished.get("noted") or (noted and _are_there(noted["outs"]))):
             shutil.rmtree(path.parent)
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    """What a stage wrote when it published; a file that was damaged is as none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        path.unlink(missing_ok=True)
+        return {}
+
+
+def _noted(address: str) -> dict[str, Any] | None:
+    """What dvc.lock says of a stage, as JSON gives it back."""
+    record = read_lock().get(address)
+    return json.loads(json.dumps(asdict(record), default=str)) if record else None
+
+
+def _are_there(outs: dict[str, str]) -> bool:
+    return bool(outs) and all(Path(path).exists() and md5_of(Path(path)) == digest for path, digest in outs.items())
 
 
 def _link(folder: Path, outputs: list[list[str]]) -> None:

@@ -62,6 +62,8 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
     if ended_by:
         click.echo(GOES_ON, err=True)
         return 128 + ended_by[0]
+    if code < 0:
+        click.echo(f"DVC was ended by signal {-code}; `make repro` goes on from here", err=True)
     return code if code >= 0 else 128 - code
 
 
