@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gift.project.errors import UserError, amount, refused
+from gift.project.errors import UserError, amount, counted, refused
 from gift.project.rounds import ROUNDS, branches, extend, read_rounds
 
 
@@ -147,7 +147,7 @@ def rounds(number: int | None, file: Path) -> None:
     for line in branches(known).values():
         shown = (f"{name} ({', '.join(known[name].overrides)})" if known[name].overrides else name for name in line[1:])
         click.echo(f"{line[0]} -> {' -> '.join(shown)}")
-    num = f"{len(known)} round{'s' * (len(known) != 1)}"
+    num = counted(len(known), "round")
     click.echo(f"{file}: {num}, {new} of them new; `make repro` runs what is not made yet")
 
 

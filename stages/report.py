@@ -18,12 +18,15 @@ from stages import paths
 def main(chain: Path, history: Path, rounds: Path, steps: Path) -> None:
     """The chain is rounds.yaml: a round that was taken out of it is left out here too."""
     code = check_code("report")
-    round_rows, step_rows = read_history(history, branches(read_rounds(chain)))
+    lines = branches(read_rounds(chain))
+    round_rows, step_rows = read_history(history, lines)
     check_unchanged("report", code)
     for path, rows in ((rounds, round_rows), (steps, step_rows)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    console.say("report", policies=len(round_rows), steps=len(step_rows))
+    names = dict.fromkeys(name for line in lines.values() for name in line)
+    absent = ", ".join(name for name in names if not (history / f"{name}.json").exists())
+    console.say("report", policies=len(round_rows), steps=len(step_rows), **({"without": absent} if absent else {}))
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("address", mini.ORDER)
 def test_a_flipped_bit_is_seen_by_whoever_reads_it(noted: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = read_graph()
-    made = {out for stage in graph.values() for out in stage.outs}
+    made = [out for stage in graph.values() for out in stage.outs if Path(out).exists()]
     monkeypatch.setenv("DVC_STAGE", address)
-    for dep in [dep for dep in graph[address].deps if dep in made]:
-        for path in mini.files(Path(dep)):
+    for out in [out for dep in graph[address].deps for out in made if out == dep or Path(dep) in Path(out).parents]:
+        for path in mini.files(Path(out)):
             flip(path)
             with pytest.raises(UserError, match="is not what its stage made") as refused:
                 door.enter()
-            assert refused.value.message.startswith(f"{dep}: "), path
-            assert f"`dvc checkout {dep}`" in refused.value.message
+            assert refused.value.message.startswith(f"{out}: "), path
+            assert f"`dvc checkout {out}`" in refused.value.message
             flip(path)
     door.enter()
 

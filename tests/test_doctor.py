@@ -1291,7 +1291,7 @@ def test_what_a_way_to_sample_takes_is_said() -> None:
         return [f"{each.level} {each.where} {each.text}" for each in check_project(quick=True)]
 
     assert any("up to 640 completions, calls the rewards for them, and keeps 64" in line for line in lines(dynamic={}))
-    assert any("rounds take up to " in line for line in lines(dynamic={}))
+    assert any(" takes up to " in line for line in lines(dynamic={}))
     wrong = [line for line in lines(posterior={"pool": 5}) if line.startswith("error")]
     says = "generate.sample.posterior takes 80 prompts, but there are only 64; lower its numbers"
     assert any(says in line for line in wrong), wrong

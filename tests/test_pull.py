@@ -64,6 +64,17 @@ def test_a_clone_with_one_policy_makes_the_next_round(tmp_path: Path) -> None:
     assert (clone / "data/rounds/r2/policy/gift.json").exists()
     assert not (clone / "data/rounds/r1/rollouts").exists(), "what no stage reads was fetched"
 
+    whole = tmp_path / "whole"
+    run(tmp_path, "git", "clone", "-q", str(home), str(whole))
+    python(whole, "dvc", "pull")
+    (whole / "launch.yaml").write_text('{"score": {"workers": 1}, "repro": {"ask_from_minutes": 0}}')
+    said = python(whole, "gift.cli", "repro")  # which would stop if a round had to run again
+    assert "the base policy is missing, and DVC keeps no copy: it is made first" in said
+    assert "nothing that is finished would run again" in said
+    assert {address: each.outs for address, each in read_lock(whole / "dvc.lock").items()} == {
+        address: each.outs for address, each in before.items()
+    }
+
 
 def test_two_clones_with_one_cache_make_their_rounds_at_the_same_time(tmp_path: Path) -> None:
     """What one has made the other takes from the cache; each makes its own round as it would alone."""

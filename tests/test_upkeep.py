@@ -296,7 +296,7 @@ def test_gc_waits_for_nobody_and_leaves_a_shared_cache_alone() -> None:
     ("error", "line"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "data/x"), r"^data/x: no room left on its disk \(.* free\)"),
-        (RuntimeError("Error: No space left on device (os error 28)"), "no room left on its disk"),
+        (RuntimeError("Error: No space left on device (os error 28)"), "^no room left, though .*stdout, TMPDIR"),
         (PermissionError(errno.EACCES, "Permission denied", "data/x"), "^data/x: Permission denied; let this user"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), "^/x: Read-only file system"),
         (OSError(errno.EMFILE, "Too many open files"), "^too many files are open; `ulimit -n"),
@@ -323,6 +323,7 @@ def test_with_nothing_to_do_no_dvc_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(psutil, "Popen", None)
+    Path(".git").mkdir()
     Path("rounds.yaml").write_text("rounds: {r1: {from: base}}\n")
     Path("params.yaml").write_text("seed: 0\n")
     asked: list[Sequence[str]] = []

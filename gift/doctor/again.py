@@ -14,6 +14,7 @@ from gift.upkeep.keep import kept_lines
 from gift.upkeep.look import quick_texts, read_world
 from gift.upkeep.plan import Same, Step, World, plan
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
+from gift.upkeep.repro import make_base
 from gift.upkeep.settings import ReproLaunch
 
 say = Theme("finished work")
@@ -88,9 +89,30 @@ def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
     if {*words} - {*found.stages, *(stage.name for stage in found.stages.values())}:
         return None
     planned = plan(found, words)
+    if base_is_lost(planned):
+        click.echo(
+            "the base policy is missing, and DVC keeps no copy: it is made first; then it is known what runs again"
+        )
+        if code := make_base():
+            raise SystemExit(code)
+        found = world(missing=ALLOW_MISSING in arguments or bool(pruned()))
+        planned = plan(found, words)
     tell(_findings(found, planned))
     work = any(step.reasons or not step.stage.always for step in planned)
     return [step.stage.address for step in planned] if work else []
+
+
+def base_is_lost(planned: Sequence[Step]) -> bool:
+    """Whether the base policy has to be made again for no other reason than that it is missing, as in a new clone.
+
+    Most often it is then the one that the rounds began with, and none of them runs again.
+    """
+    steps = [step for step in planned if step.stage.address == "base" and step.again]
+    return bool(steps) and all(_is_lost(reason) for step in steps for reason in step.reasons) and bool(steps[0].reasons)
+
+
+def _is_lost(reason: str) -> bool:
+    return reason.endswith(" is missing")
 
 
 def _findings(found: World, planned: Sequence[Step]) -> Iterator[Finding]:
@@ -104,9 +126,13 @@ def _findings(found: World, planned: Sequence[Step]) -> Iterator[Finding]:
         yield say.ok("nothing that is finished would run again")
         yield from (say.note(line) for line in kept_lines(found))
     elif again.asks(launch.ask_from_minutes):
+        other = "`gift keep` leaves finished rounds as they are where code alone changed"
+        if base_is_lost(planned):
+            other = "`make repro` makes the base policy first, and looks again"
+        elif all(map(_is_lost, again.reasons)):
+            other = f"`make repro ARGS={ALLOW_MISSING}` goes on without it where no stage to be made reads it"
         yield say.error(
-            f"{again.line}. `{VARIABLE}=1 make repro` runs it again; `gift keep` leaves finished rounds as they are "
-            "where code alone changed; `gift plan` lists all (docs/pipeline.md)"
+            f"{again.line}. `{VARIABLE}=1 make repro` runs it again; {other}; `gift plan` lists all (docs/pipeline.md)"
         )
     else:
         yield say.note(again.line)

@@ -12,13 +12,13 @@ from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.code import missing_modules
-from gift.project.errors import UserError, amount
+from gift.project.errors import UserError, amount, counted
 from gift.project.machine import Gpus, asked_for, installed_packages, lock_file, unlike
 from gift.project.yaml import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem, unreached_problem
 from gift.training.settings import UpdateLaunch
 from gift.upkeep.look import dvc_cache, dvc_links
-from gift.upkeep.repro import linked_data
+from gift.upkeep.repro import dvc_problems
 
 say, storage = Theme("machine"), Theme("storage")
 NUM_SHOWN = 5
@@ -106,15 +106,10 @@ def keeping_findings() -> list[Finding]:
 
 
 def _missing() -> Iterator[Finding]:
-    folders = (Path.cwd(), *Path.cwd().parents)
-    if problem := linked_data():
-        yield storage.error(problem)
-    if not any((folder / ".git").exists() for folder in folders):
-        yield storage.error("no git repository; run `git init` in the project's folder")
-    dvc = next((folder / ".dvc" for folder in folders if (folder / ".dvc").is_dir()), None)
-    if dvc is None:
-        yield storage.error("no .dvc folder; run `dvc init` in the project's folder, or clone it whole")
-    else:
+    yield from map(storage.error, dvc_problems())
+    if dvc := next(
+        (folder / ".dvc" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / ".dvc").is_dir()), None
+    ):
         yield from _cache_findings(dvc)
     if not shutil.which("dvc") and not (Path(sys.executable).parent / "dvc").exists():
         yield storage.error("`dvc` is not on this machine's PATH; `source .venv/bin/activate`")
@@ -175,7 +170,8 @@ def disk_findings(project: Project, model: Model, room: Room) -> Iterator[Findin
     (policy, tables), need = sizes[0], sum(map(sum, sizes))
     each = f"{amount(policy)} of policy and optimizer and up to {amount(tables)} of tables each"
     for name, free in room.items():
-        text = f"{len(left)} rounds need up to {amount(need)} ({each}), and there is room for {amount(free)} ({name})"
+        rounds = f"{counted(len(left), 'round')} to be made: up to {amount(need)} ({each})"
+        text = f"{rounds}, and there is room for {amount(free)} ({name})"
         if free < policy:
             yield storage.error(f"{text}: not even one round fits; make room, or use update.lora", "data")
         elif free < need:

@@ -8,7 +8,7 @@ from gift.doctor.findings import Finding, Level, Theme
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
 from gift.methods.sample.epochs import supply_problem
-from gift.project.errors import amount
+from gift.project.errors import amount, counted
 from gift.project.machine import Gpus
 from gift.training.deepspeed_config import engine_settings
 from gift.training.memory import Decoder
@@ -25,7 +25,9 @@ def batch_findings(project: Project) -> Iterator[Finding]:
     sizes, steps = step_sizes(project.params), {name: len(step_sizes(project.of(name))) for name in project.rounds}
     total = sum(steps[name] for name in chain)
     text = f"a round: {generate.prompts_per_round:,} prompts x {generate.group_size} completions, {len(sizes)}"
-    yield say.ok(f"{text} optimizer steps of {_span(sizes)} groups; {len(chain)} rounds in a chain: {total:,} steps")
+    yield say.ok(
+        f"{text} optimizer steps of {_span(sizes)} groups; {counted(len(chain), 'round')} in a chain: {total:,} steps"
+    )
     if problem := warmup_problem(project.params.update, total):
         level: Level = "warning" if project.params.update.warmup_steps >= total else "note"
         yield say.found(level, f"{problem}, or add rounds")
@@ -49,7 +51,7 @@ def supply_findings(project: Project, num_train: int | None) -> Iterator[Finding
             return
     chain, upto = project.longest_chain, list(accumulate(takes[name] for name in project.longest_chain))
     at_most = "up to " if any(each.sample for each in generates) else ""
-    text = f"{len(chain)} rounds take {at_most}{upto[-1]:,} prompts, "
+    text = f"a chain of {counted(len(chain), 'round')} takes {at_most}{upto[-1]:,} prompts, "
     text += f"{upto[-1] / num_train:.3g} times the {num_train:,} here"
     again = next((name for name, total in zip(chain, upto, strict=True) if total > num_train), None)
     yield say.note(f"{text}; from {again} on prompts come again", where) if again else say.ok(text)
@@ -130,7 +132,8 @@ def _decay_findings(project: Project, steps: dict[str, int], total: int) -> Iter
             return
     end = project.params.update.schedule_steps
     if end is not None and total <= end / 2:
-        text = f"the chain of {len(project.longest_chain)} rounds ends after {total} steps, before half of the decay"
+        chain = counted(len(project.longest_chain), "round")
+        text = f"the chain of {chain} ends after {total} steps, before half of the decay"
         yield say.note(f"{end}: {text}", where)
 
 

@@ -13,7 +13,7 @@ from gift.doctor.secrets import secret_lines
 from gift.embedded.task import Arithmetic
 from gift.methods.choosing import TOO_FEW_REWARDS
 from gift.policy.settings import Base
-from gift.project.errors import UserError
+from gift.project.errors import UserError, counted
 from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import ROUNDS, Round, lay_over, read_rounds
 from gift.project.sections import Section, check
@@ -149,7 +149,7 @@ def read_project() -> tuple[Project | None, list[Finding]]:
     if not (params and launch and rounds) or findings:
         return None, [*secrets, *findings]
     files = "params.yaml, launch.yaml and rounds.yaml" if LAUNCH.exists() else "params.yaml, rounds.yaml"
-    loaded = say.ok(f"{files} load: {len(rounds)} rounds, {', '.join(list(rounds)[:8])}")
+    loaded = say.ok(f"{files} load: {counted(len(rounds), 'round')}, {', '.join(list(rounds)[:8])}")
     return Project(params, launch, rounds, own), secrets or [loaded]
 
 

@@ -101,12 +101,12 @@ def check_inputs() -> None:
 def refuse_damage(stage: Stage, lock: dict[str, Record]) -> None:
     """Compare what a stage depends on with what the stages that made it left, by the MD5 that DVC took of it."""
     made = {path: digest for record in lock.values() for path, digest in record.outs.items()}
-    for path in stage.deps:
-        found = md5_of(Path(path)) if path in made and Path(path).exists() else None
-        if found is not None and found != made[path]:
+    for path in (out for dep in stage.deps for out in made if out == dep or out.startswith(f"{dep}/")):
+        if Path(path).exists() and md5_of(Path(path)) != made[path]:
             raise UserError(
-                f"{path}: is not what its stage made, though it may have its size and time: it was damaged, or edited; "
-                f"remove it, and `dvc checkout {path}` brings it back (what DVC does not keep: `dvc repro`)"
+                f"{path}: is not what its stage made, though it may have its size and time: it was damaged or edited, "
+                f"or {LOCK} is another commit's; remove it, and `dvc checkout {path}` brings it back (what DVC does "
+                "not keep: `make repro`)"
             )
 
 

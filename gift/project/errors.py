@@ -13,6 +13,10 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+PLENTY = 10**9
+"""Bytes free on a disk that may not be the one that is full."""
+
+
 class UserError(click.ClickException):
     """A mistake of the user: what is wrong, where (key, file, row), the rule, and the remedy, in one message."""
 
@@ -28,9 +32,14 @@ def refused(error: Exception) -> UserError | None:
     path = Path(str(named)) if named else next(each for each in (Path("data/.work"), Path()) if each.exists())
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in said:
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        free = amount(shutil.disk_usage(there).free)
+        free = shutil.disk_usage(there).free
+        if not named and free > PLENTY:  # what was written names no file
+            return UserError(
+                f"no room left, though {amount(free)} are free on the project's disk: what was written is larger, or "
+                "goes elsewhere (stdout, TMPDIR); make room, and `make repro` goes on from here"
+            )
         return UserError(
-            f"{path}: no room left on its disk ({free} free); make room, and `make repro` goes on from here"
+            f"{path}: no room left on its disk ({amount(free)} free); make room, and `make repro` goes on from here"
         )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"{path}: {error.strerror}; let this user write there, or move the project")  # type: ignore[attr-defined]
@@ -59,6 +68,11 @@ def amount(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.3g} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 round, 4 rounds."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def wrong_param(key: str, value: Any, problem: str) -> UserError:

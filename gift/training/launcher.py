@@ -68,10 +68,10 @@ def hosts_problem(launch: UpdateLaunch) -> str | None:
 
 
 def unreached_problem(launch: UpdateLaunch) -> str | None:
-    """A host of several that ssh does not reach without a password: it is asked, for 10 s at most."""
+    """A host that ssh does not reach without a password: each is asked, for 10 s at most."""
     path = hostfile(launch)
     others = _argument(launch, "--no_ssh", "--no_ssh_check", "-i", "--include", "-e", "--exclude", "--num_nodes")
-    if launch.launcher != "deepspeed" or path is None or others is not None or len(_slots(path)) == 1:
+    if launch.launcher != "deepspeed" or path is None or others is not None:
         return None
     port = _argument(launch, "--ssh_port")
     words = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *(["-p", port] if port else [])]

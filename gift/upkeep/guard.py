@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from gift.project.code import code_of
+from gift.project.errors import counted
 from gift.project.graph import Record, Stage
 from gift.project.work import MADE
 from gift.upkeep.plan import Step, md5_of_text
@@ -72,11 +73,15 @@ def looked() -> bool:
     return by is not None and by in {str(parent.pid) for parent in psutil.Process().parents()}
 
 
+def made_file(address: str) -> Path:
+    """Where a stage notes what made its outputs."""
+    return MADE / f"{re.sub(r'_base$', '@base', address)}.json"
+
+
 def made_by(address: str) -> dict[str, Any]:
     """What was noted when a stage published its outputs; nothing where that was before there were notes."""
-    label = re.sub(r"_base$", "@base", address)
     try:
-        return dict(json.loads((MADE / f"{label}.json").read_text(encoding="utf-8")))
+        return dict(json.loads(made_file(address).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -109,7 +114,7 @@ def _what(steps: list[Step]) -> str:
     if not rounds and not parts:
         parts = ["the base policy's evaluation"]
     shown = ", ".join(rounds[:8]) + (", ..." if rounds[8:] else "")
-    parts += [f"{len(rounds)} finished round{'s' * (len(rounds) > 1)} ({shown})"] if rounds else []
+    parts += [f"{counted(len(rounds), 'finished round')} ({shown})"] if rounds else []
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 

@@ -11,10 +11,10 @@ from gift.project.door import md5_of
 from gift.project.errors import UserError
 from gift.project.graph import LOCK, value_at
 from gift.project.sections import did_you_mean
-from gift.project.work import whole_file
+from gift.project.work import whole_file, write_json
 from gift.project.yaml import read_yaml
 from gift.upkeep.command import dvc, environment
-from gift.upkeep.guard import QUICK, in_words, made_by
+from gift.upkeep.guard import QUICK, in_words, made_by, made_file
 from gift.upkeep.plan import Step, World, plan
 
 _CODE = re.compile(r"data/code/\w+\.txt changed")
@@ -51,6 +51,11 @@ def keep(steps: Collection[Step], rounds: Collection[str]) -> None:
     with whole_file(LOCK) as temporary:
         shutil.copyfile(LOCK, temporary)
         _note(temporary, steps)
+    for step in steps:
+        made, path = made_by(step.stage.address), made_file(step.stage.address)
+        words = [in_words(reason, step, {}) for reason in step.reasons if _SETTINGS.fullmatch(reason)]
+        if words and made:
+            write_json(path, made | {"kept": sorted({*made.get("kept", []), *words})})
 
 
 def _note(lock: Path, steps: Collection[Step]) -> None:
@@ -70,10 +75,15 @@ def _note(lock: Path, steps: Collection[Step]) -> None:
 
 
 def kept_lines(world: World) -> Iterator[str]:
-    """Of finished stages that other code made than there is now: `r1, r2: made by update 3, now 4`."""
+    """Of finished stages that other code or settings made than there are now: `r1, r2: made by update 3, now 4`."""
     found: dict[str, list[str]] = {}
     for address, stage in world.stages.items():
-        code, now = made_by(stage.address).get("code"), (world.text(code_file(stage.code)) or "").strip()
-        if address in world.lock and isinstance(code, dict) and code["results"] != now:
-            found.setdefault(f"made by {stage.code} {code['results']}, now {now}", []).append(stage.round or "base")
+        made, now = made_by(address), (world.text(code_file(stage.code)) or "").strip()
+        code = made.get("code")
+        told = [f"kept, though {words}" for words in made.get("kept", ())]
+        if isinstance(code, dict) and code["results"] != now:
+            told.append(f"made by {stage.code} {code['results']}, now {now}")
+        for text in told if address in world.lock else ():
+            names = found.setdefault(text, [])
+            names += [] if stage.round in names else [stage.round or "base"]
     yield from (f"{', '.join(names)}: {text}" for text, names in found.items())

@@ -2,17 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
 import psutil
 
 from gift.project.console import GOES_ON, end_with_parent
-from gift.project.errors import UserError
+from gift.project.errors import UserError, amount
 from gift.project.params import LAUNCH, PARAMS
 from gift.project.rounds import read_rounds
 from gift.project.work import forget_noted
@@ -22,6 +23,9 @@ from gift.upkeep.guard import LOOKED, VARIABLE
 from gift.upkeep.heal import heal, running
 from gift.upkeep.look import dvc_cache
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
+
+FULL = 16 << 20
+"""Bytes free on a disk below which DVC, which says nothing of it in plain words, stops for want of room."""
 
 
 def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], list[str] | None]) -> int:
@@ -62,6 +66,10 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
     if ended_by:
         click.echo(GOES_ON, err=True)
         return 128 + ended_by[0]
+    if code > 0 and (free := shutil.disk_usage(Path.cwd()).free) < FULL:
+        click.echo(
+            f"error: {amount(free)} free on the project's disk; make room, and `make repro` goes on from here", err=True
+        )
     if code < 0:
         click.echo(f"DVC was ended by signal {-code}; `make repro` goes on from here", err=True)
     return code if code >= 0 else 128 - code
@@ -69,23 +77,38 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
 
 def make_first() -> int:
     """What no remote has, and DVC does not make where it may be missing: the base policy, and what the checks say."""
-    with_base = {**environment(), VARIABLE: "1"}  # a base that has to be made is no work done twice
-    steps = (("pull", "prepare"), ("repro", "check_rewards", "base"))
-    codes = [
-        subprocess.run(dvc(*words), env=with_base, preexec_fn=end_with_parent, check=False).returncode
-        for words in steps
-    ]
-    return codes[-1]
+    subprocess.run(dvc("pull", "prepare"), env=environment(), preexec_fn=end_with_parent, check=False)
+    return make_base("check_rewards")
+
+
+def make_base(*others: str) -> int:
+    """The base policy, unasked: it has to be made, and is no work done twice. Returns DVC's exit code."""
+    env = {**environment(), VARIABLE: "1"}
+    return subprocess.run(dvc("repro", *others, "base"), env=env, preexec_fn=end_with_parent, check=False).returncode
 
 
 def check_files() -> None:
     """What DVC would stop at in words of its own: settings that are no YAML, rounds that break a law."""
-    if problem := linked_data():
+    for problem in dvc_problems():
         raise UserError(problem)
     read_rounds()
     read_yaml(PARAMS)
     if LAUNCH.exists():
         read_yaml(LAUNCH)
+
+
+def dvc_problems() -> Iterator[str]:
+    """What keeps DVC from working in this folder at all, where it speaks of an unexpected error."""
+    folders = (Path.cwd(), *Path.cwd().parents)
+    if problem := linked_data():
+        yield problem
+    if not any((folder / ".git").exists() for folder in folders):
+        yield "no git repository; run `git init` in the project's folder"
+    own = next((folder / ".dvc" for folder in folders if (folder / ".dvc").is_dir()), None)
+    if own is None:
+        yield "no .dvc folder; run `dvc init` in the project's folder, or clone it whole"
+    elif not os.access(own, os.W_OK):
+        yield f"{own}: cannot be written, and DVC keeps its locks there; let this user write there, or move the project"
 
 
 def linked_data() -> str | None:
