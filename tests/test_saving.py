@@ -1,5 +1,6 @@
 """What is saved is what was trained: a policy is opened again before it is published."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
-from gift.policy.folder import PolicyFiles
+from gift.policy.folder import Lineage, PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.training.saving import Probe, check_saved
+from gift.training.saving import Probe, check_saved, parents_state
 
 PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 
@@ -57,3 +58,10 @@ def test_one_token_that_bfloat16_rounds_otherwise_on_another_device_is_no_reason
     trained = logprobs(model)
     trained[50] += 0.5
     check(saved, model, "bfloat16", trained)
+
+
+def test_the_state_of_the_base_is_that_of_no_other_policy(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    assert parents_state(tmp_path, Lineage(digest="d", base="d"), set()) is None
+    with pytest.raises(UserError, match="belongs to the base policy, the round starts from one of round 2; `dvc "):
+        parents_state(tmp_path, Lineage(digest="d", base="b", round=2), set())

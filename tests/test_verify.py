@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[Callable[[], None], str, str]] = {
     "answers of the base": (other_answers, "r1: lineage", "the policy of its answers is "),
     "sums that do not add up": (other_sums, "r1: ledger", "num_scored + num_failed + num_abstained: 65, must be 64"),
     "log-probs of another policy": (other_log_probs, "r1: log-probs", "old_logprobs differ by up to 0.01 nats"),
-    "metrics that are cut": (cut_metrics, "r1: ledger", "JSONDecodeError"),
+    "metrics that are cut": (cut_metrics, "r1: ledger", "update.json: damaged"),
     "no scores": (lambda: shutil.rmtree(R1 / "scores"), "r1: tables", "data/rounds/r1/scores"),
 }
 

@@ -63,7 +63,7 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
             click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
-        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage.digest, engine.names))
+        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage, engine.names))
     rows, probed = plan.rows, [plan.rows.shortest]
     trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
     step_rows = _train_steps(trainer, plan, work, launch.checkpoint_every_steps)

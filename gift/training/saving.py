@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gift.logprobs.tokens import ROUNDING, TokenLogprobs, completion_logprobs
 from gift.policy.adapter import save_adapter
-from gift.policy.folder import MODEL_CONFIGS, PolicyFiles, copy_companions
+from gift.policy.folder import MODEL_CONFIGS, Lineage, PolicyFiles, copy_companions
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
@@ -104,8 +104,8 @@ def load_state(path: Path) -> tuple[FullState, dict[str, Any]]:
         raise UserError(f"{path}: not a readable training state ({first}); {remedy}") from None
 
 
-def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:
-    """The state that the round before left with its policy (a digest); None for the base, which has none.
+def parents_state(optimizer: Path, parent: Lineage, names: set[str]) -> tuple[FullState, dict[str, Any]] | None:
+    """The state that the round before left with its policy; None for the base, which has none.
 
     `names` are those of the parameters that are to go on from it.
     """
@@ -115,11 +115,16 @@ def parents_state(optimizer: Path, policy: str, names: set[str]) -> tuple[FullSt
             raise UserError(
                 f"{optimizer}: no optimizer state; `dvc pull {optimizer}`, or set update.optimizer_state to reset"
             )
+        if parent.round:
+            raise UserError(
+                f"{optimizer}: belongs to the base policy, the round starts from one of round {parent.round}; `dvc "
+                "checkout` brings the pair back, or set update.optimizer_state to reset"
+            )
         return None
     state, facts = load_state(path)
-    if facts["policy"] != policy:
+    if facts["policy"] != parent.digest:
         raise UserError(
-            f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {policy[:12]}; `dvc "
+            f"{path}: belongs to policy {facts['policy'][:12]}, the round starts from {parent.digest[:12]}; `dvc "
             "checkout` brings the pair back, or set update.optimizer_state to reset"
         )
     refuse_other_head(path, set(state.tensors["weight"]), names)

@@ -17,7 +17,7 @@ from gift.project.errors import UserError
 from gift.project.graph import Record, Stage
 from gift.project.ragged import Ragged
 from gift.project.rounds import Round
-from gift.project.work import tree_digest
+from gift.project.work import read_json, tree_digest
 from gift.tables.parts import check_same_rows, read_table
 from gift.tables.prompts import read_prompts
 from gift.tables.reference import read_reference
@@ -139,10 +139,7 @@ def _lineage(folder: Path, parent: Path) -> str:
 
 def _ledger(folder: Path) -> str:
     """The counts of the metrics are those of the tables, and add up."""
-    numbers = {
-        name: json.loads((folder / f"metrics/{name}.json").read_text(encoding="utf-8"))
-        for name in ("generate", "score", "update")
-    }
+    numbers = {name: _metrics(folder / f"metrics/{name}.json") for name in ("generate", "score", "update")}
     rollouts = without_given(_rollouts(folder, "rollouts")[0])
     generate, score, update = numbers["generate"], numbers["score"], numbers["update"]
     sums = {
@@ -163,6 +160,12 @@ def _ledger(folder: Path) -> str:
         if found != wanted:
             raise UserError(f"{folder}/metrics/{what}: {found}, must be {wanted}")
     return f"{len(sums)} sums"
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path}: missing; git has it, or its stage makes it again")
+    return dict(read_json(path))
 
 
 def _logprobs(folder: Path, parent: Path, rows: int) -> str:
