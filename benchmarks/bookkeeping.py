@@ -131,13 +131,14 @@ def write_outs(stage: Stage) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """A row a project: lines of dvc.lock, and seconds of both with `make repro` and with `dvc repro` by itself."""
+    projects = sorted(result["projects"].items(), key=lambda each: int(each[0]))
     rows = [
         [
             number,
             int(each["lock_lines"]),
             *(f"{each[key]:.3g}" for key in ("nothing", "round", "nothing_dvc", "round_dvc")),
         ]
-        for number, each in result["projects"].items()
+        for number, each in projects
     ]
     head = [
         "finished rounds",
@@ -147,7 +148,7 @@ def table(result: dict[str, Any]) -> str:
         "`dvc repro`: nothing, s",
         "round, s",
     ]
-    last = list(result["projects"].values())[-1]
+    _, last = projects[-1]
     goals = f"\nGoals: {NOTHING_GOAL:g} s with nothing to do, {met(last['nothing'], NOTHING_GOAL, at_most=True)}; "
     goals += f"{ROUND_GOAL:g} s of a round, {met(last['round'], ROUND_GOAL, at_most=True)}."
     return markdown(head, rows) + "\n" + goals
