@@ -319,6 +319,15 @@ def test_a_linked_data_folder_is_refused_by_name() -> None:
         check_files()
 
 
+def test_what_dvc_cannot_do_without_is_a_line_before_it_starts() -> None:
+    with pytest.raises(UserError, match="^no git repository; run `git init`"):
+        check_files()
+    Path(".git").mkdir()
+    shutil.rmtree(".dvc")
+    with pytest.raises(UserError, match="^no .dvc folder; run `dvc init`"):
+        check_files()
+
+
 def test_with_nothing_to_do_no_dvc_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

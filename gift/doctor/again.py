@@ -107,8 +107,8 @@ def base_is_lost(planned: Sequence[Step]) -> bool:
 
     Most often it is then the one that the rounds began with, and none of them runs again.
     """
-    steps = [step for step in planned if step.stage.address == "base" and step.again]
-    return bool(steps) and all(_is_lost(reason) for step in steps for reason in step.reasons) and bool(steps[0].reasons)
+    reasons = next((step.reasons for step in planned if step.stage.address == "base" and step.again), ())
+    return bool(reasons) and all(map(_is_lost, reasons))
 
 
 def _is_lost(reason: str) -> bool:

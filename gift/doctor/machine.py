@@ -18,7 +18,7 @@ from gift.project.yaml import read_yaml
 from gift.training.launcher import allocation_problem, hostfile, hosts_problem, program_problem, unreached_problem
 from gift.training.settings import UpdateLaunch
 from gift.upkeep.look import dvc_cache, dvc_links
-from gift.upkeep.repro import dvc_problems
+from gift.upkeep.repro import above, dvc_problems
 
 say, storage = Theme("machine"), Theme("storage")
 NUM_SHOWN = 5
@@ -107,9 +107,7 @@ def keeping_findings() -> list[Finding]:
 
 def _missing() -> Iterator[Finding]:
     yield from map(storage.error, dvc_problems())
-    if dvc := next(
-        (folder / ".dvc" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / ".dvc").is_dir()), None
-    ):
+    if dvc := above(".dvc"):
         yield from _cache_findings(dvc)
     if not shutil.which("dvc") and not (Path(sys.executable).parent / "dvc").exists():
         yield storage.error("`dvc` is not on this machine's PATH; `source .venv/bin/activate`")

@@ -31,8 +31,8 @@ _SIZED = re.compile(
 )
 # A number that is all of a formula or box, and the word behind that: "$18$ million", "\boxed{18} million".
 _SIZED_OUTSIDE = re.compile(
-    rf"((?:\$|\\\(|\\\[|\\boxed\s*\{{)\s*(?:\\?\$)?\s*)(\d[\d,]*+(?:\.\d+)?+)"
-    rf"(\s*(?:\$|\\\)|\\\]|\}}))\s*(\\(?:text|mathrm|textrm|mbox)\s*\{{)?+\s*+{_SIZE}",
+    rf"((?:\$|\\\(|\\\[|\\boxed\s*+\{{)\s*+(?:\\?\$\s*+)?+)(\d[\d,]*+(?:\.\d+)?+)"
+    rf"(\s*+(?:\$|\\\)|\\\]|\}}))\s*+(\\(?:text|mathrm|textrm|mbox)\s*+\{{)?+\s*+{_SIZE}",
     re.IGNORECASE | re.ASCII,
 )
 

@@ -99,16 +99,21 @@ def check_files() -> None:
 
 def dvc_problems() -> Iterator[str]:
     """What keeps DVC from working in this folder at all, where it speaks of an unexpected error."""
-    folders = (Path.cwd(), *Path.cwd().parents)
     if problem := linked_data():
         yield problem
-    if not any((folder / ".git").exists() for folder in folders):
+    if above(".git") is None:
         yield "no git repository; run `git init` in the project's folder"
-    own = next((folder / ".dvc" for folder in folders if (folder / ".dvc").is_dir()), None)
+    own = above(".dvc")
     if own is None:
         yield "no .dvc folder; run `dvc init` in the project's folder, or clone it whole"
     elif not os.access(own, os.W_OK):
         yield f"{own}: cannot be written, and DVC keeps its locks there; let this user write there, or move the project"
+
+
+def above(name: str) -> Path | None:
+    """What has this name in the working folder or in one above it; the nearest."""
+    paths = (folder / name for folder in (Path.cwd(), *Path.cwd().parents))
+    return next((path for path in paths if path.exists()), None)
 
 
 def linked_data() -> str | None:
