@@ -320,11 +320,11 @@ def test_a_linked_data_folder_is_refused_by_name() -> None:
 
 
 def test_what_dvc_cannot_do_without_is_a_line_before_it_starts() -> None:
-    with pytest.raises(UserError, match="^no git repository; run `git init`"):
+    with pytest.raises(UserError, match=r"^no git repository; run `git init`"):
         check_files()
     Path(".git").mkdir()
     shutil.rmtree(".dvc")
-    with pytest.raises(UserError, match="^no .dvc folder; run `dvc init`"):
+    with pytest.raises(UserError, match=r"^no \.dvc folder; run `dvc init`"):
         check_files()
 
 
