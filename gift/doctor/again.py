@@ -80,11 +80,9 @@ def tell(findings: Iterable[Finding]) -> None:
 def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
     """The addresses of what `gift repro` with these arguments would run; a `UserError` where it may not.
 
-    None where DVC itself must find out: nothing was made yet, or it is asked for more than stages by their names.
+    None where DVC itself must find out: it is asked for more than stages by their names.
     """
     words = [word for word in arguments if word not in (ALLOW_MISSING, "--quiet", "-q", "--verbose", "-v")]
-    if not Path(LOCK).exists():
-        return None
     found = world(missing=ALLOW_MISSING in arguments or bool(pruned()))
     if {*words} - {*found.stages, *(stage.name for stage in found.stages.values())}:
         return None
