@@ -16,7 +16,7 @@ from gift.project.yaml import read_yaml
 
 PLACES = {
     "score": ["--out", "data/rounds/r1/scores", "--notes", "data/rounds/r1/notes", "--metrics", "score.json"],
-    "evaluate": ["--metrics", "evaluate.json", "--history", "history.json"],
+    "evaluate": ["--scores", "answer_scores", "--metrics", "evaluate.json", "--history", "history.json"],
 }
 COMMANDS = {
     "score": [

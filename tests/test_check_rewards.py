@@ -151,7 +151,8 @@ def refused_as_by(stage: str, begin: str) -> None:
             rollouts=home / "rollouts", out=home / "scores", notes=home / "notes", metrics=home / "score.json"
         )
     else:
-        named = mini.named(answers=home / "rollouts", metrics=home / "e.json", history="data/history/r1.json")
+        made = {"scores": home / "answer_scores", "metrics": home / "e.json", "history": "data/history/r1.json"}
+        named = mini.named(answers=home / "rollouts", **made)
     code, late = run({"score": score, "evaluate": evaluate}[stage], [*named, "--prompts", str(table)])
     where = " (eval prompts)" if stage == "evaluate" else ""
     assert (code, late.replace("\n", f"{where}\n")) == (1, said)

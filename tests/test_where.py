@@ -358,9 +358,8 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
         assert (counts, numbers[f"rewards/{name}/mean"]) == ([asked, asked, 32 - asked], 0.5)
 
     answers = {"answers": home / "answers", "prompts": tables[1]}
-    done = CliRunner().invoke(
-        evaluate, mini.named(**answers, metrics=home / "evaluate.json", history="data/history/r1.json")
-    )
+    made = {"scores": home / "answer_scores", "metrics": home / "evaluate.json", "history": "data/history/r1.json"}
+    done = CliRunner().invoke(evaluate, mini.named(**answers, **made))
     assert done.exit_code == 0, done.output
     numbers = json.loads((home / "evaluate.json").read_text())
     assert numbers["eval/accuracy_greedy"] == pytest.approx(held_out.count("math") / 8)
@@ -369,7 +368,8 @@ def test_a_mixture_of_maths_and_code_goes_through_prepare_score_and_evaluate(fol
 
     # Before any call: two rewards that say what is right for one prompt, and one that no training prompt asks for.
     mini.write_params(folder, {"evaluate": {"correct": ["math", "short"]}})
-    again = mini.named(**answers, metrics=home / "again.json", history="data/history/again.json")
+    others = {"scores": home / "again", "metrics": home / "again.json", "history": "data/history/again.json"}
+    again = mini.named(**answers, **others)
     assert "'math' and 'short' are both asked for prompt_id=" in CliRunner().invoke(evaluate, again).output
     misspelt = {**shown["score"]["rewards"], "code": {"function": "code_tests", "where": {"domain": "coed"}}}
     mini.write_params(folder, {"score": {"rewards": misspelt}, "evaluate": shown["evaluate"]})

@@ -85,18 +85,8 @@ def _evaluate(policy: str, split: Path, stages: Stages) -> dict[str, float]:
     here = f"data/rounds/{policy}"
     base, answers, metrics = POLICY.format("base"), f"{here}/answers", f"{here}/metrics/evaluate.json"
     _call(stages, "generate_eval", policy, "out", base=base, policy=POLICY.format(policy), prompts=split, out=answers)
-    history = f"data/history/{policy}.json"
-    _call(
-        stages,
-        "evaluate",
-        policy,
-        "metrics",
-        "history",
-        answers=answers,
-        prompts=split,
-        metrics=metrics,
-        history=history,
-    )
+    made = {"scores": f"{here}/answer_scores", "metrics": metrics, "history": f"data/history/{policy}.json"}
+    _call(stages, "evaluate", policy, *made, answers=answers, prompts=split, **made)
     return {name: value for name, value in _read(metrics).items() if not name.endswith("_se")}
 
 

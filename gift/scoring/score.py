@@ -86,6 +86,15 @@ def write_tables(everything: Path, score: Score, scores: Path, notes: Path) -> N
             )
 
 
+def write_answer_scores(everything_: Path, score: Score, judges: Sequence[str], out: Path) -> None:
+    """The parts of `score_parts` as a table of their own; its metadata say which rewards tell what is right."""
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed here
+    own = {"artifact": out.name, "settings": settings_of(score), "correct": list(judges)}
+    for index, path in enumerate(part_paths(everything_)):
+        table, metadata = read_file(path)
+        write_part(out, index, table, everything(score.rewards), check_scores, metadata | own)
+
+
 def score_parts(
     folder: Path,
     rollouts: Path,

@@ -1,4 +1,4 @@
-"""What rewards said of each completion: the scores, which an update reads, and the notes, which people read."""
+"""What rewards said of completions: scores, which an update reads; notes, which people read; of answers both in one."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -51,6 +51,13 @@ def read_notes(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         [name.removesuffix(end) for name in columns if name.endswith(end)] for end in ("_message", "_status")
     )
     return read_table(folder, notes_schema(rewards, watched), check_notes)
+
+
+def read_answer_scores(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """What `evaluate` keeps of its answers, one table with messages, under the rewards that its own columns name."""
+    columns, _ = read_footer(part_paths(folder)[0])
+    rewards = [name.removesuffix("_message") for name in columns if name.endswith("_message")]
+    return read_table(folder, everything(rewards), check_scores)
 
 
 def check_scores(table: pa.Table, path: Path) -> None:

@@ -22,7 +22,7 @@ from gift.tables.parts import check_same_rows, read_table
 from gift.tables.prompts import read_prompts
 from gift.tables.reference import read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
-from gift.tables.scores import read_notes, read_scores
+from gift.tables.scores import read_answer_scores, read_notes, read_scores
 from gift.upkeep.command import dvc, environment
 
 BASE = Path("data/rounds/base/policy")
@@ -112,6 +112,10 @@ def _tables(folder: Path) -> str:
     if not pc.list_value_length(rollouts["completion_ids"]).equals(pc.list_value_length(reference["old_logprobs"])):
         raise UserError(f"{folder / 'reference'}: its log-probs are not as long as the completions")
     answers, _ = _rollouts(folder, "answers")
+    graded, facts = read_answer_scores(folder / "answer_scores")
+    check_same_rows(graded, answers, folder / "answer_scores")
+    if facts["rollouts"] != tree_digest(folder / "answers"):
+        raise UserError(f"{folder / 'answer_scores'}: made of other answers than {folder / 'answers'}")
     return f"{rollouts.num_rows} completions, {answers.num_rows} answers"
 
 
