@@ -196,18 +196,27 @@ def code(names: tuple[str, ...], same: bool, other: bool) -> None:
 
 
 @main.command()
-@click.argument("round_folder", metavar="ROUND", type=Path)
-@click.option("--num", "-n", type=click.IntRange(min=1), default=2, show_default=True, help="Groups to show.")
-@click.option("--prompt-id", help="Show this group.")
-def inspect(round_folder: Path, num: int, prompt_id: str | None) -> None:
-    """Show the rollouts of ROUND (r1, or a folder such as data/rounds/r1) beside their prompts and rewards."""
-    from gift.report.inspect import round_text
+@click.argument("name", metavar="ROUND")
+@click.option("--num", "-n", type=click.IntRange(min=1), default=2, show_default=True, help="Prompts to show.")
+@click.option("--prompt-id", "prompt_ids", multiple=True, help="Show this prompt.")
+@click.option("--by", type=click.Choice(["reward", "spread", "length"]), help="Order of the prompts, largest first.")
+@click.option("--ascending", is_flag=True, help="The smallest first.")
+@click.option("--only", type=click.Choice(["best", "worst", "failed", "truncated", "right", "wrong"]))
+@click.option("--search", metavar="TEXT", help="Completions with this text in them or in their prompt.")
+@click.option("--answers", is_flag=True, help="The answers to the held-out prompts, not the rollouts.")
+@click.option("--against", metavar="ROUND", help="Another round beside it.")
+@click.option("--whole", is_flag=True, help="Long texts to their end.")
+def inspect(name: str, answers: bool, against: str | None, whole: bool, **query: Any) -> None:
+    """Show the completions of ROUND (r1, or a folder such as data/rounds/r1) with their prompts and rewards."""
+    from rich.console import Console
 
-    if not round_folder.is_dir() and len(round_folder.parts) == 1:
-        round_folder = Path("data/rounds") / round_folder
-    prompts = round_folder.absolute().parents[1] / "prompts" / "train.parquet"
-    for line in round_text(round_folder / "rollouts", round_folder / "scores", prompts, num, prompt_id):
-        click.echo(line)
+    from gift.report.inspect import show
+    from gift.report.rows import Query
+
+    def folder(name: str) -> Path:
+        return Path(name) if Path(name).is_dir() or "/" in name else Path("data/rounds", name)
+
+    show(Console(), folder(name), Query(**query), answers, folder(against) if against else None, whole)
 
 
 @main.command()

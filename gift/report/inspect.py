@@ -1,56 +1,129 @@
-"""The rollouts of a round as text: prompts, completions and rewards side by side."""
+"""Completions for a person at a terminal: prompts, wrapped texts, rewards with messages; two rounds side by side."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import click
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
 
-from gift.project.errors import UserError
-from gift.tables.parquet import part_paths, read_file
-from gift.tables.prompts import read_prompts
+from gift.evaluation.paired import paired
+from gift.project.errors import counted
+from gift.report.rows import Found, Places, Query, Row, find, prompts_of, rights_of, rows_of, turns
 
-
-def round_text(rollouts: Path, scores: Path, prompts: Path, num: int, prompt_id: str | None) -> Iterator[str]:
-    """Lines about the first `num` groups of a round, or about the group of one prompt."""
-    known = _first_prompts(rollouts, None if prompt_id is not None else num)
-    if prompt_id is not None and prompt_id not in known:
-        raise UserError(f"prompt_id={prompt_id}: not among the {len(known)} prompts of {rollouts}")
-    shown = [prompt_id] if prompt_id is not None else known
-    table = _rows(rollouts, shown).merge(_rows(scores, shown), on=["prompt_id", "sample"], validate="one_to_one")
-    asked = _of(read_prompts(prompts)[0], shown).to_pandas().set_index("prompt_id")
-    groups = dict(list(table.groupby("prompt_id", sort=False)))
-    if other := [key for key in shown if key not in asked.index]:
-        raise UserError(
-            f"{prompts}: has no prompt_id={other[0]!s}, which is in {rollouts}: it was made again since then"
-        )
-    for key in shown:
-        yield click.style(f"prompt {key!s}", bold=True)
-        yield from (f"  {column}: {value}" for column, value in asked.loc[key].items())
-        for row in groups[key].to_dict("records"):
-            reward = "failed" if pd.isna(row["reward"]) else f"{row['reward']:.3g}"
-            facts = f"reward {reward}, {len(row['completion_ids'])} tokens, {row['finish_reason']}"
-            yield f"  [{row['sample']}] {facts}: {row['completion']!r}"
+MAX_TEXT = 4000  # characters of a completion or prompt that are shown
+MAX_CELL = 200  # the same of another column of a prompt
+MAX_COLUMNS = 8
+ROLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
+# What would move the cursor, change colours or turn the direction of writing; new lines and tabs may stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
-def _first_prompts(rollouts: Path, num: int | None) -> list[str]:
-    """The prompts of the first `num` groups, or of all; no more parts are read than hold them."""
-    found: dict[str, None] = {}
-    for path in part_paths(rollouts):
-        found |= dict.fromkeys(read_file(path, ["prompt_id"])[0]["prompt_id"].to_pylist())
-        if num is not None and len(found) >= num:
-            break
-    return list(found)[:num]
+def show(console: Console, folder: Path, query: Query, answers: bool, against: Path | None, whole: bool) -> None:
+    """Print what a query finds in a round (a folder), its answers in place of its rollouts where asked for.
+
+    against: another round, whose completions of the same prompts and samples stand beside them.
+    """
+    most = None if whole else MAX_TEXT
+    rounds = {each.name: Places.of(each, answers) for each in (*([against] if against else []), folder)}
+    places = rounds[folder.name]
+    found = find(places, query)
+    if against and answers:
+        for line in _differences(rounds):
+            console.print(line, highlight=False)
+    prompts = prompts_of(places, list(found.samples))
+    rows = {name: rows_of(each, list(found.samples)) for name, each in rounds.items()}
+    for prompt_id, samples in found.samples.items():
+        group = [row for key, row in rows[folder.name].items() if key[0] == prompt_id]
+        console.print(Rule(Text(_title(prompt_id, group)), style="dim", align="left"))
+        console.print(_prompt(prompts[prompt_id], most))
+        for sample in samples:
+            pair = {name: rows[name].get((prompt_id, sample)) for name in rounds}
+            console.print(_completions(pair, found, most))
+    console.print(Text(_count(found, "answers" if answers else "completions"), style="dim"))
 
 
-def _rows(folder: Path, prompt_ids: list[str]) -> pd.DataFrame:
-    """What a table has of some prompts: of a million rows the others are never all in memory."""
-    parts = [_of(read_file(path)[0], prompt_ids) for path in part_paths(folder)]
-    frame: pd.DataFrame = pa.concat_tables(parts).to_pandas()
-    return frame
+def clean(text: str, most: int | None) -> str:
+    """A text that does nothing to a terminal; of a long one the beginning, and how much more there is."""
+    more = len(text) - most if most is not None else 0
+    shown = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text[:most].replace("\r\n", "\n"))
+    return f"{shown}... ({more:,} characters more; --whole shows them)" if more > 0 else shown
 
 
-def _of(table: pa.Table, prompt_ids: list[str]) -> pa.Table:
-    return table.filter(pc.is_in(table["prompt_id"], pa.array(prompt_ids, table.schema.field("prompt_id").type)))
+def _title(prompt_id: str, group: Sequence[Row]) -> str:
+    rewards = [row.reward for row in group if row.reward is not None]
+    words = [clean(prompt_id, MAX_CELL), f"{len(group)} completions"]
+    if rewards:
+        words.append(f"reward {sum(rewards) / len(rewards):.3g} ({min(rewards):.3g} to {max(rewards):.3g})")
+    if failed := len(group) - len(rewards):
+        words.append(f"{failed} without a reward")
+    return ", ".join(words)
+
+
+def _prompt(columns: Mapping[str, object], most: int | None) -> RenderableType:
+    """Its messages by role, then the other columns, cut and counted."""
+    parts: list[RenderableType] = []
+    for role, text in turns(columns.get("messages") or columns["prompt"]):  # type: ignore[arg-type]
+        line = Text(f"{role}: ", style=ROLES.get(role, "bold")) if role else Text()
+        parts.append(line + Text(clean(text, most)))
+    others = {name: value for name, value in columns.items() if name not in ("prompt", "messages")}
+    for name in list(others)[:MAX_COLUMNS]:
+        parts.append(Text(f"{name}: ", style="dim") + Text(clean(str(others[name]), MAX_CELL)))
+    if len(others) > MAX_COLUMNS:
+        parts.append(Text(f"and {len(others) - MAX_COLUMNS} columns more", style="dim"))
+    return Padding(Group(*parts), (0, 0, 0, 2))
+
+
+def _completions(pair: Mapping[str, Row | None], found: Found, most: int | None) -> RenderableType:
+    """A sample, or those of two rounds beside each other."""
+    if len(pair) == 1:
+        (row,) = pair.values()
+        return Padding(_completion(row, found, most), (0, 0, 1, 2))
+    table = Table(box=None, expand=True, padding=(0, 1), show_edge=False)
+    for name in pair:
+        table.add_column(Text(name, style="bold"), ratio=1, overflow="fold")
+    table.add_row(*(_completion(row, found if name == list(pair)[-1] else None, most) for name, row in pair.items()))
+    return Padding(table, (0, 0, 1, 1))
+
+
+def _completion(row: Row | None, found: Found | None, most: int | None) -> RenderableType:
+    if row is None:
+        return Text("this prompt was not sampled here", style="dim")
+    right = {1.0: ("right", "green"), 0.0: ("wrong", "red")}.get((found.rights if found else {}).get(row.key, -1.0))
+    head = Text(f"[{row.key[1]}] ", style="bold")
+    if right:
+        head += Text(f"{right[0]}, ", style=right[1])
+    head += Text("no reward" if row.reward is None else f"reward {row.reward:.3g}", style="bold")
+    parts = [f"{name} {value if isinstance(value, str) else f'{value:.3g}'}" for name, value in row.rewards.items()]
+    head += Text(f" ({', '.join(parts)}), {row.num_tokens} tokens, {row.finish_reason}", style="dim")
+    lines = [head, Text(clean(row.text, most))]
+    lines += [Text(f"{name}: {clean(said, MAX_CELL)}", style="yellow") for name, said in row.messages.items()]
+    return Group(*lines)
+
+
+def _differences(rounds: Mapping[str, Places]) -> Iterator[Text]:
+    """How the later round's answers differ from the earlier one's, over the prompts that both answered."""
+    (before, one), (after, other) = ((name, rights_of(places.scores)) for name, places in rounds.items())
+    if not one or not other:
+        return
+    for greedy, what in ((True, "greedy answers"), (False, "sampled answers")):
+        if not any((sample == 0) == greedy for _, sample in one):
+            continue
+        found = paired(one, other, greedy=greedy)
+        low, high = found.interval
+        text = f"{after} less {before}, {what}: {found.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, "
+        text += f"{found.num_prompts} prompts)"
+        if greedy:
+            text += f"; {len(found.gained)} became right, {len(found.lost)} wrong"
+        yield Text(text, style="bold")
+
+
+def _count(found: Found, what: str) -> str:
+    num = sum(map(len, found.samples.values()))
+    if found.counts is None:
+        return f"the first {counted(len(found.samples), 'prompt')}; --by, --only and --search look at all"
+    num_prompts, num_rows = found.counts
+    return f"{num:,} of {num_rows:,} {what}, {len(found.samples):,} of {counted(num_prompts, 'prompt')}"

@@ -1,0 +1,202 @@
+"""Which completions of a round to look at: groups in an order, and of each the best, the failed, those with a word."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gift.project.errors import UserError
+from gift.tables.parquet import part_paths, read_file, read_footer
+from gift.tables.prompts import prompt_column, read_prompts
+
+BY: dict[str, Callable[[list[float], list[int]], float]] = {
+    "reward": lambda rewards, _: sum(rewards) / len(rewards) if rewards else float("-inf"),
+    "spread": lambda rewards, _: max(rewards) - min(rewards) if rewards else float("-inf"),
+    "length": lambda _, lengths: sum(lengths) / len(lengths),
+}
+"""What groups may be ordered by: mean reward, largest less smallest reward, mean tokens; of what has a reward."""
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The tables of a round's rollouts, or of its answers to the held-out prompts."""
+
+    rollouts: Path
+    scores: Path
+    notes: Path | None  # of answers the scores hold the messages, too
+    prompts: Path
+
+    @classmethod
+    def of(cls, folder: Path, answers: bool) -> "Places":
+        prompts = folder.absolute().parents[1] / "prompts"
+        if answers:
+            return cls(folder / "answers", folder / "answer_scores", None, prompts / "eval.parquet")
+        return cls(folder / "rollouts", folder / "scores", folder / "notes", prompts / "train.parquet")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to show: `num` prompts, or those named; `by` with the largest first, or the smallest (`ascending`)."""
+
+    num: int = 2
+    prompt_ids: tuple[str, ...] = ()
+    by: str | None = None
+    ascending: bool = False
+    only: str | None = None
+    search: str | None = None
+
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether more rows must be read than are shown."""
+        return bool(self.prompt_ids or self.by or self.only or self.search)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A completion; rewards: value or, where there is none, status of each; messages: of those that said something."""
+
+    key: Key
+    text: str
+    num_tokens: int
+    finish_reason: str
+    reward: float | None
+    rewards: dict[str, float | str]
+    messages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The samples to show, by prompt in their order.
+
+    counts: the prompts and rows that fit; None where no more was read than is shown. rights: of all answers.
+    """
+
+    samples: dict[str, list[int]]
+    counts: tuple[int, int] | None
+    rights: dict[Key, float]
+
+
+def find(places: Places, query: Query) -> Found:
+    """Look at narrow columns, a part at a time: of a million rows the texts are never in memory together."""
+    rights = rights_of(places.scores)
+    if query.only in ("right", "wrong") and not rights:
+        raise UserError(f"{places.scores}: does not say what is right; `gift inspect ROUND --answers` does")
+    groups: dict[str, list[tuple[Any, ...]]] = {}  # sample, reward, tokens, finish reason, whether it has the word
+    named = _with_word(places.prompts, query.search) if query.search else set()
+    for path, score_path in zip(part_paths(places.rollouts), part_paths(places.scores), strict=True):
+        columns = ["prompt_id", "sample", "completion_ids", "finish_reason", *(["completion"] if query.search else [])]
+        table, scores = read_file(path, columns)[0], read_file(score_path, ["prompt_id", "sample", "reward"])[0]
+        if not all(table[name].equals(scores[name]) for name in ("prompt_id", "sample")):
+            raise UserError(f"{score_path}: its rows are not those of {path}; run the stage that writes it again")
+        has_word = _has(table["completion"], query.search) if query.search else [True] * table.num_rows
+        ids = table["prompt_id"].to_pylist()
+        lengths = pc.list_value_length(table["completion_ids"]).to_pylist()
+        rest = (table["sample"].to_pylist(), scores["reward"].to_pylist(), lengths, table["finish_reason"].to_pylist())
+        for prompt_id, has, *values in zip(ids, has_word, *rest, strict=True):
+            groups.setdefault(prompt_id, []).append((*values, has or prompt_id in named))
+        if not query.looks_at_all and len(groups) > query.num:
+            break  # the first groups are whole
+    for prompt_id in query.prompt_ids:
+        if prompt_id not in groups:
+            raise UserError(f"prompt_id={prompt_id}: not among the {len(groups):,} prompts of {places.rollouts}")
+    kept = {key: _kept(key, rows, query, rights) for key, rows in groups.items()}
+    order = [key for key in (query.prompt_ids or groups) if kept[key]]
+    if query.by:
+        measure = {key: BY[query.by](_rewards(groups[key]), [row[2] for row in groups[key]]) for key in order}
+        order.sort(key=lambda key: measure[key], reverse=not query.ascending)
+    shown = order if query.prompt_ids else order[: query.num]
+    counts = (len(order), sum(len(kept[key]) for key in order)) if query.looks_at_all else None
+    return Found({key: kept[key] for key in shown}, counts, rights)
+
+
+def _kept(prompt_id: str, rows: Sequence[tuple[Any, ...]], query: Query, rights: Mapping[Key, float]) -> list[int]:
+    """The samples of a group that `only` and `search` leave."""
+    rewards = _rewards(rows)
+    tests: dict[str | None, Callable[[Any], bool]] = {
+        None: lambda _: True,
+        "best": lambda row: row[1] is not None and row[1] == max(rewards),
+        "worst": lambda row: row[1] is not None and row[1] == min(rewards),
+        "failed": lambda row: row[1] is None,
+        "truncated": lambda row: bool(row[3] == "length"),
+        "right": lambda row: rights.get((prompt_id, row[0])) == 1,
+        "wrong": lambda row: rights.get((prompt_id, row[0])) == 0,
+    }
+    return [row[0] for row in rows if row[4] and tests[query.only](row)]
+
+
+def _rewards(rows: Sequence[tuple[Any, ...]]) -> list[float]:
+    return [row[1] for row in rows if row[1] is not None]
+
+
+def rights_of(scores: Path) -> dict[Key, float]:
+    """Of each answer whether it is right (1) or wrong (0), by the rewards that its scores name; else nothing."""
+    _, metadata = read_footer(part_paths(scores)[0])
+    judges = metadata.get("correct") or []
+    if not judges:
+        return {}
+    table = pa.concat_tables(read_file(path, ["prompt_id", "sample", *judges])[0] for path in part_paths(scores))
+    rights = pc.coalesce(*(table[judge] for judge in judges)).to_pylist()
+    keys = zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
+    return {key: right for key, right in zip(keys, rights, strict=True) if right is not None}
+
+
+def rows_of(places: Places, prompt_ids: Sequence[str]) -> dict[Key, Row]:
+    """All completions of some prompts."""
+    names = ["prompt_id", "sample", "completion", "completion_ids", "finish_reason"]
+    texts, scores = _read(places.rollouts, prompt_ids, names), _read(places.scores, prompt_ids)
+    notes = _read(places.notes, prompt_ids) if places.notes and places.notes.is_dir() else {}
+    found = {}
+    for key, row in texts.items():
+        told = scores.get(key, {}) | notes.get(key, {})
+        status = {name.removesuffix("_status"): value for name, value in told.items() if name.endswith("_status")}
+        found[key] = Row(
+            *(key, row["completion"], len(row["completion_ids"]), row["finish_reason"], told.get("reward")),
+            {name: value if told[name] is None else told[name] for name, value in status.items()},
+            {name: told[f"{name}_message"] for name in status if told.get(f"{name}_message")},
+        )
+    return found
+
+
+def _read(folder: Path, prompt_ids: Sequence[str], names: list[str] | None = None) -> dict[Key, dict[str, Any]]:
+    parts = (_of(read_file(path, names)[0], prompt_ids) for path in part_paths(folder))
+    return {(row["prompt_id"], row["sample"]): row for part in parts for row in part.to_pylist()}
+
+
+def prompts_of(places: Places, prompt_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The columns of some prompts; a `UserError` where the table is another than the completions were sampled for."""
+    rows = _of(read_prompts(places.prompts)[0], prompt_ids).to_pylist()
+    found = {row.pop("prompt_id"): row for row in rows}
+    if other := [key for key in prompt_ids if key not in found]:
+        raise UserError(
+            f"{places.prompts}: has no prompt_id={other[0]}, which is in {places.rollouts}: it was made again since "
+            "then"
+        )
+    return found
+
+
+def _of(table: pa.Table, prompt_ids: Sequence[str]) -> pa.Table:
+    kind = table.schema.field("prompt_id").type
+    return table.filter(pc.is_in(table["prompt_id"], pa.array(list(prompt_ids), kind)))
+
+
+def _has(column: pa.ChunkedArray, word: str) -> list[bool]:
+    found: list[bool] = pc.match_substring(column, word, ignore_case=True).to_pylist()
+    return found
+
+
+def _with_word(prompts: Path, word: str) -> set[str]:
+    """The prompts whose text has a word."""
+    table, _ = read_prompts(prompts)
+    cells = zip(table["prompt_id"].to_pylist(), table[prompt_column(table)].to_pylist(), strict=True)
+    return {key for key, prompt in cells if any(word.lower() in text.lower() for _, text in turns(prompt))}
+
+
+def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Role and text of each message; of a plain prompt its text, of no role."""
+    if isinstance(prompt, str):
+        return [("", prompt)]
+    return [(str(each["role"]), str(each["content"])) for each in prompt]
