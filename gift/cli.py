@@ -201,7 +201,7 @@ def code(names: tuple[str, ...], same: bool, other: bool) -> None:
 @click.option("--prompt-id", "prompt_ids", multiple=True, help="Show this prompt.")
 @click.option("--by", type=click.Choice(["reward", "spread", "length"]), help="Order of the prompts, largest first.")
 @click.option("--ascending", is_flag=True, help="The smallest first.")
-@click.option("--only", type=click.Choice(["best", "worst", "failed", "truncated", "right", "wrong"]))
+@click.option("--only", type=click.Choice(["best", "worst", "failed", "truncated", "right", "wrong", "gained", "lost"]))
 @click.option("--search", metavar="TEXT", help="Completions with this text in them or in their prompt.")
 @click.option("--answers", is_flag=True, help="The answers to the held-out prompts, not the rollouts.")
 @click.option("--against", metavar="ROUND", help="Another round beside it.")

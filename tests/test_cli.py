@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from gift.cli import main
 from gift.report.history import read_history
+from gift.report.inspect import clean
 from gift.tables.parquet import read_file, write_file
 
 
@@ -41,7 +42,7 @@ def test_inspect_shows_prompts_completions_and_rewards(world: Path) -> None:
     done = CliRunner().invoke(main, ["inspect", str(folder), "--prompt-id", chosen])
     assert done.exit_code == 0, done.output
     for text in rollouts.loc[rollouts["prompt_id"] == chosen, "completion"]:
-        assert repr(text) in done.output
+        assert clean(text, None) in done.output
     assert "reward " in done.output
     assert CliRunner().invoke(main, ["inspect", str(world / "data")]).exit_code == 1
 

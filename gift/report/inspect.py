@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gift.evaluation.paired import paired
-from gift.project.errors import counted
-from gift.report.rows import Found, Places, Query, Row, find, prompts_of, rights_of, rows_of, turns
+from gift.project.errors import UserError, counted
+from gift.report.rows import Found, Key, Places, Query, Row, find, prompts_of, rights_of, rows_of, turns
 
 MAX_TEXT = 4000  # characters of a completion or prompt that are shown
 MAX_CELL = 200  # the same of another column of a prompt
@@ -28,21 +28,28 @@ def show(console: Console, folder: Path, query: Query, answers: bool, against: P
     against: another round, whose completions of the same prompts and samples stand beside them.
     """
     most = None if whole else MAX_TEXT
-    rounds = {each.name: Places.of(each, answers) for each in (*([against] if against else []), folder)}
-    places = rounds[folder.name]
-    found = find(places, query)
-    if against and answers:
-        for line in _differences(rounds):
+    if against and against.resolve() == folder.resolve():
+        raise UserError(f"--against {against.name}: is the round itself; name another")
+    apart = against is None or against.name != folder.name
+    both = [*([against] if against else []), folder]
+    rounds = {each.name if apart else str(each): Places.of(each, answers) for each in both}
+    places, rights = [*rounds.values()][-1], {name: rights_of(each.scores) for name, each in rounds.items()}
+    before, now = ([{}, *rights.values()])[-2:]
+    found = find(places, query, now, before)
+    if against and all(rights.values()):
+        for line in _differences(rights):
             console.print(line, highlight=False)
     prompts = prompts_of(places, list(found.samples))
     rows = {name: rows_of(each, list(found.samples)) for name, each in rounds.items()}
     for prompt_id, samples in found.samples.items():
-        group = [row for key, row in rows[folder.name].items() if key[0] == prompt_id]
+        group = [row for key, row in [*rows.values()][-1].items() if key[0] == prompt_id]
         console.print(Rule(Text(_title(prompt_id, group)), style="dim", align="left"))
         console.print(_prompt(prompts[prompt_id], most))
-        for sample in samples:
-            pair = {name: rows[name].get((prompt_id, sample)) for name in rounds}
-            console.print(_completions(pair, found, most))
+        columns = {
+            name: [_completion(rows[name].get((prompt_id, sample)), rights[name], most) for sample in samples]
+            for name in rounds
+        }
+        console.print(_completions(columns))
     console.print(Text(_count(found, "answers" if answers else "completions"), style="dim"))
 
 
@@ -77,22 +84,20 @@ def _prompt(columns: Mapping[str, object], most: int | None) -> RenderableType:
     return Padding(Group(*parts), (0, 0, 0, 2))
 
 
-def _completions(pair: Mapping[str, Row | None], found: Found, most: int | None) -> RenderableType:
-    """A sample, or those of two rounds beside each other."""
-    if len(pair) == 1:
-        (row,) = pair.values()
-        return Padding(_completion(row, found, most), (0, 0, 1, 2))
-    table = Table(box=None, expand=True, padding=(0, 1), show_edge=False)
-    for name in pair:
+def _completions(columns: Mapping[str, Sequence[RenderableType]]) -> RenderableType:
+    """The completions of a prompt, those of two rounds beside each other."""
+    table = Table(box=None, expand=True, padding=(0, 2, 1, 2), show_edge=False, show_header=len(columns) > 1)
+    for name in columns:
         table.add_column(Text(name, style="bold"), ratio=1, overflow="fold")
-    table.add_row(*(_completion(row, found if name == list(pair)[-1] else None, most) for name, row in pair.items()))
-    return Padding(table, (0, 0, 1, 1))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
 
 
-def _completion(row: Row | None, found: Found | None, most: int | None) -> RenderableType:
+def _completion(row: Row | None, rights: Mapping[Key, float], most: int | None) -> RenderableType:
     if row is None:
         return Text("this prompt was not sampled here", style="dim")
-    right = {1.0: ("right", "green"), 0.0: ("wrong", "red")}.get((found.rights if found else {}).get(row.key, -1.0))
+    right = {1.0: ("right", "green"), 0.0: ("wrong", "red")}.get(rights.get(row.key, -1.0))
     head = Text(f"[{row.key[1]}] ", style="bold")
     if right:
         head += Text(f"{right[0]}, ", style=right[1])
@@ -104,11 +109,9 @@ def _completion(row: Row | None, found: Found | None, most: int | None) -> Rende
     return Group(*lines)
 
 
-def _differences(rounds: Mapping[str, Places]) -> Iterator[Text]:
+def _differences(rights: Mapping[str, Mapping[Key, float]]) -> Iterator[Text]:
     """How the later round's answers differ from the earlier one's, over the prompts that both answered."""
-    (before, one), (after, other) = ((name, rights_of(places.scores)) for name, places in rounds.items())
-    if not one or not other:
-        return
+    (before, one), (after, other) = rights.items()
     for greedy, what in ((True, "greedy answers"), (False, "sampled answers")):
         if not any((sample == 0) == greedy for _, sample in one):
             continue

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +15,10 @@ from gift.tables.prompts import prompt_column, read_prompts
 
 BY: dict[str, Callable[[list[float], list[int]], float]] = {
     "reward": lambda rewards, _: sum(rewards) / len(rewards) if rewards else float("-inf"),
-    "spread": lambda rewards, _: max(rewards) - min(rewards) if rewards else float("-inf"),
+    "spread": lambda rewards, _: pstdev(rewards) if rewards else float("-inf"),
     "length": lambda _, lengths: sum(lengths) / len(lengths),
 }
-"""What groups may be ordered by: mean reward, largest less smallest reward, mean tokens; of what has a reward."""
+"""What groups may be ordered by: mean reward, standard deviation of the rewards, mean tokens."""
 Key = tuple[str, int]
 
 
@@ -72,19 +73,22 @@ class Row:
 class Found:
     """The samples to show, by prompt in their order.
 
-    counts: the prompts and rows that fit; None where no more was read than is shown. rights: of all answers.
+    counts: the prompts and rows that fit; None where no more was read than is shown.
     """
 
     samples: dict[str, list[int]]
     counts: tuple[int, int] | None
-    rights: dict[Key, float]
 
 
-def find(places: Places, query: Query) -> Found:
-    """Look at narrow columns, a part at a time: of a million rows the texts are never in memory together."""
-    rights = rights_of(places.scores)
-    if query.only in ("right", "wrong") and not rights:
-        raise UserError(f"{places.scores}: does not say what is right; `gift inspect ROUND --answers` does")
+def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapping[Key, float]) -> Found:
+    """Look at narrow columns, a part at a time: of a million rows the texts are never in memory together.
+
+    rights: which answers are right; before: the same of the round that this one is held against.
+    """
+    if query.only in ("right", "wrong", "gained", "lost") and not rights:
+        raise UserError(f"--only {query.only}: {places.scores} does not say what is right; add --answers")
+    if query.only in ("gained", "lost") and not before:
+        raise UserError(f"--only {query.only}: since which round? Add --against ROUND")
     groups: dict[str, list[tuple[Any, ...]]] = {}  # sample, reward, tokens, finish reason, whether it has the word
     named = _with_word(places.prompts, query.search) if query.search else set()
     for path, score_path in zip(part_paths(places.rollouts), part_paths(places.scores), strict=True):
@@ -103,27 +107,36 @@ def find(places: Places, query: Query) -> Found:
     for prompt_id in query.prompt_ids:
         if prompt_id not in groups:
             raise UserError(f"prompt_id={prompt_id}: not among the {len(groups):,} prompts of {places.rollouts}")
-    kept = {key: _kept(key, rows, query, rights) for key, rows in groups.items()}
+    kept = {key: _kept(key, rows, query, rights, before) for key, rows in groups.items()}
     order = [key for key in (query.prompt_ids or groups) if kept[key]]
     if query.by:
         measure = {key: BY[query.by](_rewards(groups[key]), [row[2] for row in groups[key]]) for key in order}
         order.sort(key=lambda key: measure[key], reverse=not query.ascending)
     shown = order if query.prompt_ids else order[: query.num]
     counts = (len(order), sum(len(kept[key]) for key in order)) if query.looks_at_all else None
-    return Found({key: kept[key] for key in shown}, counts, rights)
+    return Found({key: kept[key] for key in shown}, counts)
 
 
-def _kept(prompt_id: str, rows: Sequence[tuple[Any, ...]], query: Query, rights: Mapping[Key, float]) -> list[int]:
-    """The samples of a group that `only` and `search` leave."""
-    rewards = _rewards(rows)
+def _kept(
+    prompt_id: str,
+    rows: Sequence[tuple[Any, ...]],
+    query: Query,
+    rights: Mapping[Key, float],
+    before: Mapping[Key, float],
+) -> list[int]:
+    """The samples of a group that `only` and `search` leave; of the best and the worst one, the first of equals."""
+    rewarded = [row for row in rows if row[1] is not None]
+    best, worst = (choose(rewarded, key=lambda row: row[1], default=None) for choose in (max, min))
     tests: dict[str | None, Callable[[Any], bool]] = {
         None: lambda _: True,
-        "best": lambda row: row[1] is not None and row[1] == max(rewards),
-        "worst": lambda row: row[1] is not None and row[1] == min(rewards),
+        "best": lambda row: row is best,
+        "worst": lambda row: row is worst,
         "failed": lambda row: row[1] is None,
         "truncated": lambda row: bool(row[3] == "length"),
         "right": lambda row: rights.get((prompt_id, row[0])) == 1,
         "wrong": lambda row: rights.get((prompt_id, row[0])) == 0,
+        "gained": lambda row: (before.get((prompt_id, row[0])), rights.get((prompt_id, row[0]))) == (0, 1),
+        "lost": lambda row: (before.get((prompt_id, row[0])), rights.get((prompt_id, row[0]))) == (1, 0),
     }
     return [row[0] for row in rows if row[4] and tests[query.only](row)]
 
