@@ -36,9 +36,17 @@ def repro(arguments: tuple[str, ...]) -> None:
 
     with interruptible():
         from gift.doctor.again import stages_of_run
+        from gift.report.history import HISTORY, outcomes
         from gift.upkeep.repro import repro as run
 
-        raise SystemExit(run(arguments, stages_of_run))
+        if code := run(arguments, stages_of_run):
+            raise SystemExit(code)
+        lines = list(outcomes(HISTORY, branches(read_rounds())))
+        for line in lines:
+            click.echo(line)
+        if lines:
+            last = lines[-1].partition(":")[0]
+            click.echo(f"look: `gift inspect {last}`, `dvc plots show`; keep: `git add -A && git commit`")
 
 
 @main.command()

@@ -1,12 +1,14 @@
 """The gift command: rounds keep comments and branches; inspect shows what the tables hold."""
 
+import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from gift.cli import main
-from gift.report.history import read_history
+from gift.report.history import outcomes, read_history
 from gift.report.inspect import clean
 from gift.tables.parquet import read_file, write_file
 
@@ -65,3 +67,32 @@ def test_report_rows_have_every_key_and_steps_their_round(world: Path) -> None:
     assert rounds[1]["num_completions"] == 64
     assert {step["round"] for step in steps} == {1}
     assert steps[0]["correlation"] is None
+
+
+def test_a_run_ends_with_what_came_out(noted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {
+        name: json.loads(Path(f"data/rounds/{name}/metrics/evaluate.json").read_text()) for name in ("base", "r1")
+    }
+    monkeypatch.setattr("gift.upkeep.repro.repro", lambda *_: 0)
+    done = CliRunner().invoke(main, ["repro"])
+    assert done.exit_code == 0, done.output
+    result, look = done.output.splitlines()
+    base, last = (
+        f"{each['eval/accuracy_greedy']:.3g} ± {each['eval/accuracy_greedy_se']:.2g}" for each in numbers.values()
+    )
+    assert result.startswith(f"r1: held-out accuracy {last} (base {base}), reward ")
+    assert look.startswith("look: `gift inspect r1`")
+    monkeypatch.setattr("gift.upkeep.repro.repro", lambda *_: 3)
+    done = CliRunner().invoke(main, ["repro"])
+    assert (done.exit_code, done.output) == (3, "")
+
+
+def test_each_branch_has_a_line_and_what_is_not_evaluated_none(tmp_path: Path) -> None:
+    rows = {"base": 0.25, "r1": 0.5, "r2": 0.75, "r2b": 0.625}
+    for name, accuracy in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"round": {"eval/accuracy_greedy": accuracy}, "steps": []}))
+    lines = {"r1": ["base", "r1", "r2", "r3"], "r2b": ["r1", "r2b"], "r3b": ["r2", "r3b"]}
+    assert list(outcomes(tmp_path, lines)) == [
+        "r2: held-out accuracy 0.75 (base 0.25)",
+        "r2b: held-out accuracy 0.625 (r1 0.5)",
+    ]
