@@ -40,6 +40,7 @@ COMMANDS = {
         *PLACES["evaluate"],
     ],
     "gift inspect": ["gift.cli", "inspect", "data/rounds/r1"],
+    "gift inspect --by spread": ["gift.cli", "inspect", "data/rounds/r1", "--by", "spread"],
     "prepare": [
         "stages.prepare",
         "data/prompts/train.parquet",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,6 +69,16 @@ class Row:
     messages: dict[str, str]
 
 
+class Brief(NamedTuple):
+    """A completion without its texts; has_word: whether it, or its prompt, has the text that is searched."""
+
+    sample: int
+    reward: float | None
+    num_tokens: int
+    finish_reason: str
+    has_word: bool
+
+
 @dataclass(frozen=True)
 class Found:
     """The samples to show, by prompt in their order.
@@ -89,19 +99,23 @@ def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapp
         raise UserError(f"--only {query.only}: {places.scores} does not say what is right; add --answers")
     if query.only in ("gained", "lost") and not before:
         raise UserError(f"--only {query.only}: since which round? Add --against ROUND")
-    groups: dict[str, list[tuple[Any, ...]]] = {}  # sample, reward, tokens, finish reason, whether it has the word
+    groups: dict[str, list[Brief]] = {}
     named = _with_word(places.prompts, query.search) if query.search else set()
-    for path, score_path in zip(part_paths(places.rollouts), part_paths(places.scores), strict=True):
+    paths = part_paths(places.rollouts), part_paths(places.scores)
+    if len(paths[0]) != len(paths[1]):
+        raise UserError(f"{places.scores}: has {len(paths[1])} parts, {places.rollouts} {len(paths[0])}; `make repro`")
+    for path, score_path in zip(*paths, strict=True):
         columns = ["prompt_id", "sample", "completion_ids", "finish_reason", *(["completion"] if query.search else [])]
         table, scores = read_file(path, columns)[0], read_file(score_path, ["prompt_id", "sample", "reward"])[0]
         if not all(table[name].equals(scores[name]) for name in ("prompt_id", "sample")):
             raise UserError(f"{score_path}: its rows are not those of {path}; run the stage that writes it again")
         has_word = _has(table["completion"], query.search) if query.search else [True] * table.num_rows
-        ids = table["prompt_id"].to_pylist()
-        lengths = pc.list_value_length(table["completion_ids"]).to_pylist()
-        rest = (table["sample"].to_pylist(), scores["reward"].to_pylist(), lengths, table["finish_reason"].to_pylist())
-        for prompt_id, has, *values in zip(ids, has_word, *rest, strict=True):
-            groups.setdefault(prompt_id, []).append((*values, has or prompt_id in named))
+        lengths = pc.list_value_length(table["completion_ids"])
+        told = (table["sample"], scores["reward"], lengths, table["finish_reason"])
+        cells = zip(table["prompt_id"].to_pylist(), *(each.to_pylist() for each in told), has_word, strict=True)
+        for prompt_id, sample, reward, num_tokens, reason, has in cells:
+            brief = Brief(sample, reward, num_tokens, reason, has or prompt_id in named)
+            groups.setdefault(prompt_id, []).append(brief)
         if not query.looks_at_all and len(groups) > query.num:
             break  # the first groups are whole
     for prompt_id in query.prompt_ids:
@@ -110,7 +124,7 @@ def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapp
     kept = {key: _kept(key, rows, query, rights, before) for key, rows in groups.items()}
     order = [key for key in (query.prompt_ids or groups) if kept[key]]
     if query.by:
-        measure = {key: BY[query.by](_rewards(groups[key]), [row[2] for row in groups[key]]) for key in order}
+        measure = {key: BY[query.by](_rewards(groups[key]), [row.num_tokens for row in groups[key]]) for key in order}
         order.sort(key=lambda key: measure[key], reverse=not query.ascending)
     shown = order if query.prompt_ids else order[: query.num]
     counts = (len(order), sum(len(kept[key]) for key in order)) if query.looks_at_all else None
@@ -119,30 +133,34 @@ def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapp
 
 def _kept(
     prompt_id: str,
-    rows: Sequence[tuple[Any, ...]],
+    rows: Sequence[Brief],
     query: Query,
     rights: Mapping[Key, float],
     before: Mapping[Key, float],
 ) -> list[int]:
     """The samples of a group that `only` and `search` leave; of the best and the worst one, the first of equals."""
-    rewarded = [row for row in rows if row[1] is not None]
-    best, worst = (choose(rewarded, key=lambda row: row[1], default=None) for choose in (max, min))
-    tests: dict[str | None, Callable[[Any], bool]] = {
+    rewards = _rewards(rows)
+    best, worst = (next((row for row in rows if rewards and row.reward == of(rewards)), None) for of in (max, min))
+
+    def right(row: Brief, table: Mapping[Key, float] = rights) -> float | None:
+        return table.get((prompt_id, row.sample))
+
+    tests: dict[str | None, Callable[[Brief], bool]] = {
         None: lambda _: True,
         "best": lambda row: row is best,
         "worst": lambda row: row is worst,
-        "failed": lambda row: row[1] is None,
-        "truncated": lambda row: bool(row[3] == "length"),
-        "right": lambda row: rights.get((prompt_id, row[0])) == 1,
-        "wrong": lambda row: rights.get((prompt_id, row[0])) == 0,
-        "gained": lambda row: (before.get((prompt_id, row[0])), rights.get((prompt_id, row[0]))) == (0, 1),
-        "lost": lambda row: (before.get((prompt_id, row[0])), rights.get((prompt_id, row[0]))) == (1, 0),
+        "failed": lambda row: row.reward is None,
+        "truncated": lambda row: row.finish_reason == "length",
+        "right": lambda row: right(row) == 1,
+        "wrong": lambda row: right(row) == 0,
+        "gained": lambda row: (right(row, before), right(row)) == (0, 1),
+        "lost": lambda row: (right(row, before), right(row)) == (1, 0),
     }
-    return [row[0] for row in rows if row[4] and tests[query.only](row)]
+    return [row.sample for row in rows if row.has_word and tests[query.only](row)]
 
 
-def _rewards(rows: Sequence[tuple[Any, ...]]) -> list[float]:
-    return [row[1] for row in rows if row[1] is not None]
+def _rewards(rows: Sequence[Brief]) -> list[float]:
+    return [row.reward for row in rows if row.reward is not None]
 
 
 def rights_of(scores: Path) -> dict[Key, float]:
