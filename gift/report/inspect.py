@@ -60,9 +60,13 @@ def clean(text: str, most: int | None) -> str:
     return f"{shown}... ({more:,} characters more; --whole shows them)" if more > 0 else shown
 
 
+def _cell(text: str) -> str:
+    return clean(text[:MAX_CELL], None) + "..." * (len(text) > MAX_CELL)
+
+
 def _title(prompt_id: str, group: Sequence[Row]) -> str:
     rewards = [row.reward for row in group if row.reward is not None]
-    words = [clean(prompt_id, MAX_CELL), f"{len(group)} completions"]
+    words = [_cell(prompt_id), f"{len(group)} completions"]
     if rewards:
         words.append(f"reward {sum(rewards) / len(rewards):.3g} ({min(rewards):.3g} to {max(rewards):.3g})")
     if failed := len(group) - len(rewards):
@@ -78,7 +82,7 @@ def _prompt(columns: Mapping[str, object], most: int | None) -> RenderableType:
         parts.append(line + Text(clean(text, most)))
     others = {name: value for name, value in columns.items() if name not in ("prompt", "messages")}
     for name in list(others)[:MAX_COLUMNS]:
-        parts.append(Text(f"{name}: ", style="dim") + Text(clean(str(others[name]), MAX_CELL)))
+        parts.append(Text(f"{name}: ", style="dim") + Text(_cell(str(others[name]))))
     if len(others) > MAX_COLUMNS:
         parts.append(Text(f"and {len(others) - MAX_COLUMNS} columns more", style="dim"))
     return Padding(Group(*parts), (0, 0, 0, 2))
@@ -105,7 +109,7 @@ def _completion(row: Row | None, rights: Mapping[Key, float], most: int | None) 
     parts = [f"{name} {value if isinstance(value, str) else f'{value:.3g}'}" for name, value in row.rewards.items()]
     head += Text(f" ({', '.join(parts)}), {row.num_tokens} tokens, {row.finish_reason}", style="dim")
     lines = [head, Text(clean(row.text, most))]
-    lines += [Text(f"{name}: {clean(said, MAX_CELL)}", style="yellow") for name, said in row.messages.items()]
+    lines += [Text(f"{name}: {_cell(said)}", style="yellow") for name, said in row.messages.items()]
     return Group(*lines)
 
 
