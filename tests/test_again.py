@@ -109,6 +109,13 @@ def test_what_was_kept_is_said_by_every_run() -> None:
     assert found == ["r1: made by update 1, now 2", f"r2: kept, though {SETTING}"]
 
 
+def test_the_base_is_named_once_whatever_many_of_its_stages_were_kept() -> None:
+    MADE.mkdir(parents=True)
+    for label in ("base", "evaluate@base"):
+        (MADE / f"{label}.json").write_text(json.dumps({"kept": [SETTING]}))
+    assert list(kept_lines(project("base", "evaluate_base"))) == [f"base: kept, though {SETTING}"]
+
+
 def test_keep_notes_what_it_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from gift.upkeep import keep
 

@@ -83,7 +83,8 @@ def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
     None where DVC itself must find out: it is asked for more than stages by their names.
     """
     words = [word for word in arguments if word not in (ALLOW_MISSING, "--quiet", "-q", "--verbose", "-v")]
-    found = world(missing=ALLOW_MISSING in arguments or bool(pruned()))
+    missing = ALLOW_MISSING in arguments or bool(pruned())
+    found = world(missing=missing)
     if {*words} - {*found.stages, *(stage.name for stage in found.stages.values())}:
         return None
     planned = plan(found, words)
@@ -93,7 +94,7 @@ def stages_of_run(arguments: Sequence[str]) -> list[str] | None:
         )
         if code := make_base():
             raise SystemExit(code)
-        found = world(missing=ALLOW_MISSING in arguments or bool(pruned()))
+        found = world(missing=missing)
         planned = plan(found, words)
     tell(_findings(found, planned))
     work = any(step.reasons or not step.stage.always for step in planned)

@@ -80,7 +80,7 @@ class Work:
         found = inputs()
         outputs = [[source.relative_to(self.folder).as_posix(), str(target)] for source, target in moves.items()]
         if found and found["stage"] == address_of(self.label):
-            noted = _noted(address_of(self.label))
+            noted = _noted(found["stage"])
             write_json(self.folder / FINISHED, {"inputs": found, "outputs": outputs, "noted": noted})
             _link(self.folder, outputs)
         else:  # nobody will note that it was made
@@ -109,13 +109,18 @@ def address_of(label: str) -> str:
     return label.replace("@base", "_base")
 
 
+def label_of(address: str) -> str:
+    """What the work folder is called of a stage of DVC's."""
+    return re.sub(r"_base$", "@base", address)
+
+
 def publish_again() -> str | None:
     """Put the outputs of a finished stage in their places, where DVC was killed before it noted them; returns its name.
 
     Until then a stage keeps its work folder. Only for the very inputs that they were made of.
     """
     address = os.environ.get("DVC_STAGE", "")
-    folder = ROOT / re.sub(r"_base$", "@base", address)
+    folder = ROOT / label_of(address)
     forget_noted()
     finished = _finished(folder / FINISHED) if address else {}
     if not finished:

@@ -33,17 +33,18 @@ def outcomes(folder: Path, lines: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for line in lines.values():
         made = [name for name in line if (folder / f"{name}.json").exists()]
         if made[1:]:
-            rows = {name: read_json(folder / f"{name}.json")["round"] for name in (made[0], made[-1])}
-            shown = [_against(rows, key, word) for key, word in OUTCOMES.items() if key in rows[made[-1]]]
+            first, last = (read_json(folder / f"{name}.json")["round"] for name in (made[0], made[-1]))
+            shown = [
+                f"{word} {_with_error(last, key)} ({made[0]} {_with_error(first, key)})"
+                for key, word in OUTCOMES.items()
+                if key in last
+            ]
             yield f"{made[-1]}: {', '.join(shown)}"
 
 
-def _against(rows: Mapping[str, Mapping[str, Any]], key: str, word: str) -> str:
-    (first, _), told = rows, []
-    for name in rows:
-        value, error = rows[name].get(key), rows[name].get(f"{key}_se")
-        told.append("unknown" if value is None else f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else ""))
-    return f"{word} {told[1]} ({first} {told[0]})"
+def _with_error(row: Mapping[str, Any], key: str) -> str:
+    value, error = row.get(key), row.get(f"{key}_se")
+    return "unknown" if value is None else f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -30,19 +30,19 @@ def show(console: Console, folder: Path, query: Query, answers: bool, against: P
     most = None if whole else MAX_TEXT
     if against and against.resolve() == folder.resolve():
         raise UserError(f"--against {against.name}: is the round itself; name another")
-    apart = against is None or against.name != folder.name
-    both = [*([against] if against else []), folder]
-    rounds = {each.name if apart else str(each): Places.of(each, answers) for each in both}
-    places, rights = [*rounds.values()][-1], {name: rights_of(each.scores) for name, each in rounds.items()}
-    before, now = ([{}, *rights.values()])[-2:]
-    found = find(places, query, now, before)
+    both = [against, folder] if against else [folder]  # from left to right
+    alike = len({each.name for each in both}) < len(both)
+    names = {each: str(each) if alike else each.name for each in both}
+    now, rounds = names[folder], {name: Places.of(each, answers) for each, name in names.items()}
+    rights = {name: rights_of(places.scores) for name, places in rounds.items()}
+    found = find(rounds[now], query, rights[now], rights[names[against]] if against else {})
     if against and all(rights.values()):
         for line in _differences(rights):
             console.print(line, highlight=False)
-    prompts = prompts_of(places, list(found.samples))
+    prompts = prompts_of(rounds[now], list(found.samples))
     rows = {name: rows_of(each, list(found.samples)) for name, each in rounds.items()}
     for prompt_id, samples in found.samples.items():
-        group = [row for key, row in [*rows.values()][-1].items() if key[0] == prompt_id]
+        group = [row for key, row in rows[now].items() if key[0] == prompt_id]
         console.print(Rule(Text(_title(prompt_id, group)), style="dim", align="left"))
         console.print(_prompt(prompts[prompt_id], most))
         columns = {

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gift.evaluation import estimates
 from gift.project.errors import UserError
 from gift.tables.parquet import part_paths, read_file, read_footer
+from gift.tables.parts import keys_of
 from gift.tables.prompts import prompt_column, read_prompts
 
 BY: dict[str, Callable[[list[float], list[int]], float]] = {
@@ -170,9 +172,9 @@ def rights_of(scores: Path) -> dict[Key, float]:
     if not judges:
         return {}
     table = pa.concat_tables(read_file(path, ["prompt_id", "sample", *judges])[0] for path in part_paths(scores))
-    rights = pc.coalesce(*(table[judge] for judge in judges)).to_pylist()
-    keys = zip(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), strict=True)
-    return {key: right for key, right in zip(keys, rights, strict=True) if right is not None}
+    prompt_ids = table["prompt_id"].to_pylist()
+    rights = estimates.rights_of(prompt_ids, {judge: table[judge].to_pylist() for judge in judges}) or []
+    return {key: right for key, right in zip(keys_of(table), rights, strict=True) if right is not None}
 
 
 def rows_of(places: Places, prompt_ids: Sequence[str]) -> dict[Key, Row]:

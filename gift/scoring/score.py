@@ -78,21 +78,21 @@ def write_tables(everything: Path, score: Score, scores: Path, notes: Path) -> N
         (notes, notes_schema(score.rewards, watched), check_notes, {"settings": settings_of(score)}),
     ]
     for folder, schema, law, own in tables:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
-        for index, path in enumerate(part_paths(everything)):
-            table, metadata = read_file(path)
-            write_part(
-                folder, index, table.select(schema.names), schema, law, {"artifact": folder.name, **metadata, **own}
-            )
+        _cut(everything, folder, schema, law, own)
 
 
-def write_answer_scores(everything_: Path, score: Score, judges: Sequence[str], out: Path) -> None:
+def write_answer_scores(parts: Path, score: Score, judges: Sequence[str], out: Path) -> None:
     """The parts of `score_parts` as a table of their own; its metadata say which rewards tell what is right."""
-    shutil.rmtree(out, ignore_errors=True)  # of a run that was killed here
-    own = {"artifact": out.name, "settings": settings_of(score), "correct": list(judges)}
-    for index, path in enumerate(part_paths(everything_)):
+    own = {"settings": settings_of(score), "correct": list(judges)}
+    _cut(parts, out, everything(score.rewards), check_scores, own)
+
+
+def _cut(parts: Path, folder: Path, schema: pa.Schema, law: Law, own: dict[str, Any]) -> None:
+    """A table of some columns of the parts, with metadata of its own beside theirs."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    for index, path in enumerate(part_paths(parts)):
         table, metadata = read_file(path)
-        write_part(out, index, table, everything(score.rewards), check_scores, metadata | own)
+        write_part(folder, index, table.select(schema.names), schema, law, {"artifact": folder.name, **metadata, **own})
 
 
 def score_parts(

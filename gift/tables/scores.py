@@ -46,18 +46,19 @@ def read_scores(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 def read_notes(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """The whole table, under the rewards that its own columns name."""
-    columns, _ = read_footer(part_paths(folder)[0])
-    rewards, watched = (
-        [name.removesuffix(end) for name in columns if name.endswith(end)] for end in ("_message", "_status")
-    )
+    rewards, watched = (_named(folder, end) for end in ("_message", "_status"))
     return read_table(folder, notes_schema(rewards, watched), check_notes)
 
 
 def read_answer_scores(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """What `evaluate` keeps of its answers, one table with messages, under the rewards that its own columns name."""
+    return read_table(folder, everything(_named(folder, "_message")), check_scores)
+
+
+def _named(folder: Path, end: str) -> list[str]:
+    """The rewards that have a column with this end."""
     columns, _ = read_footer(part_paths(folder)[0])
-    rewards = [name.removesuffix("_message") for name in columns if name.endswith("_message")]
-    return read_table(folder, everything(rewards), check_scores)
+    return [name.removesuffix(end) for name in columns if name.endswith(end)]
 
 
 def check_scores(table: pa.Table, path: Path) -> None:

@@ -13,7 +13,7 @@ import psutil
 from gift.project.code import code_of
 from gift.project.errors import counted
 from gift.project.graph import Record, Stage
-from gift.project.work import MADE
+from gift.project.work import MADE, label_of
 from gift.upkeep.plan import Step, md5_of_text
 
 VARIABLE = "GIFT_AGAIN"
@@ -75,7 +75,7 @@ def looked() -> bool:
 
 def made_file(address: str) -> Path:
     """Where a stage notes what made its outputs."""
-    return MADE / f"{re.sub(r'_base$', '@base', address)}.json"
+    return MADE / f"{label_of(address)}.json"
 
 
 def made_by(address: str) -> dict[str, Any]:

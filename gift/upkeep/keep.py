@@ -52,10 +52,10 @@ def keep(steps: Collection[Step], rounds: Collection[str]) -> None:
         shutil.copyfile(LOCK, temporary)
         _note(temporary, steps)
     for step in steps:
-        made, path = made_by(step.stage.address), made_file(step.stage.address)
+        made = made_by(step.stage.address)
         words = [in_words(reason, step, {}) for reason in step.reasons if _SETTINGS.fullmatch(reason)]
         if words and made:
-            write_json(path, made | {"kept": sorted({*made.get("kept", []), *words})})
+            write_json(made_file(step.stage.address), made | {"kept": sorted({*made.get("kept", []), *words})})
 
 
 def _note(lock: Path, steps: Collection[Step]) -> None:
@@ -76,7 +76,7 @@ def _note(lock: Path, steps: Collection[Step]) -> None:
 
 def kept_lines(world: World) -> Iterator[str]:
     """Of finished stages that other code or settings made than there are now: `r1, r2: made by update 3, now 4`."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for address, stage in world.stages.items():
         made, now = made_by(address), (world.text(code_file(stage.code)) or "").strip()
         code = made.get("code")
@@ -84,6 +84,5 @@ def kept_lines(world: World) -> Iterator[str]:
         if isinstance(code, dict) and code["results"] != now:
             told.append(f"made by {stage.code} {code['results']}, now {now}")
         for text in told if address in world.lock else ():
-            names = found.setdefault(text, [])
-            names += [] if stage.round in names else [stage.round or "base"]
+            found.setdefault(text, {})[stage.round or "base"] = None
     yield from (f"{', '.join(names)}: {text}" for text, names in found.items())
