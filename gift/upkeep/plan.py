@@ -72,7 +72,7 @@ class World:
         return (self.makers[path] for dep in stage.deps for path in self.near(dep) if self.makers[path] is not stage)
 
     def ordered(self) -> list[Stage]:
-        """As DVC goes through the stages: in the file's order, but each after those whose outputs it reads."""
+        """The stages in the file's order, but each after those whose outputs it reads."""
         done: dict[str, Stage] = {}
 
         def add(stage: Stage) -> None:
