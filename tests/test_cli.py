@@ -1,6 +1,7 @@
 """The gift command: rounds keep comments and branches; inspect shows what the tables hold."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from gift.cli import main
-from gift.report.history import outcomes, read_history
+from gift.report.history import read_history
 from gift.report.inspect import clean
+from gift.report.outcome import outcomes
 from gift.tables.parquet import read_file, write_file
 
 
@@ -74,6 +76,7 @@ def test_a_run_ends_with_what_came_out(noted: Path, monkeypatch: pytest.MonkeyPa
         name: json.loads(Path(f"data/rounds/{name}/metrics/evaluate.json").read_text()) for name in ("base", "r1")
     }
     monkeypatch.setattr("gift.upkeep.repro.repro", lambda *_: 0)
+    monkeypatch.setattr("gift.report.page.watch.report_kept_new", nullcontext)
     done = CliRunner().invoke(main, ["repro"])
     assert done.exit_code == 0, done.output
     result, look = done.output.splitlines()

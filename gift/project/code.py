@@ -21,7 +21,7 @@ FOLDER = Path("data/code")
 PARSED = Path("data/.cache/code.json")
 OURS = ("gift", "stages", "rewards")
 # What a person sees while a stage runs, what only refuses and what is only noted makes no byte. (No stage imports
-# gift/launch.py or gift/cli.py.)
+# gift/launch.py or gift/cli/.)
 UNSEEN = frozenset(
     ROOT / "gift" / "project" / f"{name}.py" for name in ("code", "console", "door", "errors", "graph", "machine")
 )

@@ -1,7 +1,7 @@
 """The history: a row a round and its steps, gathered when the round is evaluated, and those of all rounds together."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from gift.project.errors import UserError
 from gift.project.work import read_json
 
 HISTORY = Path("data/history")
-OUTCOMES = {"eval/accuracy_greedy": "held-out accuracy", "eval/reward": "reward"}
 
 
 def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]:
@@ -23,28 +22,6 @@ def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]
         else:
             row = row | read_json(path)
     return {"round": row, "steps": steps}
-
-
-def outcomes(folder: Path, lines: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """What came of each branch in a line: its last round that was evaluated against its first policy; standard errors.
-
-    `r4: held-out accuracy 0.93 ± 0.018 (base 0.375 ± 0.034), reward 0.795 ± 0.02 (base 0.46 ± 0.019)`
-    """
-    for line in lines.values():
-        made = [name for name in line if (folder / f"{name}.json").exists()]
-        if made[1:]:
-            first, last = (read_json(folder / f"{name}.json")["round"] for name in (made[0], made[-1]))
-            shown = [
-                f"{word} {_with_error(last, key)} ({made[0]} {_with_error(first, key)})"
-                for key, word in OUTCOMES.items()
-                if key in last
-            ]
-            yield f"{made[-1]}: {', '.join(shown)}"
-
-
-def _with_error(row: Mapping[str, Any], key: str) -> str:
-    value, error = row.get(key), row.get(f"{key}_se")
-    return "unknown" if value is None else f"{value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -101,25 +101,8 @@ def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapp
         raise UserError(f"--only {query.only}: {places.scores} does not say what is right; add --answers")
     if query.only in ("gained", "lost") and not before:
         raise UserError(f"--only {query.only}: since which round? Add --against ROUND")
-    groups: dict[str, list[Brief]] = {}
-    named = _with_word(places.prompts, query.search) if query.search else set()
-    paths = part_paths(places.rollouts), part_paths(places.scores)
-    if len(paths[0]) != len(paths[1]):
-        raise UserError(f"{places.scores}: has {len(paths[1])} parts, {places.rollouts} {len(paths[0])}; `make repro`")
-    for path, score_path in zip(*paths, strict=True):
-        columns = ["prompt_id", "sample", "completion_ids", "finish_reason", *(["completion"] if query.search else [])]
-        table, scores = read_file(path, columns)[0], read_file(score_path, ["prompt_id", "sample", "reward"])[0]
-        if not all(table[name].equals(scores[name]) for name in ("prompt_id", "sample")):
-            raise UserError(f"{score_path}: its rows are not those of {path}; run the stage that writes it again")
-        has_word = _has(table["completion"], query.search) if query.search else [True] * table.num_rows
-        lengths = pc.list_value_length(table["completion_ids"])
-        told = (table["sample"], scores["reward"], lengths, table["finish_reason"])
-        cells = zip(table["prompt_id"].to_pylist(), *(each.to_pylist() for each in told), has_word, strict=True)
-        for prompt_id, sample, reward, num_tokens, reason, has in cells:
-            brief = Brief(sample, reward, num_tokens, reason, has or prompt_id in named)
-            groups.setdefault(prompt_id, []).append(brief)
-        if not query.looks_at_all and len(groups) > query.num:
-            break  # the first groups are whole
+    enough = None if query.looks_at_all else query.num
+    groups = briefs_of(places, query.search, enough)
     for prompt_id in query.prompt_ids:
         if prompt_id not in groups:
             raise UserError(f"prompt_id={prompt_id}: not among the {len(groups):,} prompts of {places.rollouts}")
@@ -131,6 +114,30 @@ def find(places: Places, query: Query, rights: Mapping[Key, float], before: Mapp
     shown = order if query.prompt_ids else order[: query.num]
     counts = (len(order), sum(len(kept[key]) for key in order)) if query.looks_at_all else None
     return Found({key: kept[key] for key in shown}, counts)
+
+
+def briefs_of(places: Places, word: str | None = None, enough: int | None = None) -> dict[str, list[Brief]]:
+    """The completions of each prompt without their texts, in which `word` is searched; `enough` whole groups do."""
+    groups: dict[str, list[Brief]] = {}
+    named = _with_word(places.prompts, word) if word else set()
+    paths = part_paths(places.rollouts), part_paths(places.scores)
+    if len(paths[0]) != len(paths[1]):
+        raise UserError(f"{places.scores}: has {len(paths[1])} parts, {places.rollouts} {len(paths[0])}; `make repro`")
+    for path, score_path in zip(*paths, strict=True):
+        columns = ["prompt_id", "sample", "completion_ids", "finish_reason", *(["completion"] if word else [])]
+        table, scores = read_file(path, columns)[0], read_file(score_path, ["prompt_id", "sample", "reward"])[0]
+        if not all(table[name].equals(scores[name]) for name in ("prompt_id", "sample")):
+            raise UserError(f"{score_path}: its rows are not those of {path}; run the stage that writes it again")
+        has_word = _has(table["completion"], word) if word else [True] * table.num_rows
+        lengths = pc.list_value_length(table["completion_ids"])
+        told = (table["sample"], scores["reward"], lengths, table["finish_reason"])
+        cells = zip(table["prompt_id"].to_pylist(), *(each.to_pylist() for each in told), has_word, strict=True)
+        for prompt_id, sample, reward, num_tokens, reason, has in cells:
+            brief = Brief(sample, reward, num_tokens, reason, has or prompt_id in named)
+            groups.setdefault(prompt_id, []).append(brief)
+        if enough is not None and len(groups) > enough:
+            break  # the first groups are whole
+    return groups
 
 
 def _kept(
@@ -180,8 +187,8 @@ def rights_of(scores: Path) -> dict[Key, float]:
 def rows_of(places: Places, prompt_ids: Sequence[str]) -> dict[Key, Row]:
     """All completions of some prompts."""
     names = ["prompt_id", "sample", "completion", "completion_ids", "finish_reason"]
-    texts, scores = _read(places.rollouts, prompt_ids, names), _read(places.scores, prompt_ids)
-    notes = _read(places.notes, prompt_ids) if places.notes and places.notes.is_dir() else {}
+    texts, scores = read_rows(places.rollouts, prompt_ids, names), read_rows(places.scores, prompt_ids)
+    notes = read_rows(places.notes, prompt_ids) if places.notes and places.notes.is_dir() else {}
     found = {}
     for key, row in texts.items():
         told = scores.get(key, {}) | notes.get(key, {})
@@ -194,8 +201,12 @@ def rows_of(places: Places, prompt_ids: Sequence[str]) -> dict[Key, Row]:
     return found
 
 
-def _read(folder: Path, prompt_ids: Sequence[str], names: list[str] | None = None) -> dict[Key, dict[str, Any]]:
-    parts = (_of(read_file(path, names)[0], prompt_ids) for path in part_paths(folder))
+def read_rows(
+    folder: Path, prompt_ids: Sequence[str] | None, names: list[str] | None = None
+) -> dict[Key, dict[str, Any]]:
+    """The rows of some prompts, or of all (None), by their key; of all columns, or of those named."""
+    tables = (read_file(path, names)[0] for path in part_paths(folder))
+    parts = (table if prompt_ids is None else _of(table, prompt_ids) for table in tables)
     return {(row["prompt_id"], row["sample"]): row for part in parts for row in part.to_pylist()}
 
 

@@ -44,9 +44,30 @@ def main() -> int:
             self.repo.scm_context.track_file(self.relpath)
 
     Lockfile._load_yaml, Lockfile.dump_stages = load, dump
+    silence_hints()
     if only := json.loads(os.environ.pop(ONLY, "[]")):  # it is no business of what a stage starts
         read_only(only)
     return int(dvc.cli.main())
+
+
+def silence_hints() -> None:
+    """Leave out what DVC says at the end of a run of `git add`, autostage and pushing: `gift repro` says it."""
+    from dvc.commands.repro import CmdRepro
+    from dvc.repo.scm_context import SCMContext
+    from dvc.ui import ui
+
+    begin = SCMContext.__init__
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        self.quiet = True
+
+    def run(self: Any) -> int:
+        if not self.repo.reproduce(**self._common_kwargs, **self._repro_kwargs):
+            ui.write("Data and pipelines are up to date.")
+        return 0
+
+    SCMContext.__init__, CmdRepro.run = init, run
 
 
 def read_only(addresses: Sequence[str]) -> None:

@@ -54,16 +54,23 @@ def quick_texts() -> dict[str, str]:
 
 def dvc_cache(dvc: Path = DVC) -> Path:
     """Where DVC keeps what the stages made."""
-    config = configparser.ConfigParser(strict=False, interpolation=None)
-    config.read([dvc / "config", dvc / "config.local"], encoding="utf-8")
-    return dvc / config.get("cache", "dir", fallback="cache")
+    return dvc / _config(dvc).get("cache", "dir", fallback="cache")
+
+
+def has_remote(dvc: Path = DVC) -> bool:
+    """Whether DVC has somewhere to push to."""
+    return _config(dvc).has_option("core", "remote")
 
 
 def dvc_links(dvc: Path = DVC) -> bool:
     """Whether DVC links what lies in its cache, where the file system can, in place of copying it."""
+    return bool({"hardlink", "symlink"} & set(_config(dvc).get("cache", "type", fallback="copy").strip('"').split(",")))
+
+
+def _config(dvc: Path) -> configparser.ConfigParser:
     config = configparser.ConfigParser(strict=False, interpolation=None)
     config.read([dvc / "config", dvc / "config.local"], encoding="utf-8")
-    return bool({"hardlink", "symlink"} & set(config.get("cache", "type", fallback="copy").strip('"').split(",")))
+    return config
 
 
 class Digests:

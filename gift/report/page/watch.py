@@ -1,0 +1,63 @@
+"""The report while a run goes on: made anew, in a process of its own, after each round that is evaluated."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from gift.project.console import end_with_parent
+from gift.report.history import HISTORY
+from gift.report.page.write import PAGE
+
+SECONDS = 2.0
+"""Between two looks at the history."""
+NICE = 10
+
+
+@contextmanager
+def report_kept_new() -> Iterator[None]:
+    """Until the end of the block, which is waited for by a last report where something came after the one before."""
+    stop = threading.Event()
+    known = _state() if PAGE.exists() else None
+
+    def watch() -> None:
+        nonlocal known
+        ended = False
+        while not ended:
+            ended = stop.wait(SECONDS)
+            now = _state()
+            if now and now != known:
+                known = now
+                _write()
+
+    # The kernel ends a child when the thread that started it ends: this one outlives the reports that it starts.
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _state() -> list[tuple[str, int]]:
+    """The rounds that are evaluated, and when that was."""
+    return sorted((path.name, path.stat().st_mtime_ns) for path in HISTORY.glob("*.json"))
+
+
+def _write() -> None:
+    """A report that fails costs a line, never the run."""
+
+    def begin() -> None:
+        end_with_parent()
+        os.nice(NICE)
+
+    command = [sys.executable, "-m", "gift.cli", "report"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=begin)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+        click.echo(f"the report was not made ({said}); `gift report` makes it", err=True)
