@@ -18,6 +18,12 @@ endif
 LOCK := requirements/$(FLAVOUR).txt
 # Compared by content, as git touches times; the copy is made last, so an install that was interrupted is begun again.
 READY := $(shell cmp -s $(LOCK) .venv/lock.txt && .venv/bin/python -c '' 2>/dev/null && echo yes)
+# The scripts in an environment name its folder: in a project that was moved or renamed, another one.
+MOVED := $(shell [ -e .venv/place ] && [ "$$(cat .venv/place)" != '$(CURDIR)' ] && echo yes)
+# Packages of your own, for rewards and trackers: a file like any of pip's, which need not exist.
+OWN := $(wildcard requirements/own.txt)
+TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 # .venv is made by a Python outside it, also in a shell where it is activated: none can clear the ground it stands on.
 OUTSIDE := PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))'
@@ -42,7 +48,7 @@ help:
 	@echo "make clean     delete .venv and the tools' caches; data/ and the DVC cache stay"
 	@echo "PYTHON=python3.12 chooses the Python; FLAVOUR=cpu or FLAVOUR=gpu the environment (here: $(FLAVOUR))"
 
-env: .venv/project.toml .dvc/plots.html
+env: .venv/project.toml .dvc/plots.html $(if $(OWN),.venv/own.txt) $(if $(MOVED),moved)
 
 .venv/lock.txt: $(if $(READY),,FORCE)
 	@$(OUTSIDE) $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: '$(PYTHON)' is no Python of 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
@@ -52,17 +58,36 @@ env: .venv/project.toml .dvc/plots.html
 	@$(OUTSIDE) $(PYTHON) -m venv --clear .venv
 	@echo $(FLAVOUR) > .venv/flavour
 	@echo "env: 2 of 3, torch (under a minute for a CPU build; several GB to download for a CUDA build)"
+ifeq ($(FLAVOUR),cpu)
+# The build without CUDA, a tenth of the size: from where pip looks, or from PyTorch's own index. Other systems have one.
+	@.venv/bin/python -m pip install -qq --constraint $(LOCK) 'torch==$(TORCH)+cpu' setuptools 2>/dev/null || \
+	.venv/bin/python -m pip install -qq --retries 1 --no-deps --index-url $(CPU_WHEELS) 'torch==$(TORCH)+cpu' 2>/dev/null || \
+	echo "env: no torch without CUDA was found for this Python; on Linux the one with it works too, and .venv takes 7 GB in place of 3"
+endif
 	@.venv/bin/python -m pip install -qq --constraint $(LOCK) torch setuptools
 	@echo "env: 3 of 3, $$(grep -c == $(LOCK)) locked packages (two minutes on two cores; for gpu another few GB)"
 # DeepSpeed and antlr4 come as source and are built with the locked setuptools. DeepSpeed's own kernels are compiled when
 # first used, for the machine that uses them, so its build needs neither CUDA nor a GPU.
 	@DS_BUILD_OPS=0 DS_ACCELERATOR=cpu .venv/bin/python -m pip install -qq --no-deps --no-build-isolation -r $(LOCK)
+	@echo '$(CURDIR)' > .venv/place
 	@cp $(LOCK) $@
 
 # The project itself, in place: this makes the `gift` command.
 .venv/project.toml: pyproject.toml .venv/lock.txt
 	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@cp pyproject.toml $@
+
+.venv/own.txt: $(OWN) .venv/lock.txt
+	@echo "env: the packages of $(OWN)"
+	@.venv/bin/python -m pip install -qq --constraint $(LOCK) -r $(OWN)
+	@cp $(OWN) $@
+
+.PHONY: moved
+moved: .venv/project.toml
+	@echo "env: the project was moved from $$(cat .venv/place); the scripts in .venv are told"
+	@grep -lrIF "$$(cat .venv/place)/.venv" .venv/bin | xargs -r sed -i "s|$$(cat .venv/place)/.venv|$(CURDIR)/.venv|g"
+	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@echo '$(CURDIR)' > .venv/place
 
 # The page of `dvc plots show` with its scripts inside: DVC's own loads them from the network. Named in .dvc/config.local,
 # so that a clone without this environment uses DVC's own.
@@ -83,9 +108,9 @@ test-all: env
 	@.venv/bin/python -m pytest $(ALL) -m slow
 
 lint: env
-	@.venv/bin/ruff format --check .
-	@.venv/bin/ruff check .
-	@.venv/bin/mypy
+	@.venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m mypy
 
 lock:
 	@$(OUTSIDE) $(PYTHON) requirements/lock.py

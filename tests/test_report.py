@@ -19,8 +19,9 @@ from pages import needs_chromium, opened
 from gift.cli import main
 from gift.evaluation.paired import paired
 from gift.methods.statistics import EPS
-from gift.report import kept, rollouts, runs
+from gift.report import runs
 from gift.report.outcome import closing, summary
+from gift.report.page import kept, rollouts
 from gift.report.page.tokens import tokenizer_of
 from gift.report.page.write import PAGE
 from gift.report.rows import Places, rights_of

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from gift.cli.keep import gc, keep, merge, prune, verify
-from gift.cli.look import compare, inspect, plots_template, report
+from gift.cli.look import compare, export, inspect, plots_template, report
 from gift.cli.run import code, doctor, method, plan, repro, rounds
 from gift.project.errors import UserError, refused
 
@@ -28,6 +28,22 @@ def main() -> None:
     """Look after the rounds of a GIFT pipeline; `dvc repro` runs them."""
 
 
-for command in (repro, plan, report, inspect, rounds, doctor, method, compare, keep, prune, gc, verify, code, merge):
+for command in (
+    repro,
+    plan,
+    report,
+    inspect,
+    export,
+    rounds,
+    doctor,
+    method,
+    compare,
+    keep,
+    prune,
+    gc,
+    verify,
+    code,
+    merge,
+):
     main.add_command(command)
 main.add_command(plots_template)

@@ -1,11 +1,12 @@
 """The commands that look at results: completions, the report, comparisons."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from gift.project.errors import UserError, amount
+from gift.project.errors import UserError, amount, counted
+from gift.upkeep.settings import Tracker
 
 
 @click.command()
@@ -46,6 +47,17 @@ def report(out: Path | None, others: tuple[str, ...], comparison: bool, megabyte
     else:
         page.write_report(out := out or page.PAGE, others, round(megabytes * 1e6))
     click.echo(f"{out}: written ({amount(out.stat().st_size)}); any browser opens it, here or copied elsewhere")
+
+
+@click.command()
+@click.argument("tracker", type=click.Choice(get_args(Tracker)))
+@click.option("--project", help="The tracker's name for it; by default that of this folder.")
+def export(tracker: str, project: str | None) -> None:
+    """Send the history to TRACKER, a run a branch: what is new since the last time."""
+    from gift.report.export import export as send
+
+    for branch, number in send(tracker, project or Path.cwd().name).items():
+        click.echo(f"{tracker}: {branch}: {counted(number, 'row')} sent")
 
 
 @click.command()

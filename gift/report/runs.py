@@ -27,10 +27,12 @@ MAX_STEPS = 2000
 class Line:
     """A branch, or a method of a comparison: a row a policy, from the first one on, and a row an optimizer step.
 
-    `rollouts` of a row counts the completions that were sampled on the way to its policy.
+    `rollouts` of a row counts the completions that were sampled on the way to its policy. `branch` is the first round
+    of the line, a name that stays when rounds are added.
     """
 
     name: str
+    branch: str
     rounds: list[Row]
     steps: list[Row]
 
@@ -53,8 +55,13 @@ def lines_of(folder: Path, name: str = "") -> list[Line]:
             made = [row["name"] for row in rows if row["name"] != names[0]] or names[1:]
             words += [_span(made)] if len(lines) > 1 or not name else []
             own = [step for step in steps if step["branch"] == branch]
-            found.append(Line(" ".join(words), rows, thinned(own)))
+            found.append(Line(" ".join(words), branch_name(names), rows, own))
     return found
+
+
+def branch_name(names: Sequence[str]) -> str:
+    """Of the policies of a line."""
+    return names[1] if len(names) > 1 else names[0]
 
 
 def _sampled(folder: Path, row: Row) -> float:
@@ -134,7 +141,7 @@ def compared(folder: Path) -> list[Line]:
         for each in zip(*seeds, strict=False):
             rows.append({"name": _policy(each[0]), "rollouts": rollouts, **_over_seeds(each)})
             rollouts += fmean(row["completions"] for row in each)
-        found.append(Line(f"{method.name} ({len(seeds)} seeds)" if seeds[1:] else method.name, rows, []))
+        found.append(Line(f"{method.name} ({len(seeds)} seeds)" if seeds[1:] else method.name, method.name, rows, []))
     if not found:
         raise UserError(f"{folder / 'runs'}: no run of a comparison; `gift compare` makes them")
     return sorted(found, key=lambda line: -(line.rounds[-1].get(ACCURACY) or 0.0))

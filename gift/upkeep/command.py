@@ -14,6 +14,13 @@ def dvc(*words: str) -> list[str]:
     return [sys.executable, "-m", "gift.upkeep.dvc", "--wait-for-lock", *words]
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+TURNS = "1000"
+"""How often a thread of torch looks for work before it sleeps: where another program uses a core too, the 300,000 of
+GNU's OpenMP make a small model ten times slower; on cores of its own it is as fast with these (docs/log.md)."""
+
+
 def environment() -> dict[str, str]:
-    """As in a shell where .venv is activated: dvc.yaml says `python`."""
-    return {**os.environ, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")])}
+    """As in a shell where .venv is activated: dvc.yaml says `python`; how threads wait, where nobody says it."""
+    waiting = {} if {*WAITING} & os.environ.keys() else {WAITING[1]: TURNS}
+    return {**os.environ, **waiting, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")])}

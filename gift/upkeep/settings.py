@@ -1,13 +1,17 @@
 """The section `repro` of launch.yaml."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from gift.project.sections import Section
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
 
 class ReproLaunch(Section):
-    """`ask_from_minutes`: finished work that took so long does not run again without being asked for."""
+    """`ask_from_minutes`: finished work that took so long does not run again without being asked for. `export`: the
+    trackers that get the history after each round (`gift export`)."""
 
     ask_from_minutes: Annotated[float, Field(ge=0)] = 15.0
+    export: tuple[Tracker, ...] = ()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gift.report.runs import Line, columns_of
+from gift.report.runs import Line, columns_of, thinned
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def drawn(lines: Sequence[Line], charts: Sequence[Chart]) -> list[dict[str, Any]
         {
             "name": line.name,
             "rounds": _columns(line.rounds, ["name", "round", "rollouts", *rounds, *errors]),
-            "steps": _columns(line.steps, ["step", "round", *steps]),
+            "steps": _columns(thinned(line.steps), ["step", "round", *steps]),
         }
         for line in lines
     ]

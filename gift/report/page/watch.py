@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import click
 
 from gift.project.console import end_with_parent
+from gift.project.params import read_launch
 from gift.report.history import HISTORY
 from gift.report.page.write import PAGE
+from gift.upkeep.settings import ReproLaunch
 
 SECONDS = 2.0
 """Between two looks at the history."""
@@ -50,14 +52,16 @@ def _state() -> list[tuple[str, int]]:
 
 
 def _write() -> None:
-    """A report that fails costs a line, never the run."""
+    """The report, then what launch.yaml exports to; one that fails costs a line, never the run."""
 
     def begin() -> None:
         end_with_parent()
         os.nice(NICE)
 
-    command = [sys.executable, "-m", "gift.cli", "report"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=begin)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        click.echo(f"the report was not made ({said}); `gift report` makes it", err=True)
+    for words in (["report"], *(["export", to] for to in read_launch("repro", ReproLaunch).export)):
+        command = [sys.executable, "-m", "gift.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=begin)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+            shown = " ".join(words)
+            click.echo(f"gift {shown}: {said} (the run goes on; `gift {shown}` tries it again)", err=True)
