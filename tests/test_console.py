@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gift.project import console
+from gift.project.console import Progress, within
+
 STAGE = """
 import atexit, multiprocessing, signal, sys, threading, time
 import click
@@ -72,3 +75,42 @@ def test_threads_and_processes_are_waited_for() -> None:
     code, lines = run(child)
     assert code == 0
     assert "child" in lines
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a progress believes have passed."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_long_step_says_where_it_is(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    within(0.5)  # nothing is shown: nobody hears it
+    with Progress("update@r1", 10, "steps", done=2) as progress:
+        for seconds, share in ((30, 0.25), (61, 0.5), (100, 0.75), (122, 1.0)):
+            clock[0] = seconds
+            within(share)
+        clock[0] = 140
+        progress.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "update@r1: 2/10 steps were finished before; going on",
+        "update@r1: 2.5/10 steps, 915 s left",
+        "update@r1: 3.0/10 steps, 854 s left",
+        "update@r1: 3/10 steps, 980 s left",
+    ]
+
+
+def test_a_part_counts_what_is_in_it(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("generate@r1", 160, "prompts") as progress:
+        progress.count = 64
+        clock[0] = 90
+        within(0.3)
+    assert capsys.readouterr().err == "generate@r1: 19/160 prompts, 660 s left\n"
+
+
+def test_items_go_through_one_by_one(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("reference@r1", 2, "parts") as progress:
+        for item in progress.through(["a", "b"], part=1, parts=2):
+            clock[0] += 100 if item == "a" else 0
+    assert capsys.readouterr().err == "reference@r1: 0.8/2 parts, 167 s left\n"

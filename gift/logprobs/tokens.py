@@ -1,7 +1,7 @@
 """Token log-probs of completions under a causal LM, without ever holding the [tokens, vocabulary] logits."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -159,7 +159,9 @@ def in_float64(decoder: nn.Module) -> Iterator[None]:
         yield
 
 
-def completion_logprobs(model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: list[list[int]]) -> Ragged:
+def completion_logprobs(
+    model: TokenLogprobs, prompts: Ragged, completions: Ragged, batches: Iterable[list[int]]
+) -> Ragged:
     """Log-probs of every completion, float32, row by row, without gradient; `batches` is a partition of the rows."""
     logprobs = np.full(len(completions.values), np.nan, dtype=np.float32)
     with torch.no_grad():

@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import click
 
 from gift.project import door
 from gift.project.errors import refused
 
+T = TypeVar("T")
 GOES_ON = "interrupted; `make repro` goes on from here"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -41,35 +43,61 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
+_shown: list["Progress"] = []
+
+
+def within(share: float) -> None:
+    """`Progress.within` of the innermost that is shown, for what does not know it; nothing where none is."""
+    if _shown:
+        _shown[-1].within(share)
+
+
 class Progress:
-    """A bar with tokens/s and ETA on a terminal; elsewhere a plain line at most every ten seconds."""
+    """A line with tokens/s and ETA, anew on a terminal; elsewhere one every ten seconds at most."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.first, self.done, self.tokens = done, done, 0
         self.start = self.shown = time.monotonic()
+        self.count = 1  # that the next `advance` counts, for `within`
         self.terminal = sys.stderr.isatty()
 
     def __enter__(self) -> "Progress":
+        _shown.append(self)
         if self.done:
             click.echo(f"{self.label}: {self.done}/{self.total} {self.unit} were finished before; going on", err=True)
         return self
 
     def __exit__(self, *error: object) -> None:
+        _shown.remove(self)
         if self.terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
 
     def advance(self, count: int = 1, tokens: int = 0) -> None:
         self.done += count
         self.tokens += tokens
+        self._show(self.done, f"{self.done}", 10)
+
+    def within(self, share: float) -> None:
+        """So much of the next `count` is done: where each takes minutes, people see that it goes on."""
+        done = self.done + share * self.count
+        self._show(done, f"{done:.1f}" if self.count == 1 else f"{int(done)}", 60)
+
+    def through(self, items: Sequence[T], part: int, parts: int) -> Iterator[T]:
+        """The items, one after the other, of one of the `parts` that the next one has; each says where it is."""
+        for index, item in enumerate(items):
+            yield item
+            self.within((part + (index + 1) / len(items)) / parts)
+
+    def _show(self, done: float, shown: str, pause: float) -> None:
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.terminal else 10):
+        if now - self.shown < (0.2 if self.terminal else pause) or done <= self.first:
             return
         self.shown = now
         seconds = max(now - self.start, 1e-9)
-        left = (self.total - self.done) * seconds / max(self.done - self.first, 1)
+        left = (self.total - done) * seconds / (done - self.first)
         rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
-        line = f"{self.label}: {self.done}/{self.total} {self.unit}{rate}, {left:.0f} s left"
+        line = f"{self.label}: {shown}/{self.total} {self.unit}{rate}, {left:.0f} s left"
         click.echo(f"\r\x1b[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
 
 

@@ -1,5 +1,6 @@
 """From requests to completions with log-probs: vLLM, or transformers; the only place that knows vLLM."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from gift.logprobs.logits import with_float32_logits
 from gift.policy.adapter import read_adapter_config
 from gift.policy.folder import PolicyFiles, check_files, read_config
 from gift.policy.open import open_policy
 from gift.policy.refusals import adapter_dtype_refusal
+from gift.project.console import within
 from gift.project.errors import UserError
 from gift.project.work import hold
 from gift.sampling.encoding import Tokens
@@ -108,10 +111,26 @@ def _start_vllm(
             )
             for request in requests
         ]
-        outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
+        outputs = llm.generate(prompts, settings, use_tqdm=_Told, lora_request=adapter)
         return [_from_vllm(result.outputs[0]) for result in outputs]
 
     return sample, f"vllm {vllm.__version__}"
+
+
+class _Told(tqdm):  # type: ignore[type-arg]  # it takes none when it runs
+    """The bar that vLLM draws, as a share of the requests that the stage's own progress hears of."""
+
+    monitor_interval = 0  # no thread of its own
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["file"] = io.StringIO()
+        super().__init__(*arguments, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        told = super().update(n)
+        if self.total:
+            within(self.n / self.total)
+        return told
 
 
 def _load_vllm(
@@ -227,6 +246,7 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
                 for start in range(0, len(rows), max_num_seqs):
                     chosen = rows[start : start + max_num_seqs]
                     out.update(zip(chosen, sample_equal([requests[i] for i in chosen]), strict=True))
+                    within(len(out) / len(requests))
         return [out[index] for index in range(len(requests))]
 
     return sample

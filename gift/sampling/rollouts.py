@@ -120,6 +120,7 @@ def write_rollouts(
     done = len(groups) - sum(map(len, missing.values()))
     with Progress(label, len(groups), "prompts", done) as progress:
         for index, part in missing.items():
+            progress.count = len(part)
             completions = sampler([request for prompt_id in part for request in groups[prompt_id]])
             table = rollouts_table({key: groups[key] for key in part}, completions, given or {}, decode)
             write_part(folder, index, table, ROLLOUTS, check_rollouts, metadata)

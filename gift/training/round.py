@@ -120,7 +120,8 @@ def _train_steps(trainer: Trainer, plan: Plan, work: Work, keep_every: int) -> l
     with Progress(work.label, len(steps), "steps", 0 if engine.rank else len(rows)) as progress:
         for index in range(len(rows), len(steps)):
             step = plan.lineage.optimizer_steps + index + 1  # over all rounds, as the schedule's
-            metrics = trainer.train_step(steps[index], learning_rate(step, settings))
+            told = progress.within if engine.rank == 0 else lambda share: None
+            metrics = trainer.train_step(steps[index], learning_rate(step, settings), told)
             trainer.adapt(metrics)
             rows.append({"step": step, **metrics})
             check_step(rows[-1], settings, work.label)

@@ -1,6 +1,6 @@
 """One optimizer step over whole groups, with the exact gradient at any micro-batch and world size, and its numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +99,12 @@ class Trainer:
         self._size = chosen.groups.mask.shape[1]
         self._trains = chosen.groups.mask.flatten().tolist()
 
-    def train_step(self, groups: Sequence[int], lr: float) -> dict[str, float | None]:
+    def train_step(
+        self, groups: Sequence[int], lr: float, told: Callable[[float], None] = lambda share: None
+    ) -> dict[str, float | None]:
         """One optimizer step on the loss of `groups`; returns its metrics (the same on every rank).
+
+        told: hears after each backward what share of them is done.
 
         The parts of a loss add up. A micro-batch of whole groups, or of any rows where the method allows it, needs one
         pass: plain autograd through the loss. Groups too large for a micro-batch, of a method that needs them whole,
@@ -118,11 +122,13 @@ class Trainer:
         num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
         targets, tally = self._across(groups, step), Tally(self.chosen.groups, self.objective.metrics)
         coefficients = self._first_pass(own.parts, num_first, targets, step, tally)
-        for batch in own.whole:
+        for index, batch in enumerate(own.whole):
             part = [row for group in batch for row in group]
             self.engine.backward(self._loss(part, self.outputs(part), targets, step, tally).value)
-        for part in own.parts:
+            told((index + 1) / num_backward)
+        for index, part in enumerate(own.parts, len(own.whole)):
             self.engine.backward(self._weighted(part, coefficients))
+            told((index + 1) / num_backward)
         for _ in range(num_backward - len(own.whole) - len(own.parts)):
             self.engine.backward(_nothing(self.outputs([])))
         norm = self.engine.step(lr)

@@ -1,6 +1,8 @@
 """The parts of the reference table, from two policies, and the audit of sampler against trainer."""
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,11 @@ def write_reference(
         for index in missing:
             table, _ = read_part(parts[index], ROLLOUTS, check_rollouts)
             part = _Part(table, launch.tokens_per_batch)
-            old = ref = part.logprobs(own)
-            if reference != policy:
+            models = 1 if reference == policy else 2
+            old = ref = part.logprobs(own, partial(progress.through, part=0, parts=models))
+            if models > 1:
                 with adapter_off(other) if is_base else nullcontext():
-                    ref = part.logprobs(other)
+                    ref = part.logprobs(other, partial(progress.through, part=1, parts=models))
             columns = [table["prompt_id"], table["sample"], ref, old]
             if weights:
                 columns.append(token_weights(own, table, part.groups, tokenizer, weights.settings, launch))
@@ -88,8 +91,8 @@ class _Part:
         self.groups = [list(rows) for _, rows in groupby(range(len(prompt_of)), prompt_of.__getitem__)]
         self.tokens_per_batch = tokens_per_batch
 
-    def logprobs(self, model: TokenLogprobs) -> pa.ListArray:
-        batches = row_batches(self.groups, self.lengths, self.tokens_per_batch, model.layout)
+    def logprobs(self, model: TokenLogprobs, through: Callable[[list[list[int]]], Iterable[list[int]]]) -> pa.ListArray:
+        batches = through(row_batches(self.groups, self.lengths, self.tokens_per_batch, model.layout))
         return completion_logprobs(model, self.prompts, self.completions, batches).to_arrow()
 
 
