@@ -79,6 +79,26 @@ check "dvc plots show" dvc plots show
 check "its charts are there" grep -q "Held-out accuracy" dvc_plots/index.html
 same "its page needs no network" "$(grep -c 'src="http' dvc_plots/index.html || true)" 0
 
+# The README's commands as typed there, on as few rounds as there are here; `make` would install an environment.
+python - >"$work/lines" <<'PYTHON'
+import re
+from pathlib import Path
+
+block = re.search(r"<!-- run by tests/short_repro.sh -->\n```console\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+for line in block[1].splitlines():
+    typed = line.partition("  #")[0].strip()
+    print(typed.replace("r4", "r2").replace("gift rounds 6", "gift rounds 3").replace("make repro", "gift repro"))
+PYTHON
+export GIT_AUTHOR_NAME=x GIT_AUTHOR_EMAIL=x@example.org GIT_COMMITTER_NAME=x GIT_COMMITTER_EMAIL=x@example.org
+gift() { python -m gift.cli "$@"; }
+export -f gift
+while IFS= read -r line; do
+  check "$line" bash -c "$line" </dev/null
+done <"$work/lines"
+experiment=$(git for-each-ref --format='%(refname:lstrip=4)' refs/exps | grep / | head -1)
+check "the experiment stands beside it in the report" python -m gift.cli report --with "${experiment##*/}"
+check "the report has both" grep -q "${experiment##*/}" data/report/report.html
+
 same "no unfinished work is left" "$(ls data/.work)" ""
 same "git is offered nothing large" "$(git ls-files --others --exclude-standard | grep -E '\.(parquet|safetensors)$' || true)" ""
 check "policies open and rounds follow each other" python - <<'PYTHON'

@@ -4,9 +4,10 @@ from typing import Any
 
 import click
 
-from gift.cli.keep import gc, keep, merge, prune, verify
+from gift.cli.keep import card, gc, keep, merge, prune, verify
 from gift.cli.look import compare, export, inspect, plots_template, report
 from gift.cli.run import code, doctor, method, plan, repro, rounds
+from gift.cli.start import init
 from gift.project.errors import UserError, refused
 
 
@@ -28,22 +29,8 @@ def main() -> None:
     """Look after the rounds of a GIFT pipeline; `dvc repro` runs them."""
 
 
-for command in (
-    repro,
-    plan,
-    report,
-    inspect,
-    export,
-    rounds,
-    doctor,
-    method,
-    compare,
-    keep,
-    prune,
-    gc,
-    verify,
-    code,
-    merge,
-):
+RUN = (repro, plan, rounds, doctor, method, code)
+LOOK = (report, inspect, export, compare, plots_template)
+KEEP = (keep, verify, prune, gc, merge, card)
+for command in (init, *RUN, *LOOK, *KEEP):
     main.add_command(command)
-main.add_command(plots_template)

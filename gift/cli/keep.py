@@ -96,6 +96,18 @@ def verify(names: tuple[str, ...], rows: int, remote: str | None) -> None:
 @click.command()
 @click.argument("policy", type=Path)
 @click.argument("out", type=Path)
+@click.option("--name", help="Of the model, in its card; by default that of the folder OUT.")
+def card(policy: Path, out: Path, name: str | None) -> None:
+    """Copy POLICY (data/rounds/r4/policy) to the folder OUT, with a model card that says how it was made."""
+    from gift.report.card import write_card
+
+    write_card(policy, out, name or out.resolve().name)
+    click.echo(f"{out}: written; `hf upload ACCOUNT/{out.name} {out}` puts it on the Hub")
+
+
+@click.command()
+@click.argument("policy", type=Path)
+@click.argument("out", type=Path)
 @click.option("--base", type=Path, help="The base policy, where it is not where the adapter's config says.")
 def merge(policy: Path, out: Path, base: Path | None) -> None:
     """Merge a LoRA POLICY (data/rounds/r1/policy) with its base into the plain Hugging Face folder OUT."""
