@@ -40,6 +40,7 @@ COMMANDS = {
         *PLACES["evaluate"],
     ],
     "gift inspect": ["gift.cli", "inspect", "data/rounds/r1"],
+    "gift report": ["gift.cli", "report"],
     "gift inspect --by spread": ["gift.cli", "inspect", "data/rounds/r1", "--by", "spread"],
     "prepare": [
         "stages.prepare",
@@ -84,6 +85,11 @@ def write_project(folder: Path, rows: int, tokens: int) -> None:
     shutil.copyfile(folder / "prompts.parquet", folder / "data/prompts/train.parquet")
     (folder / "data/rounds/r1").mkdir(parents=True)
     (folder / "data/rounds/r1/rollouts").symlink_to(folder / "rollouts")
+    (folder / "rounds.yaml").write_text("rounds: {r1: {from: base}}\n", encoding="utf-8")
+    (folder / "data/history").mkdir()
+    for number, name in enumerate(("base", "r1")):
+        history = {"round": {"name": name, "round": number, "num_rollouts": rows}, "steps": []}
+        (folder / f"data/history/{name}.json").write_text(json.dumps(history), encoding="utf-8")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ LONGEST = (
     "test_same_bytes.py",
     "test_judge_vllm.py",
     "test_reward_calls.py",
+    "test_report.py",
 )
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gift.report import runs
 from gift.report.outcome import closing, summary
 from gift.report.page import kept, rollouts
 from gift.report.page.tokens import tokenizer_of
-from gift.report.page.write import PAGE
+from gift.report.page.write import PAGE, charts_script
 from gift.report.rows import Places, rights_of
 from gift.tables.parquet import read_file, write_file
 
@@ -56,9 +57,17 @@ def refused(*words: str) -> str:
     return done.output
 
 
+@pytest.fixture(scope="session")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What draws the charts, which takes a second to make."""
+    with chdir(tmp_path_factory.mktemp("script")):
+        return charts_script()
+
+
 @pytest.fixture
-def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(copied: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(copied)
+    monkeypatch.setattr("gift.report.page.write.charts_script", lambda: script)
     return copied
 
 
@@ -290,6 +299,7 @@ def test_a_run_ends_with_where_to_look(project: Path) -> None:
     assert not list(closing(Path("data/none"), {"r1": ["base", "r1"]}, PAGE, pushes=True))
 
 
+@pytest.mark.slow
 def test_a_hundred_rounds_are_a_small_page(project: Path) -> None:
     add_rounds(100)
     start = time.perf_counter()
@@ -375,7 +385,14 @@ def test_texts_of_a_model_do_nothing(project: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (400, "light"), (1400, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (400, "dark"),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+        pytest.param(1400, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits_narrow_and_dark_screens(project: Path, width: int, scheme: str) -> None:
     report()
     with opened(project / PAGE, width, scheme) as (page, said):

@@ -1,9 +1,9 @@
 """Which completions of a round to look at: groups in an order, and of each the best, the failed, those with a word."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import pstdev
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,11 +17,17 @@ from gift.tables.prompts import prompt_column, read_prompts
 
 BY: dict[str, Callable[[list[float], list[int]], float]] = {
     "reward": lambda rewards, _: sum(rewards) / len(rewards) if rewards else float("-inf"),
-    "spread": lambda rewards, _: pstdev(rewards) if rewards else float("-inf"),
+    "spread": lambda rewards, _: _deviation(rewards) if rewards else float("-inf"),
     "length": lambda _, lengths: sum(lengths) / len(lengths),
 }
 """What groups may be ordered by: mean reward, standard deviation of the rewards, mean tokens."""
 Key = tuple[str, int]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation of all of these; that of `statistics`, by fractions, takes 50 times as long."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
 
 
 @dataclass(frozen=True)

@@ -56,25 +56,27 @@ def rollouts_of(each: Round, room: int) -> Made:
     targets = targets_of(each.name, folder, sum(map(len, groups.values())))
     listed = sorted(groups)[:MAX_LISTED]
     policies = (Path("data/rounds", parent, "policy") for parent in (each.parent, "base"))
-    names = chosen(list(dict.fromkeys([*_first(listed, groups), *listed])), groups, room)
+    table = _listed(listed, groups)
+    names = chosen(list(dict.fromkeys([*_first(table), *listed])), groups, room)
     return {
         "name": each.name,
         "parent": each.parent,
         "num_groups": len(groups),
         "num_rows": sum(map(len, groups.values())),
-        "listed": _listed(listed, groups),
+        "listed": table,
         "texts": fitting(_groups(places, names, targets, tokenizer_of(*policies)), room),
         "targets": targets if isinstance(targets, str) else None,
     }
 
 
-def _first(listed: Sequence[str], groups: Mapping[str, Sequence[Brief]]) -> Iterator[str]:
+def _first(listed: Made) -> Iterator[str]:
     """The ends of each order: of rewards, their spread and lengths; then what failed or was cut."""
-    for by in BY.values():
-        order = sorted(listed, key=lambda key: by(_rewards(groups[key]), [row.num_tokens for row in groups[key]]))
+    for by in BY:
+        known = [(value, name) for value, name in zip(listed[by], listed["id"], strict=True) if value is not None]
+        order = [name for _, name in sorted(known)]
         yield from [*order[:2], *order[-2:]]
-    yield from [key for key in listed if any(row.reward is None for row in groups[key])][:2]
-    yield from [key for key in listed if any(row.finish_reason == "length" for row in groups[key])][:2]
+    for count in ("failed", "truncated"):
+        yield from [name for number, name in zip(listed[count], listed["id"], strict=True) if number][:2]
 
 
 def _rewards(rows: Sequence[Brief]) -> list[float]:
