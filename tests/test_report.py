@@ -22,8 +22,9 @@ from gift.evaluation.paired import paired
 from gift.methods.statistics import EPS
 from gift.report import runs
 from gift.report.outcome import closing, summary
-from gift.report.page import kept, rollouts
+from gift.report.page import kept, rollouts, watch
 from gift.report.page.tokens import tokenizer_of
+from gift.report.page.watch import report_kept_new
 from gift.report.page.write import PAGE, charts_script
 from gift.report.rows import Places, rights_of
 from gift.tables.parquet import read_file, write_file
@@ -402,3 +403,25 @@ def test_it_fits_narrow_and_dark_screens(project: Path, width: int, scheme: str)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
         assert not said
+
+
+def test_the_page_follows_a_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "SECONDS", 0.05)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with report_kept_new():
+        pass
+    assert held(PAGE)["lines"]
+    made = PAGE.stat().st_mtime_ns
+    with report_kept_new():
+        time.sleep(0.2)
+    assert PAGE.stat().st_mtime_ns == made, "nothing was evaluated, so nothing is written"
+    Path("rounds.yaml").write_text("rounds: {r1: {from: r7}}\n")
+    with report_kept_new():
+        Path("data/history/r1.json").touch()
+    assert PAGE.stat().st_mtime_ns == made
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("gift report: error: rounds.yaml: rounds.r1.from: 'r7': there is no such round")
+    assert said.endswith("(the run goes on; `gift report` tries it again)\n")
