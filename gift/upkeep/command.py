@@ -21,6 +21,10 @@ GNU's OpenMP make a small model ten times slower; on cores of its own it is as f
 
 
 def environment() -> dict[str, str]:
-    """As in a shell where .venv is activated: dvc.yaml says `python`; how threads wait, where nobody says it."""
+    """As in a shell where .venv is activated: dvc.yaml says `python`; how threads wait, where nobody says it.
+
+    torch's own log is read from here before a stage can be quiet: vLLM writes a warning for each CPU that it starts on.
+    """
     waiting = {} if {*WAITING} & os.environ.keys() else {WAITING[1]: TURNS}
-    return {**os.environ, **waiting, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")])}
+    quiet = {} if os.environ.get("GIFT_VERBOSE") == "1" else {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {**quiet, **os.environ, **waiting, "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")])}
