@@ -1,4 +1,4 @@
-"""What a stage finds in its environment: this Python, threads that do not spin, a quiet torch; unless told otherwise."""
+"""What a stage finds in its environment: this Python, threads that do not spin, a quiet torch, or what was set."""
 
 import os
 
