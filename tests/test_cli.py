@@ -93,7 +93,8 @@ def test_a_run_ends_with_what_came_out(noted: Path, monkeypatch: pytest.MonkeyPa
 def test_each_branch_has_a_line_and_what_is_not_evaluated_none(tmp_path: Path) -> None:
     rows = {"base": 0.25, "r1": 0.5, "r2": 0.75, "r2b": 0.625}
     for name, accuracy in rows.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"round": {"eval/accuracy_greedy": accuracy}, "steps": []}))
+        row = {"name": name, "round": len(name), "eval/accuracy_greedy": accuracy}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"round": row, "steps": []}))
     lines = {"r1": ["base", "r1", "r2", "r3"], "r2b": ["r1", "r2b"], "r3b": ["r2", "r3b"]}
     assert list(outcomes(tmp_path, lines)) == [
         "r2: held-out accuracy 0.75 (base 0.25)",

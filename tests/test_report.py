@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pages import needs_chromium, opened
+from ruamel.yaml import YAML
 
 from gift.cli import main
 from gift.evaluation.paired import paired
@@ -29,11 +30,12 @@ from gift.report.page.write import PAGE, charts_script
 from gift.report.rows import Places, rights_of
 from gift.tables.parquet import read_file, write_file
 
+ROOT = Path(__file__).parents[1]
 EVIL = [
     "<script>document.title = 'evil'</script>",
     "</script><script>alert(1)</script><!--",
     "<img src=x onerror=\"document.title = 'evil'\"> {{ 7 * 7 }} ${7 * 7}",
-    "\x1b[31mred\x1b[0m \u202egnp.exe\u202c \u200b\u2028\x00",
+    "\x1b[31mred\x1b[0m \u202egnp.exe\u202c \u200b\u2028\x00 \u061c \U000e0041 \U0001f600",
 ]
 
 
@@ -248,7 +250,7 @@ def test_other_runs_are_lines_with_names(project: Path, tmp_path: Path) -> None:
     assert "no folder, git revision or DVC experiment of this name" in refused("--with", "nothing")
     subprocess.run([*git, "rm", "-rq", "--cached", "data/history"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
-    assert "git has no data/history there" in refused("--with", "HEAD")
+    assert "git has no rounds.yaml or no data/history there" in refused("--with", "HEAD")
 
 
 def test_a_comparison_shows_means_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +377,7 @@ def test_texts_of_a_model_do_nothing(project: Path) -> None:
         assert EVIL[0] in shown
         assert "alert(1)" in shown
         assert "{{ 7 * 7 }}" in shown
-        for written in (r"\u001b[31mred", r"\u202egnp.exe", r"\u0000"):
+        for written in (r"\u001b[31mred", r"\u202egnp.exe", r"\u0000", r"\u061c", r"\ue0041", "\U0001f600"):
             assert written in shown
         assert "996,000 characters more" in shown
         assert page.title() == title
@@ -425,3 +427,102 @@ def test_the_page_follows_a_run(
     assert said.count("\n") == 1
     assert said.startswith("gift report: error: rounds.yaml: rounds.r1.from: 'r7': there is no such round")
     assert said.endswith("(the run goes on; `gift report` tries it again)\n")
+
+
+def test_the_method_is_that_which_made_the_rounds(project: Path) -> None:
+    """Not that of params.yaml, which may have changed since; of presets that are alike the one that says no more."""
+    shutil.copytree(ROOT / "presets", "presets")
+    facts = dict(report()["facts"])
+    assert facts["method"] == "gift (presets/methods/gift.yaml)"
+    params = json.loads(Path("params.yaml").read_text())
+    params["update"] |= {"shape": {"zscore": {}}, "match": {"clipped": {"aggregate": "grpo"}}}
+    Path("params.yaml").write_text(json.dumps(params))
+    assert dict(report()["facts"]) == facts
+    note = json.loads(Path("data/made/update@r1.json").read_text())
+    grpo = YAML(typ="safe").load((ROOT / "presets/methods/grpo.yaml").read_text())["update"]
+    note["inputs"]["update"] = {key: note["inputs"]["update"][key] for key in ("groups_per_step", "lr", "dtype")} | grpo
+    Path("data/made/update@r1.json").write_text(json.dumps(note))
+    assert dict(report()["facts"])["method"] == "grpo (presets/methods/grpo.yaml)"
+
+
+def test_what_is_right_is_not_held_against_rewards(project: Path) -> None:
+    """Where one policy's answers have no verdict, both are compared by their rewards, and the page says so."""
+    path = project / "data/rounds/r1/answer_scores"
+    for part in path.glob("*.parquet"):
+        table, metadata = read_file(part)
+        metadata.pop("schema_version")
+        write_file(part, table, metadata | {"correct": []})
+    (made,) = report()["differences"]
+    rewards = [pd.read_parquet(f"data/rounds/{name}/answer_scores").query("sample == 0") for name in ("base", "r1")]
+    both = rewards[0].merge(rewards[1], on="prompt_id")
+    assert not made["judged"]
+    assert made["greedy"][0] == pytest.approx((both["reward_y"] - both["reward_x"]).mean(), abs=1e-4)
+
+
+def test_rollouts_are_counted_where_a_round_was_not_evaluated(project: Path) -> None:
+    add_rounds(3)
+    Path("data/history/r2.json").unlink()
+    Path("data/rounds/r2/metrics").mkdir()
+    Path("data/rounds/r2/metrics/generate.json").write_text(json.dumps({"num_completions": 7}))
+    (line,) = report()["lines"]
+    number = json.loads(Path("data/history/r1.json").read_text())["round"]["num_rollouts"]
+    assert line["rounds"]["rollouts"] == [0, number, 2 * number + 7]
+    Path("data/rounds/r2/metrics/generate.json").unlink()
+    assert report()["lines"][0]["rounds"]["rollouts"] == [0, number, None]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_left_out(project: Path, value: float) -> None:
+    path = Path("data/history/r1.json")
+    history = json.loads(path.read_text())
+    history["round"]["reward"] = value
+    path.write_text(json.dumps(history))
+    rewrite("scores", "reward", lambda rewards: [value, *rewards[1:]])
+    rewrite("reference", "old_logprobs", lambda rows: [[value] * len(rows[0]), *rows[1:]])
+    made = report()
+    assert made["lines"][0]["rounds"]["reward"] == [None, None]
+    rows = [row for each in made["rollouts"][0]["texts"].values() for row in each["rows"]]
+    assert any(row["reward"] is None for row in rows)
+
+
+def test_a_round_always_shows_a_group(project: Path) -> None:
+    made = report("--megabytes", "0")["rollouts"][0]
+    (group_,) = made["texts"].values()
+    assert len(group_["rows"]) == max(made["listed"]["size"])
+    assert all("tokens" not in row for row in group_["rows"])
+
+
+def test_names_of_runs_are_their_own_and_may_hold_equal_signs(project: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(project, tmp_path / "a=b"))
+    made = report("--with", str(other), "--with", str(other), "--with", f"r1={other}")
+    assert [line["name"] for line in made["lines"]] == ["r1", "a=b", "a=b (2)", "r1 (2)"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--with", ""], "--with '': names nothing"),
+        (["--with", "name="], "--with 'name=': names nothing"),
+        (["--with", "data"], "data has no rounds.yaml, so it is no project"),
+        (["--compare", "--with", "x"], "--compare and --with: not both"),
+        (["--megabytes", "nan"], "--megabytes nan: must be a number from 0 to 1000"),
+        (["--out", "params.yaml"], "--out params.yaml: must be the name of a file that ends in .html"),
+        (["--out", "params.yaml/x.html"], "params.yaml is a file, and no folder"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(project: Path, words: list[str], line: str) -> None:
+    before = sorted(project.iterdir())
+    assert line in refused(*words)
+    assert sorted(project.iterdir()) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"round": {}, "steps": []}', "{"])
+def test_a_damaged_history_is_one_line(project: Path, content: str) -> None:
+    Path("data/history/r1.json").write_text(content)
+    assert "data/history/r1.json: " in refused()
+
+
+@pytest.mark.parametrize("note", ["{}", "[]", '{"git": "x", "versions": {"torch": 2}, "machine": 3, "inputs": []}'])
+def test_notes_of_another_form_cost_what_they_would_say(project: Path, note: str) -> None:
+    Path("data/made/update@r1.json").write_text(note)
+    assert report()["rollouts"][0]["targets"] == "not trained yet"

@@ -58,6 +58,8 @@ def test_a_tracker_gets_every_row_once(project: Path, tracker: Tracker) -> None:
     assert f"r1: {len(points)} rows sent" in run("export", "wandb", "--project", "mine")
     assert "r1: 0 rows sent" in run("export", "wandb", "--project", "mine")
     assert tracker.runs == {"mine/r1": points}
+    run("export", "wandb", "--project", "other")
+    assert tracker.runs == {"mine/r1": points, "other/r1": points}
     last = points[-1].numbers
     history = json.loads(Path("data/history/r1.json").read_text())["round"]
     assert {name: history[name] for name in last if name != "rollouts"} == {
@@ -91,6 +93,18 @@ def test_a_tracker_that_is_not_installed_is_one_line(project: Path, monkeypatch:
         assert said.count("\n") == 1
         assert f"{tracker}: the package is not installed; name it in a line of requirements/own.txt" in said
     assert not Path("data/.cache/export").exists()
+
+
+def test_what_a_tracker_refuses_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> str:
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setitem(export.SINKS, "wandb", refuse)
+    said = run("export", "wandb", code=1)
+    assert said == "error: wandb: ConnectionError: no network; nothing of r1 counts as sent\n"
+    Path("data/.cache/export").mkdir(parents=True)
+    Path("data/.cache/export/wandb.json").write_text("{")
+    assert "no network" in run("export", "wandb", code=1)
 
 
 def test_tensorboard_reads_what_was_written(project: Path) -> None:
@@ -166,6 +180,8 @@ def test_a_project_of_ones_own_has_no_rounds_and_can_be_upgraded(
     git("commit", "--quiet", "-m", "tool")
     monkeypatch.chdir(tool)
     assert "presets/gsm.yaml: no such file; did you mean" in run("init", str(own), "--preset", "gsm", code=1)
+    assert "no such file" in run("init", str(own), "--preset", "launch-7b", code=1)
+    assert not own.exists()
     assert "`git pull gift main`" in run("init", str(own), "--preset", "gsm8k")
     assert sorted(path.name for path in own.iterdir()) == [".git", "code.py", "params.yaml", "presets"]
     assert YAML(typ="safe").load((own / "params.yaml").read_text())["prepare"]["source"] == "hub:openai/gsm8k"

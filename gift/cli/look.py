@@ -1,5 +1,6 @@
 """The commands that look at results: completions, the report, comparisons."""
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,15 +38,20 @@ def inspect(name: str, answers: bool, against: str | None, whole: bool, **query:
 @click.option("--out", type=Path, help="The file; by default data/report/report.html, or that of the comparison.")
 @click.option("--with", "others", multiple=True, metavar="[NAME=]RUN", help="A folder, git revision or experiment.")
 @click.option("--compare", "comparison", is_flag=True, help="The methods of `gift compare`, in place of the rounds.")
-@click.option("--megabytes", type=click.FloatRange(min=0), default=3, show_default=True, help="Room for texts.")
+@click.option("--megabytes", type=click.FloatRange(0, 1000), default=3, show_default=True, help="Room for texts.")
 def report(out: Path | None, others: tuple[str, ...], comparison: bool, megabytes: float) -> None:
     """Write the report: a page with curves, rollouts and held-out answers, which a browser opens without a server."""
     from gift.report.page import write as page
 
+    if comparison and others:
+        raise UserError("--compare and --with: not both; --compare draws the methods of `gift compare` alone")
+    if math.isnan(megabytes):
+        raise UserError("--megabytes nan: must be a number from 0 to 1000")
+    out = page.checked(out or (page.COMPARE_PAGE if comparison else page.PAGE))
     if comparison:
-        page.write_comparison(out := out or page.COMPARE_PAGE)
+        page.write_comparison(out)
     else:
-        page.write_report(out := out or page.PAGE, others, round(megabytes * 1e6))
+        page.write_report(out, others, round(megabytes * 1e6))
     click.echo(f"{out}: written ({amount(out.stat().st_size)}); any browser opens it, here or copied elsewhere")
 
 

@@ -22,12 +22,14 @@ def init(folder: Path, preset: str | None) -> None:
     if folder.exists():
         raise UserError(f"{folder}: exists already; nothing was changed. Name another folder")
     found = PRESETS / f"{preset}.yaml"
-    if preset and not found.exists():
-        names = sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.stem.startswith("launch"))
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.stem.startswith("launch"))
+    if preset and preset not in names:
         raise UserError(f"{found}: no such file; {did_you_mean(preset, names)}")
     try:
         _git("clone", "--quiet", "--origin", REMOTE, str(Path.cwd()), str(folder))
         url = _git("config", "--default", "", "remote.origin.url")
+        if url.startswith("."):  # a path that is meant from here
+            url = str(Path(url).resolve())
         if url:  # where this project came from, which others have too
             _git("-C", str(folder), "remote", "set-url", REMOTE, url)
         _git("-C", str(folder), "rm", "-r", "--quiet", "--ignore-unmatch", *MADE)
@@ -39,6 +41,8 @@ def init(folder: Path, preset: str | None) -> None:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    if _git("status", "--porcelain"):
+        click.echo("what is not committed here is not in it")
     click.echo(f"{folder}: begun; `cd {folder}`, look at params.yaml, then `make repro`")
     click.echo(f"later: `git pull {REMOTE} main` brings what is new here, `gift plan` says what that would make again")
 

@@ -43,6 +43,8 @@ def refused(error: Exception) -> UserError | None:
         )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"{path}: {error.strerror}; let this user write there, or move the project")  # type: ignore[attr-defined]
+    if number in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{path}: {error.strerror}; name another place")  # type: ignore[attr-defined]
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said):
         first = next(
             (line.strip() for line in said.splitlines() if _OUT_OF_MEMORY.search(line)), "no more is to be had"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from gift.project.params import PARAMS
 from gift.project.rounds import Round, read_rounds
 from gift.project.work import read_json
 from gift.project.yaml import read_yaml
-from gift.report.history import HISTORY
-from gift.report.page.made import facts, method_of, notes_of
+from gift.report.history import HISTORY, read_entry
+from gift.report.page.made import facts, method_of, notes_of, source_of
 from gift.report.runs import Row
+from gift.upkeep.guard import inputs_of
 
 COLUMNS = {
     "eval/accuracy_greedy": "held-out accuracy",
@@ -40,15 +42,16 @@ def write_card(policy: Path, out: Path, name: str) -> None:
         raise UserError(f"{policy}: no policy of a round of this project; name one such as data/rounds/r1/policy")
     line = _line(round_, rounds)
     text = card(name, round_, line, is_adapter(policy), lineage.model_dump())
-    unfinished = out.with_name(out.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(policy, unfinished, ignore=shutil.ignore_patterns(LINEAGE_FILE))
-    base = _base()
-    if is_adapter(policy) and base:
-        config = read_json(unfinished / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
-        (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (unfinished / "README.md").write_text(text, encoding="utf-8")
-    os.rename(unfinished, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        unfinished = Path(scratch, "policy")
+        shutil.copytree(policy, unfinished, ignore=shutil.ignore_patterns(LINEAGE_FILE))
+        base = _base()
+        if is_adapter(policy) and base:
+            config = read_json(unfinished / ADAPTER_CONFIG) | {"base_model_name_or_path": base}
+            (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+        os.rename(unfinished, out)
 
 
 def _base() -> str | None:
@@ -70,9 +73,9 @@ def card(name: str, round_: str, line: Sequence[str], adapter: bool, lineage: Ma
     from huggingface_hub import EvalResult, ModelCardData
 
     params, known = read_yaml(PARAMS), read_rounds()
-    rows = [read_json(path)["round"] for each in line if (path := HISTORY / f"{each}.json").exists()]
+    rows = [read_entry(path)["round"] for each in line if (path := HISTORY / f"{each}.json").exists()]
     accuracy = rows[-1].get("eval/accuracy_greedy") if rows and rows[-1]["name"] == round_ else None
-    source = _source(params["prepare"])
+    source = source_of(params)
     result = EvalResult("text-generation", source, f"held-out prompts of {source}", "accuracy", accuracy)
     header = ModelCardData(
         model_name=name,
@@ -88,25 +91,21 @@ def card(name: str, round_: str, line: Sequence[str], adapter: bool, lineage: Ma
         f"---\n{header.to_yaml()}\n---",
         f"# {name}",
         f"Round {round_} of a [GIFT](https://arxiv.org/abs/2510.23868) pipeline: {' -> '.join(line)}, trained with the "
-        f"method {method_of(_update(params, known, round_))} on {source}.",
+        f"method {method_of(round_) or 'that params.yaml names'} on {source}.",
         "## Evaluation\n\nGreedy accuracy and mean reward on held-out prompts, with standard errors.",
         "\n".join(_table(rows)),
         "## How it was made",
         "\n".join(["| | |", "|---|---|", *(f"| {word} | {_cell(value)} |" for word, value in said)]),
         "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in lineage.items() if value is not None),
-        f"## Settings\n\n```json\n{json.dumps(params, indent=1)}\n```",
+        "## Settings",
+        f"Of the update, as it noted them:\n\n{_json(inputs_of(f'update@{round_}').get('update'))}",
+        f"`params.yaml`, when this card was written:\n\n{_json(params)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _update(params: Mapping[str, Any], rounds: Mapping[str, Round], name: str) -> dict[str, Any]:
-    return {**params.get("update", {}), **rounds[name].overrides.get("update", {})}
-
-
-def _source(prepare: Mapping[str, Any]) -> str:
-    sources = prepare.get("sources") or []
-    names = [str(each.get("source")) for each in sources] if sources else [str(prepare.get("source"))]
-    return ", ".join(names)
+def _json(content: Any) -> str:
+    return f"```json\n{json.dumps(content, indent=1, default=str)}\n```"
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:

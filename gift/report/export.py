@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gift.project.errors import UserError
-from gift.project.work import write_json
+from gift.project.work import hold, write_json
 from gift.report.runs import Line, lines_of
 
 SENT = Path("data/.cache/export")
@@ -33,21 +33,41 @@ def export(to: str, project: str) -> dict[str, int]:
     A branch that was made again since is sent whole, as a new run: what was sent of it stays where it is.
     """
     path = SENT / f"{to}.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    hold(f"export-{to}")
+    known = _read(path)
     sent = {}
     for line in lines_of(Path()):
         points = points_of(line)
         digests = [hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16] for each in points]
-        before = known.get(line.branch, {"id": None, "sent": [], "time": 1})
+        key = f"{project}/{line.branch}"
+        before = known.get(key, {"id": None, "sent": [], "time": 1})
         if digests[: len(before["sent"])] != before["sent"]:
             before = {"id": None, "sent": [], "time": before["time"] + 1}
         new = points[len(before["sent"]) :]
         if new:
             name = line.branch if before["time"] == 1 else f"{line.branch}-{before['time']}"
-            known[line.branch] = {**before, "id": SINKS[to](project, name, before["id"], new), "sent": digests}
+            known[key] = {**before, "id": _send(to, project, name, before["id"], new), "sent": digests}
             write_json(path, known)
         sent[line.branch] = len(new)
     return sent
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was sent; nothing where that is not known, so that all is sent again."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _send(to: str, project: str, name: str, run: str | None, points: Sequence[Point]) -> str:
+    try:
+        return SINKS[to](project, name, run, points)
+    except UserError:
+        raise
+    except Exception as error:  # of any type: no network, no account, a folder that cannot be written
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{to}: {type(error).__name__}: {first}; nothing of {name} counts as sent") from None
 
 
 def points_of(line: Line) -> list[Point]:

@@ -24,6 +24,17 @@ def round_history(row: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]
     return {"round": row, "steps": steps}
 
 
+def read_entry(path: Path) -> dict[str, Any]:
+    """A round's entry, as `round_history` made it; a `UserError` where it is none."""
+    entry = read_json(path) if path.is_file() else None
+    if isinstance(entry, dict) and isinstance(entry.get("round"), dict) and isinstance(entry.get("steps"), list):
+        row, steps = entry["round"], entry["steps"]
+        if isinstance(row.get("round"), int) and "name" in row and all(isinstance(step, dict) for step in steps):
+            return entry
+    stage = "evaluate_base" if path.stem == "base" else f"evaluate@{path.stem}"
+    raise UserError(f"{path}: no entry of the history; take it back (git), or remove it and run `dvc repro {stage}`")
+
+
 def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of rounds and of steps, branch after branch; `step` counts from the base policy on.
 
@@ -32,7 +43,7 @@ def read_history(folder: Path, lines: Mapping[str, Sequence[str]]) -> tuple[list
     """
     names = dict.fromkeys(name for line in lines.values() for name in line)
     paths = {name: folder / f"{name}.json" for name in names}
-    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
+    found = {name: read_entry(path) for name, path in paths.items() if path.exists()}
     if not found:
         raise UserError(f"{folder}: no history; `dvc repro evaluate` makes it")
     # DVC's plots stop at a missing key; a null is left out of the line, which is what is meant.

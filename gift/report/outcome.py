@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gift.project.work import read_json
+from gift.report.history import read_entry
 
 ACCURACY = "eval/accuracy_greedy"
 OUTCOMES = {ACCURACY: "held-out accuracy", "eval/reward": "reward"}
@@ -18,7 +18,7 @@ def outcomes(folder: Path, lines: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for line in lines.values():
         made = [name for name in line if (folder / f"{name}.json").exists()]
         if made[1:]:
-            first, last = (read_json(folder / f"{name}.json")["round"] for name in (made[0], made[-1]))
+            first, last = (read_entry(folder / f"{name}.json")["round"] for name in (made[0], made[-1]))
             shown = [
                 f"{word} {_with_error(last, key)} ({made[0]} {_with_error(first, key)})"
                 for key, word in OUTCOMES.items()

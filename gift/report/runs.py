@@ -1,13 +1,13 @@
 """Runs as lines of numbers to draw: the branches of a project's folder or git revision, the methods of a comparison."""
 
 import io
-import json
 import re
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -42,15 +42,16 @@ def lines_of(folder: Path, name: str = "") -> list[Line]:
     known = read_rounds(folder / ROUNDS)
     lines = branches(known)
     rounds, steps = read_history(folder / HISTORY, lines)
-    found, sampled = [], {"base": 0.0}
+    found: list[Line] = []
+    sampled: dict[str, float | None] = {"base": 0.0}
+    numbers = {row["name"]: row for row in rounds}
+    for names in lines.values():
+        for name_ in names[1:]:  # after the one that it comes from
+            before, own_ = sampled.get(known[name_].parent), _sampled(folder, name_, numbers.get(name_, {}))
+            sampled[name_] = None if before is None or own_ is None else before + own_
     for branch, names in lines.items():
-        rows = [row for row in rounds if row["branch"] == branch]
-        for row in rows:
-            if row["name"] not in sampled:
-                parent = sampled.get(known[row["name"]].parent, 0.0)
-                sampled[row["name"]] = parent + _sampled(folder, row)
-            row["rollouts"] = sampled[row["name"]]
-        if len(rows) > 1 or len(lines) == 1:
+        rows = [row | {"rollouts": sampled.get(row["name"])} for row in rounds if row["branch"] == branch]
+        if any(row["name"] != names[0] for row in rows) or len(lines) == 1:
             words = [name] if name else []
             made = [row["name"] for row in rows if row["name"] != names[0]] or names[1:]
             words += [_span(made)] if len(lines) > 1 or not name else []
@@ -64,11 +65,12 @@ def branch_name(names: Sequence[str]) -> str:
     return names[1] if len(names) > 1 else names[0]
 
 
-def _sampled(folder: Path, row: Row) -> float:
-    """The completions that a round took, those that its method drew and left out among them."""
-    metrics = folder / "data/rounds" / str(row["name"]) / "metrics/generate.json"
-    generate = read_json(metrics) if metrics.exists() else {}
-    return float(generate.get("num_completions_sampled") or row.get("num_rollouts") or row.get("num_completions") or 0)
+def _sampled(folder: Path, name: str, row: Row) -> float | None:
+    """The completions that a round took, those that its method drew and left out among them; None is not known."""
+    metrics = folder / "data/rounds" / name / "metrics/generate.json"
+    generate = read_json(metrics) if metrics.is_file() else {}
+    numbers = [generate.get("num_completions_sampled"), row.get("num_rollouts"), generate.get("num_completions")]
+    return next((float(each) for each in numbers if isinstance(each, int | float)), None)
 
 
 def _span(names: Sequence[str]) -> str:
@@ -97,8 +99,13 @@ def runs_named(words: Sequence[str]) -> Iterator[Line]:
     `NAME=WORD` gives it another name. A `UserError` where a word is neither.
     """
     for word in words:
-        name, _, where = word.rpartition("=")
+        whole = "=" not in word or Path(word).is_dir() or _commit(word)
+        name, where = ("", word) if whole else word.split("=", 1)
+        if not where:
+            raise UserError(f"--with '{word}': names nothing; write a folder, a git revision, or NAME=one of these")
         if Path(where).is_dir():
+            if not (Path(where) / ROUNDS).is_file():
+                raise UserError(f"--with {word}: {where} has no {ROUNDS}, so it is no project")
             yield from lines_of(Path(where), name or Path(where).resolve().name)
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -106,17 +113,37 @@ def runs_named(words: Sequence[str]) -> Iterator[Line]:
             yield from lines_of(Path(folder), name or where)
 
 
-def _unpack(revision: str, folder: Path) -> None:
-    """What git has of a revision's rounds and their numbers."""
+def distinct(lines: Sequence[Line]) -> list[Line]:
+    """The lines under names of their own: `demo`, `demo (2)`."""
+    found: dict[str, Line] = {}
+    for line in lines:
+        names = (line.name if number == 1 else f"{line.name} ({number})" for number in count(1))
+        name = next(each for each in names if each not in found)
+        found[name] = replace(line, name=name)
+    return list(found.values())
+
+
+def _commit(revision: str) -> str:
+    """The commit of a revision or an experiment; nothing where there is none."""
+    if not revision or revision.startswith("-"):
+        return ""
     commit = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     if not commit:
         names = _git("for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
         commit = next((name for name in names if name.rpartition("/")[2] == revision), "")
+    return commit
+
+
+def _unpack(revision: str, folder: Path) -> None:
+    """What git has of a revision's rounds and their numbers."""
+    commit = _commit(revision)
     if not commit:
         raise UserError(f"{revision}: no folder, git revision or DVC experiment of this name; name one of these")
     there = _git("ls-tree", "--name-only", commit, str(ROUNDS), f"{HISTORY}/").decode().split()
-    if len(there) < 2:
-        raise UserError(f"{revision}: git has no {HISTORY} there; `git add -A && git commit` after a run keeps it")
+    if str(ROUNDS) not in there or len(there) < 2:
+        raise UserError(
+            f"{revision}: git has no {ROUNDS} or no {HISTORY} there; `git add -A && git commit` after a run keeps them"
+        )
     metrics = _git("ls-tree", "-r", "--name-only", commit, "data/rounds/").decode().split("\n")
     paths = [str(ROUNDS), str(HISTORY), *(path for path in metrics if path.endswith("/metrics/generate.json"))]
     with tarfile.open(fileobj=io.BytesIO(_git("archive", commit, *paths))) as archive:
@@ -135,16 +162,26 @@ def compared(folder: Path) -> list[Line]:
     """
     found = []
     for method in sorted(path for path in folder.glob("runs/*") if path.is_dir()):
-        seeds = [json.loads(path.read_text(encoding="utf-8"))["rows"] for path in sorted(method.glob("*.json"))]
+        seeds = [_rows(path) for path in sorted(method.glob("*.json"))]
         rows: list[Row] = []
         rollouts = 0.0
         for each in zip(*seeds, strict=False):
             rows.append({"name": _policy(each[0]), "rollouts": rollouts, **_over_seeds(each)})
-            rollouts += fmean(row["completions"] for row in each)
-        found.append(Line(f"{method.name} ({len(seeds)} seeds)" if seeds[1:] else method.name, method.name, rows, []))
+            rollouts += fmean(row.get("completions") or 0 for row in each)
+        if rows:
+            name = f"{method.name} ({len(seeds)} seeds)" if seeds[1:] else method.name
+            found.append(Line(name, method.name, rows, []))
     if not found:
         raise UserError(f"{folder / 'runs'}: no run of a comparison; `gift compare` makes them")
     return sorted(found, key=lambda line: -(line.rounds[-1].get(ACCURACY) or 0.0))
+
+
+def _rows(path: Path) -> list[Row]:
+    content = read_json(path)
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "round" in row for row in rows):
+        raise UserError(f"{path}: no run of a comparison; remove it, and `gift compare` makes it again")
+    return rows
 
 
 def _policy(row: Row) -> str:
@@ -155,7 +192,8 @@ def _over_seeds(rows: Sequence[Row]) -> Row:
     found: Row = {}
     for name in rows[0]:
         values = [row[name] for row in rows if isinstance(row.get(name), int | float)]
-        found[name] = fmean(values)
+        if values:
+            found[name] = fmean(values)
         if len(values) > 1 and name != "round":
             found[f"{name}_se"] = stdev(values) / len(values) ** 0.5
     return found

@@ -48,6 +48,7 @@ class Completion:
 Sampler = Callable[[Sequence[Request]], list[Completion]]
 
 MAX_NUM_SEQS = 256  # on a CPU, and of transformers; on a GPU vLLM knows better
+SAMPLING = "Processed prompts"  # what vLLM calls its bar of finished requests
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room for an adapter that vLLM knows
 
 
@@ -128,7 +129,7 @@ class _Told(tqdm):  # type: ignore[type-arg]  # it takes none when it runs
 
     def update(self, n: float | None = 1) -> bool | None:
         told = super().update(n)
-        if self.total:
+        if self.total and self.desc == SAMPLING:  # it also has one of the prompts that it takes in
             within(self.n / self.total)
         return told
 

@@ -59,9 +59,11 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
         for each in child.children(recursive=True) or [child]:
             each.send_signal(signal.SIGTERM if each != child else signal.SIGINT)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     code = child.wait()
+    for number in numbers:
+        signal.signal(number, before[number])
     forget_noted()
     if ended_by:
         click.echo(GOES_ON, err=True)

@@ -1,8 +1,10 @@
 """The answers to the held-out prompts for a page: of each policy which are right, and what it answered greedily."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from gift.evaluation.paired import paired
 from gift.project.errors import UserError
@@ -10,10 +12,19 @@ from gift.report.page.kept import Made
 from gift.report.page.rollouts import MAX_LISTED, chosen, completion, fitting, prompt, short
 from gift.report.rows import Key, Places, briefs_of, prompts_of, read_rows, rights_of, rows_of
 
-Reader = Callable[[str], tuple[bool, Mapping[Key, float | None]]]
-"""`values_of`, or what remembers what it said."""
 GREEDY = 0
 """The sample that is the greedy answer."""
+
+
+class Answers(NamedTuple):
+    """By prompt and sample: 1 or 0 where the settings say what is right, which may be nowhere; the rewards."""
+
+    rights: Mapping[Key, float]
+    rewards: Mapping[Key, float | None]
+
+
+Reader = Callable[[str], Answers]
+"""`values_of`, or what remembers what it said."""
 
 
 def answers_of(name: str, room: int, read: Reader) -> Made:
@@ -22,7 +33,8 @@ def answers_of(name: str, room: int, read: Reader) -> Made:
     Values are 1 (right) and 0 (wrong) where the settings say what is right (`judged`), else rewards.
     """
     places = Places.of(Path("data/rounds", name), answers=True)
-    judged, values = read(name)
+    rights, rewards = read(name)
+    values: Mapping[Key, float | None] = rights or rewards
     prompt_ids = sorted({key[0] for key in values})[:MAX_LISTED]
     sampled: dict[str, list[float]] = {}
     for (prompt_id, sample), value in values.items():
@@ -34,7 +46,7 @@ def answers_of(name: str, room: int, read: Reader) -> Made:
     texts = ((each, completion(rows[each, GREEDY])) for each in names if (each, GREEDY) in rows)
     return {
         "name": name,
-        "judged": judged,
+        "judged": bool(rights),
         "num_prompts": len({key[0] for key in values}),
         "ids": prompt_ids,
         "greedy": [short(values.get((prompt_id, GREEDY))) for prompt_id in prompt_ids],
@@ -43,13 +55,11 @@ def answers_of(name: str, room: int, read: Reader) -> Made:
     }
 
 
-def values_of(name: str) -> tuple[bool, Mapping[Key, float | None]]:
-    """Of each answer whether it is right, or (False) its reward where nothing says so; null where it has none."""
+def values_of(name: str) -> Answers:
+    """What a policy's answers are worth."""
     scores = Places.of(Path("data/rounds", name), answers=True).scores
-    if rights := rights_of(scores):
-        return True, rights
     rewards = read_rows(scores, None, ["prompt_id", "sample", "reward"])
-    return False, {key: row["reward"] for key, row in rewards.items()}
+    return Answers(rights_of(scores), {key: row["reward"] for key, row in rewards.items()})
 
 
 def held_out_prompts(prompt_ids: list[str]) -> Made:
@@ -62,16 +72,21 @@ def held_out_prompts(prompt_ids: list[str]) -> Made:
 
 
 def difference(before: str, after: str, read: Reader) -> Made:
-    """How a policy's answers differ from another's, on common prompts.
+    """How a policy's answers differ from another's, on common prompts: in what is right, else in rewards.
 
     `greedy`, `sampled`: mean and the ends of its 95 % interval; `gained`, `lost`: numbers of prompts.
     """
-    found: Made = {"name": after, "since": before}
-    known = [read(name)[1] for name in (before, after)]
-    one, other = ({key: value for key, value in each.items() if value is not None} for each in known)
+    one, other = read(before), read(after)
+    judged = bool(one.rights and other.rights)
+    pair = [_known(each.rights if judged else each.rewards) for each in (one, other)]
+    found: Made = {"name": after, "since": before, "judged": judged}
     for what in ("greedy", "sampled"):
-        if what == "greedy" or any(sample != GREEDY for _, sample in one):
-            said = paired(one, other, greedy=what == "greedy")
+        with suppress(UserError):  # no prompt has such answers of both
+            said = paired(pair[0], pair[1], greedy=what == "greedy")
             found[what] = [short(each) for each in (said.mean, *said.interval)]
             found |= {"gained": len(said.gained), "lost": len(said.lost), "num_prompts": said.num_prompts}
     return found
+
+
+def _known(values: Mapping[Key, float | None]) -> dict[Key, float]:
+    return {key: value for key, value in values.items() if value is not None}

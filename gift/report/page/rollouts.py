@@ -1,6 +1,7 @@
 """The rollouts of a round for a page: numbers of its groups, and the texts of as many as there is room for."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,25 +24,43 @@ ROW, BYTES = 200, 10
 
 
 def chosen(order: Sequence[str], groups: Mapping[str, Sequence[Brief]], room: int) -> list[str]:
-    """The first groups whose texts will take about so many bytes."""
+    """Groups whose texts will take about so many bytes, the first that fit; the first of all, if none does."""
     found = []
     for prompt_id in order:
-        room -= sum(ROW + BYTES * min(row.num_tokens, MAX_TEXT // 4) for row in groups[prompt_id])
-        if room < 0:
+        size = sum(ROW + BYTES * min(row.num_tokens, MAX_TEXT // 4) for row in groups[prompt_id])
+        if size <= room:
+            found.append(prompt_id)
+            room -= size
+        if room < ROW:
             break
-        found.append(prompt_id)
-    return found
+    return found or list(order[:1])
 
 
 def fitting(made: Iterable[tuple[str, Made]], room: int) -> Made:
-    """As many of these as take no more bytes, from the first on."""
-    found = {}
+    """As many of these as take no more bytes; of the first, if none fits, the beginnings of its texts."""
+    found: Made = {}
+    first = None
     for prompt_id, each in made:
-        room -= len(json.dumps(each))
-        if room < 0:
-            break
-        found[prompt_id] = each
+        size = len(json.dumps(each))
+        if size <= room:
+            found[prompt_id] = each
+            room -= size
+        first = first or (prompt_id, each)
+    if not found and first:
+        found = {first[0]: _shortened(first[1], room)}
     return found
+
+
+def _shortened(made: Made, room: int) -> Made:
+    """A group, or an answer, whose texts are cut to about so many bytes; nothing of the tokens stays."""
+    rows = made.get("rows", [made])
+    most = max(room // (2 * max(len(rows), 1)), 80)
+    for row in rows:
+        row["more"] = row.get("more", 0) + max(len(row["text"]) - most, 0)
+        row["text"] = row["text"][:most]
+        row.pop("tokens", None)
+        row.pop("ratios", None)
+    return made
 
 
 def rollouts_of(each: Round, room: int) -> Made:
@@ -120,8 +139,10 @@ def _groups(
             cut = pieces.lengths(ids[key]["completion_ids"], row.text) if pieces else None
             if cut is not None and key in logprobs:
                 pairs = zip(logprobs[key]["old_logprobs"], logprobs[key]["ref_logprobs"], strict=True)
-                one["tokens"] = list(_until(MAX_TEXT, cut))
-                one["ratios"] = [round(100 * (old - ref)) for old, ref in pairs][: len(one["tokens"])]
+                ratios = [old - ref for old, ref in pairs]
+                if all(map(math.isfinite, ratios)):
+                    one["tokens"] = list(_until(MAX_TEXT, cut))
+                    one["ratios"] = [round(100 * ratio) for ratio in ratios[: len(one["tokens"])]]
             made.append(one)
         yield prompt_id, {**prompt(prompts[prompt_id]), "rows": made}
 
@@ -159,5 +180,5 @@ def prompt(columns: Mapping[str, Any]) -> Made:
 
 
 def short(value: float | None) -> float | None:
-    """A number with four digits: pages need no more, and are smaller."""
-    return None if value is None else float(f"{value:.4g}")
+    """A number with four digits: pages need no more, and are smaller; null where it is not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

@@ -19,8 +19,10 @@ def targets_of(name: str, folder: Path, num_rows: int) -> dict[Key, float] | str
     By the settings that the update noted, the arithmetic is its own (`gift.methods.choosing.choose`).
     """
     settings = inputs_of(f"update@{name}").get("update")
-    if settings is None or not (folder / "reference").is_dir():
+    if settings is None:
         return "not trained yet"
+    if not (folder / "reference").is_dir():
+        return f"{folder / 'reference'}: not here; `dvc pull reference@{name}` fetches it"
     if num_rows > MAX_ROWS:
         return f"not computed here for more than {MAX_ROWS:,} completions"
     import pyarrow as pa

@@ -1,10 +1,13 @@
 """The text of each token of a completion, so that a page can colour them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+
+TOKENIZER = "tokenizer.json"
 
 
 class Pieces:
@@ -29,8 +32,9 @@ class Pieces:
 
 
 def tokenizer_of(*policies: Path) -> Pieces | None:
-    """Of the first of these folders that has a tokenizer in one file; None where none has."""
+    """Of the first of these folders that has a sound tokenizer in one file; None where none has."""
     for policy in policies:
-        if (policy / "tokenizer.json").is_file():
-            return Pieces(policy / "tokenizer.json")
+        if (policy / TOKENIZER).is_file():
+            with suppress(Exception):  # of any type: a damaged one, as `tokenizers` raises it
+                return Pieces(policy / TOKENIZER)
     return None

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 
@@ -18,13 +19,17 @@ from gift.upkeep.settings import ReproLaunch
 SECONDS = 2.0
 """Between two looks at the history."""
 NICE = 10
+TIMEOUT = 600
+"""Seconds after which a tracker that does not answer is left."""
 
 
 @contextmanager
 def report_kept_new() -> Iterator[None]:
     """Until the end of the block, which is waited for by a last report where something came after the one before."""
     stop = threading.Event()
-    known = _state() if PAGE.exists() else None
+    known = _state()
+    if not PAGE.exists() or any(time > PAGE.stat().st_mtime_ns for _, time in known):
+        known = []  # the page is not of what is there
 
     def watch() -> None:
         nonlocal known
@@ -34,7 +39,10 @@ def report_kept_new() -> Iterator[None]:
             now = _state()
             if now and now != known:
                 known = now
-                _write()
+                try:
+                    _write()
+                except Exception as error:  # a settings file that is being edited: the run has its own say of it
+                    click.echo(f"the report was not made: {(str(error).splitlines() or [''])[0]}", err=True)
 
     # The kernel ends a child when the thread that started it ends: this one outlives the reports that it starts.
     thread = threading.Thread(target=watch, daemon=True)
@@ -48,7 +56,11 @@ def report_kept_new() -> Iterator[None]:
 
 def _state() -> list[tuple[str, int]]:
     """The rounds that are evaluated, and when that was."""
-    return sorted((path.name, path.stat().st_mtime_ns) for path in HISTORY.glob("*.json"))
+    found = []
+    for path in HISTORY.glob("*.json"):
+        with suppress(FileNotFoundError):  # DVC takes it away before it is made again
+            found.append((path.name, path.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def _write() -> None:
@@ -60,7 +72,8 @@ def _write() -> None:
 
     for words in (["report"], *(["export", to] for to in read_launch("repro", ReproLaunch).export)):
         command = [sys.executable, "-m", "gift.cli", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=begin)
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "timeout": TIMEOUT, "preexec_fn": begin}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
             shown = " ".join(words)

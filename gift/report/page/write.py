@@ -4,22 +4,23 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gift.project.errors import UserError
 from gift.project.params import PARAMS
 from gift.project.rounds import Round, read_rounds
-from gift.project.work import write_text
 from gift.project.yaml import read_yaml
 from gift.report.history import HISTORY
 from gift.report.page.answers import Reader, answers_of, difference, held_out_prompts, values_of
 from gift.report.page.charts import as_dicts, charts_of, drawn
-from gift.report.page.kept import CACHE, Made, kept
+from gift.report.page.kept import CACHE, Made, kept, write_own
 from gift.report.page.made import facts, notes_of, times
 from gift.report.page.rollouts import rollouts_of
-from gift.report.runs import Line, compared, lines_of, runs_named
+from gift.report.page.tokens import TOKENIZER
+from gift.report.runs import Line, compared, distinct, lines_of, runs_named
 
 PAGE = Path("data/report/report.html")
 COMPARE = Path("compare/data")
@@ -31,31 +32,40 @@ VEGA_LITE, OF_DVC = "6.4", "5.21"
 WEB = Path(__file__).parent / "web"
 
 
+def checked(out: Path) -> Path:
+    """A place for a page; a `UserError` where there can be none."""
+    if out.suffix != ".html" or out.is_dir():
+        raise UserError(f"--out {out}: must be the name of a file that ends in .html")
+    if (above := next(each for each in out.absolute().parents if each.exists())) and not above.is_dir():
+        raise UserError(f"--out {out}: {above} is a file, and no folder")
+    return out
+
+
 def write_report(out: Path, others: Sequence[str], room: int = ROOM) -> None:
     """The page of the project in the working folder; `others` are runs whose curves stand beside it."""
     rounds = read_rounds()
-    lines = [*lines_of(Path()), *runs_named(others)]
+    lines = distinct([*lines_of(Path()), *runs_named(others)])
     known = [name for name in ("base", *rounds) if (HISTORY / f"{name}.json").exists()]
     notes = notes_of(rounds)
-    read = cache(values_of)
+    read = lru_cache(4)(values_of)
     share = room // _power_of_two(len(rounds))  # so that one round more does not change the share of each
     data = {
         **_curves(Path.cwd().name, lines),
         "differences": _differences(rounds, known, read),
         "times": times(notes),
         "facts": facts(rounds, notes),
-        "settings": json.dumps(read_yaml(PARAMS), indent=1),
+        "settings": json.dumps(read_yaml(PARAMS), indent=1, default=str),
         "rollouts": list(_rollouts(rounds, share * 7 // 10)),
         **_answers(known, share * 3 // 10, read),
     }
-    write_text(out, render(data))
+    write_own(out, render(data))
 
 
 def write_comparison(out: Path) -> None:
     """The page of `gift compare`: the methods' curves, means over seeds."""
     lines = compared(COMPARE)
     empty = {"differences": [], "times": [], "facts": [], "rollouts": [], "answers": [], "prompts": {}, "settings": ""}
-    write_text(out, render({**_curves("gift compare", lines), **empty}))
+    write_own(out, render({**_curves("gift compare", lines), **empty}))
 
 
 def _curves(title: str, lines: Sequence[Line]) -> Made:
@@ -69,6 +79,7 @@ def _rollouts(rounds: Mapping[str, Round], room: int) -> Iterator[Made]:
         if (folder / "scores").is_dir():
             tables = [folder / table for table in ("rollouts", "scores", "notes", "reference")]
             tables += [Path("data/prompts/train.parquet"), Path(f"data/made/update@{name}.json")]
+            tables += [Path("data/rounds", policy, "policy", TOKENIZER) for policy in (each.parent, "base")]
             yield kept("rollouts", name, room, tables, partial(rollouts_of, each, room))
 
 
@@ -127,7 +138,7 @@ def charts_script(version: str = VEGA_LITE) -> str:
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     script = script.replace("</script", "<\\/script")
-    write_text(known, script)
+    write_own(known, script)
     return script
 
 

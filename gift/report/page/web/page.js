@@ -37,19 +37,21 @@ const duration = (seconds) => {
 
 /* Texts of a model: what would turn or hide text is shown as what it is. */
 
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
-const shownAs = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+// Line breaks and tabs stay, and the two marks that choose the look of a sign.
+const HIDDEN = /(?![\t\n\r\ufe0e\ufe0f])[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2028\u2029]/u;
+const shownAs = (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 
 function plain(text) {
   const parts = [];
-  let from = 0;
-  for (let at = 0; at < text.length; at++) {
-    if (!HIDDEN.test(text[at])) continue;
-    parts.push(text.slice(from, at), el("span", { class: "hidden-character" }, shownAs(text[at])));
-    from = at + 1;
+  let sound = "";
+  for (const character of text) {
+    if (!HIDDEN.test(character)) sound += character;
+    else {
+      parts.push(sound, el("span", { class: "hidden-character" }, shownAs(character)));
+      sound = "";
+    }
   }
-  parts.push(text.slice(from));
-  return parts.filter((part) => part !== "");
+  return [...parts, sound].filter((part) => part !== "");
 }
 
 function brief(text, most) {
@@ -113,12 +115,16 @@ function outcome() {
 
 function differences() {
   const interval = (found) => found ? `${signed(found[0])} (${signed(found[1])} to ${signed(found[2])})` : "–";
-  const rows = data.differences.filter((each) => each.greedy).map((each) => el("tr", {},
-    el("td", {}, `${each.name} − ${each.since}`), el("td", {}, interval(each.greedy)), el("td", {}, interval(each.sampled)),
+  const known = data.differences.filter((each) => each.greedy);
+  const judged = known.every((each) => each.judged);
+  const rows = known.map((each) => el("tr", {},
+    el("td", {}, `${each.name} − ${each.since}${each.judged || judged ? "" : " (rewards)"}`), el("td", {}, number(each.num_prompts)),
+    el("td", {}, interval(each.greedy)), el("td", {}, interval(each.sampled)),
     el("td", { class: "right" }, number(each.gained)), el("td", { class: "wrong" }, number(each.lost))));
+  const words = judged ? ["became right", "became wrong"] : ["better", "worse"];
   return el("details", { open: rows.length <= 10 },
     el("summary", {}, "Differences on the same held-out prompts, with 95 % intervals"),
-    table(["", "greedy answers", "sampled answers", "became right", "became wrong"], rows));
+    table(["", "prompts", "greedy answers", "sampled answers", ...words], rows));
 }
 
 const table = (head, rows, how) => el("div", { class: `scroll ${how || ""}` }, el("table", {},
@@ -229,6 +235,10 @@ function curves() {
     el("summary", {}, `${more.length} more numbers`), el("div", { class: "charts" }, more.map(chart))));
 }
 
+function select(list, id) {
+  for (const row of list.querySelectorAll("tbody tr")) row.setAttribute("aria-selected", String(row.dataset.id === id));
+}
+
 /* Rollouts */
 
 const view = { round: data.rollouts.length - 1, by: "reward", down: true, word: "", only: new Set(), open: null };
@@ -277,14 +287,19 @@ function rollouts() {
     const head = COLUMNS.map(([name, word]) => el("th", { "aria-sort": view.by === name ? (view.down ? "descending" : "ascending") : "none", class: name === "size" ? "narrow-off" : null },
       el("button", { onclick: () => { view.down = view.by === name ? !view.down : true; view.by = name; show(); } }, word, view.by === name ? (view.down ? " ▾" : " ▴") : "")));
     const body = rows.map((row) => {
-      const open = () => { view.open = row.id; show(); panel.scrollIntoView({ block: "nearest" }); };
+      const open = () => { view.open = row.id; showPanel(); panel.scrollIntoView({ block: "nearest" }); };
       const first = row.texts ? brief(row.texts.prompt.at(-1)[1], 80) : row.id;
-      return el("tr", { tabindex: 0, class: row.texts ? null : "bare", "data-id": row.id, "aria-selected": String(view.open === row.id), onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } },
+      return el("tr", { tabindex: 0, class: row.texts ? null : "bare", "data-id": row.id, onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } },
         el("td", { class: "text" }, first),
         COLUMNS.slice(1).map(([name]) => el("td", { class: name === "size" ? "narrow-off" : (name === "failed" && row.failed ? "wrong" : null) }, number(row[name]))));
     });
     list.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body))));
-    panel.replaceChildren(...(view.open ? [group(view.open, show)] : []));
+    showPanel();
+  }
+
+  function showPanel() {
+    select(list, view.open);
+    panel.replaceChildren(...(view.open ? [group(view.open, show, showPanel)] : []));
   }
 
   let waiting;
@@ -302,13 +317,14 @@ function rollouts() {
   show();
 }
 
-function group(id, show) {
+function group(id, show, showPanel) {
   const round = data.rollouts[view.round];
   const found = round.texts && round.texts[id];
   const elsewhere = data.rollouts.map((each, index) => [each, index]).filter(([each]) => each.listed && each.listed.id.includes(id));
   const follow = elsewhere.map(([each, index]) => el("button", { "aria-pressed": String(index === view.round), "data-round": each.name, onclick: () => { view.round = index; show(); } }, each.name));
   const head = el("div", { class: "bar" }, el("code", {}, id), el("span", { class: "soft" }, "in rounds"), follow,
-    el("button", { onclick: () => { view.open = null; show(); } }, "close"));
+    el("button", { onclick: () => { view.open = null; showPanel(); } }, "close"));
+  if (!elsewhere.some(([, index]) => index === view.round)) return el("div", { class: "panel" }, head, el("p", {}, `This prompt was not sampled in ${round.name}.`));
   if (!found) return el("div", { class: "panel" }, head, el("p", {}, "Its texts are not in this file: ", el("code", {}, `gift inspect ${round.name} --prompt-id ${id}`)));
   return el("div", { class: "panel" }, head, promptOf(found),
     found.rows.some((each) => each.ratios) ? el("p", { class: "unit" }, "tokens less likely ", el("span", { class: "scale" }), " more likely than under the reference (log-ratio −1 to +1 nat)") : null,
@@ -371,24 +387,29 @@ function answers() {
       return made;
     };
     const body = rows.map((id) => {
-      const open = () => { held.open = id; show(); panel.scrollIntoView({ block: "nearest" }); };
+      const open = () => { held.open = id; showPanel(); panel.scrollIntoView({ block: "nearest" }); };
       const prompt = data.prompts[id];
-      return el("tr", { tabindex: 0, "data-id": id, class: prompt ? null : "bare", "aria-selected": String(held.open === id), onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } },
+      return el("tr", { tabindex: 0, "data-id": id, class: prompt ? null : "bare", onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } },
         el("td", { class: "text" }, prompt ? brief(prompt.prompt.at(-1)[1], 80) : id), policies.map((each) => cell(each, id)),
         judged ? el("td", {}, firstRight(id)) : null);
     });
     list.replaceChildren(el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, el("th", {}, "prompt"), policies.map((each) => el("th", { class: "cell" }, each.name)), judged ? el("th", {}, "first right") : null)),
       el("tbody", {}, body))));
+    showPanel();
+  }
+
+  function showPanel() {
+    select(list, held.open);
     panel.replaceChildren(...(held.open ? [opened(held.open)] : []));
   }
 
   function opened(id) {
     const texts = policies.filter((each) => each.texts[id]);
     return el("div", { class: "panel" },
-      el("div", { class: "bar" }, el("code", {}, id), el("button", { onclick: () => { held.open = null; show(); } }, "close")),
+      el("div", { class: "bar" }, el("code", {}, id), el("button", { onclick: () => { held.open = null; showPanel(); } }, "close")),
       data.prompts[id] ? promptOf(data.prompts[id]) : null,
-      texts.length ? el("div", { class: "texts" }, texts.map((each) => completion(each.texts[id], each.name, judged ? value(each, id, "greedy") === 1 : undefined)))
+      texts.length ? el("div", { class: "texts" }, texts.map((each) => completion(each.texts[id], each.name, judged && value(each, id, "greedy") !== null ? value(each, id, "greedy") === 1 : undefined)))
         : el("p", {}, "Its answers are not in this file: ", el("code", {}, `gift inspect ${policies.at(-1).name} --answers --prompt-id ${id}`)));
   }
 
