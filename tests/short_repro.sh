@@ -95,9 +95,10 @@ export -f gift
 while IFS= read -r line; do
   check "$line" bash -c "$line" </dev/null
 done <"$work/lines"
-experiment=$(git for-each-ref --format='%(refname:lstrip=4)' refs/exps | grep / | head -1)
-check "the experiment stands beside it in the report" python -m gift.cli report --with "${experiment##*/}"
+experiment=$(git for-each-ref --format='%(refname)' refs/exps | grep -v /exec/ | head -1)
+check "the experiment is a line of the report by its name" python -m gift.cli report --with "${experiment##*/}"
 check "the report has both" grep -q "${experiment##*/}" data/report/report.html
+check "back to the run before" bash -c "git checkout -q . && dvc checkout -q"
 
 same "no unfinished work is left" "$(ls data/.work)" ""
 same "git is offered nothing large" "$(git ls-files --others --exclude-standard | grep -E '\.(parquet|safetensors)$' || true)" ""

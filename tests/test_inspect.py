@@ -89,7 +89,7 @@ def test_a_text_is_searched_in_completions_and_prompts(r1: Path) -> None:
         word, case=False, regex=False
     )
     assert f"{has.sum():,} of {has.sum():,} completions" in run(r1, "--search", word, "--num", "1000")
-    assert "0 of 0 completions, 0 of 0 prompts" in run(r1, "--search", "no such words")
+    assert "none of the completions is such a one" in run(r1, "--search", "no such words")
 
 
 def test_held_out_answers_are_right_as_often_as_evaluate_says(r1: Path) -> None:
@@ -108,7 +108,7 @@ def test_two_rounds_stand_side_by_side(r1: Path) -> None:
     assert f"r1 less base, greedy answers: {found.mean:+.3f} (95 % interval" in said
     assert f"{len(found.gained)} became right, {len(found.lost)} wrong" in said
     gained = {key for key, right in rights[1].items() if (rights[0].get(key), right) == (0, 1)}
-    assert f"{len(gained):,} of {len(gained):,} answers" in said
+    assert (f"{len(gained):,} of {len(gained):,} answers" if gained else "none of the answers is such a one") in said
     assert len(re.findall(r"\] wrong, .*\] right, ", said)) == len(gained)
     others = run(r1, "--answers", "--against", str(base), "--num", "1000", "--only", "lost")
     assert len(re.findall(r"\] right, .*\] wrong, ", others)) == sum(
@@ -151,4 +151,17 @@ def test_every_word_of_the_command_is_known_to_the_query(r1: Path) -> None:
     choices = {param.name: list(param.type.choices) for param in inspect.params if param.name in ("by", "only")}
     assert choices["by"] == list(BY)
     for only in choices["only"]:
-        assert " answers, " in run(r1, "--answers", "--against", str(r1.parent / "base"), "--only", only)
+        said = run(r1, "--answers", "--against", str(r1.parent / "base"), "--only", only)
+        assert " answers, " in said.splitlines()[-1] or said.endswith("none of the answers is such a one\n")
+
+
+def test_a_round_that_there_is_not_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    for words, line in {
+        ("r9",): "r9: no such round in rounds.yaml; did you mean",
+        ("base",): "base: nothing was sampled for training on the way to it; --answers shows its held-out answers",
+    }.items():
+        done = CliRunner().invoke(main, ["inspect", *words], env=WIDTH)
+        assert done.exit_code == 1
+        assert line in done.output
+    assert CliRunner().invoke(main, ["inspect", "base", "--answers"], env=WIDTH).exit_code == 0

@@ -23,7 +23,7 @@ from gift.evaluation.paired import paired
 from gift.methods.statistics import EPS
 from gift.report import runs
 from gift.report.outcome import closing, summary
-from gift.report.page import kept, rollouts, watch
+from gift.report.page import kept, rollouts, watch, write
 from gift.report.page.tokens import tokenizer_of
 from gift.report.page.watch import report_kept_new
 from gift.report.page.write import PAGE, charts_script
@@ -321,6 +321,7 @@ def test_people_sort_filter_open_and_follow(project: Path) -> None:
     with opened(project / PAGE) as (page, said):
         page.wait_for_selector(".chart svg")
         assert page.locator(".chart .plot").count() > 10
+        assert not re.search(r"\b(null|undefined|NaN)\b", page.locator("main").inner_text())
         rows = page.locator("#rollouts tbody tr")
         listed = made["rollouts"][2]["listed"]
         assert rows.count() == len(listed["id"])
@@ -526,3 +527,20 @@ def test_a_damaged_history_is_one_line(project: Path, content: str) -> None:
 def test_notes_of_another_form_cost_what_they_would_say(project: Path, note: str) -> None:
     Path("data/made/update@r1.json").write_text(note)
     assert report()["rollouts"][0]["targets"] == "not trained yet"
+
+
+def test_tables_of_another_run_than_the_numbers_are_noticed(project: Path) -> None:
+    assert report()["notes"] == []
+    history = json.loads(Path("data/history/r1.json").read_text())
+    history["round"]["eval/accuracy_greedy"] += 0.25
+    Path("data/history/r1.json").write_text(json.dumps(history))
+    (note,) = report()["notes"]
+    assert note.startswith("r1: its tables here are of another run than its numbers")
+    assert "`dvc checkout`" in note
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 9, 13, 100, 1000])
+def test_one_round_more_rarely_changes_the_share_of_each(number: int) -> None:
+    size = write._at_least(number)
+    assert number <= size < max(2 * number, 2)
+    assert write._at_least(size) == size

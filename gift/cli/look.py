@@ -7,6 +7,8 @@ from typing import Any, get_args
 import click
 
 from gift.project.errors import UserError, amount, counted
+from gift.project.rounds import read_rounds
+from gift.project.sections import did_you_mean
 from gift.upkeep.settings import Tracker
 
 
@@ -29,7 +31,15 @@ def inspect(name: str, answers: bool, against: str | None, whole: bool, **query:
     from gift.report.rows import Query
 
     def folder(name: str) -> Path:
-        return Path(name) if Path(name).is_dir() or "/" in name else Path("data/rounds", name)
+        if Path(name).is_dir() or "/" in name:
+            return Path(name)
+        if name != "base" and name not in (known := read_rounds()):
+            raise UserError(f"{name}: no such round in rounds.yaml; {did_you_mean(name, ['base', *known])}")
+        if name == "base" and not answers:
+            raise UserError(
+                "base: nothing was sampled for training on the way to it; --answers shows its held-out answers"
+            )
+        return Path("data/rounds", name)
 
     show(Console(), folder(name), Query(**query), answers, folder(against) if against else None, whole)
 

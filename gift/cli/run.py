@@ -102,12 +102,18 @@ def code(names: tuple[str, ...], same: bool, other: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option("--file", type=Path, default=Path("params.yaml"), show_default=True)
-def method(name: str, file: Path) -> None:
-    """Lay the method NAME, a file of presets/methods, over params.yaml: the keys that make a method, and no other."""
+def method(name: str | None, file: Path) -> None:
+    """Lay a method over params.yaml: NAME is a file of presets/methods, of which it takes the keys that make a method.
+
+    Without NAME: list them.
+    """
     from gift.compare.presets import METHODS, lay_over_file
 
+    if name is None:
+        click.echo("\n".join(sorted(path.stem for path in METHODS.glob("*.yaml"))))
+        return
     for line in lay_over_file(file, METHODS / f"{name}.yaml"):
         click.echo(line)
     click.echo(f"{file}: now {name}; `gift doctor --quick` looks at it")

@@ -18,7 +18,7 @@ PRESETS = Path("presets")
 @click.argument("folder", type=Path)
 @click.option("--preset", help="A file of presets/ whose settings it begins with, such as gsm8k.")
 def init(folder: Path, preset: str | None) -> None:
-    """Begin a project of your own in FOLDER: a clone of this one without rounds; `git pull gift main` upgrades it."""
+    """Begin a project of your own in FOLDER: a clone without what was made here; `git pull gift main` upgrades it."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; nothing was changed. Name another folder")
     found = PRESETS / f"{preset}.yaml"
@@ -37,6 +37,10 @@ def init(folder: Path, preset: str | None) -> None:
             shutil.copyfile(found, folder / "params.yaml")
         _git("-C", str(folder), "add", "--all")
         said = f"Begin with {found}" if preset else "Begin"
+        own = [(key, _git("config", "--default", "", key)) for key in ("user.name", "user.email")]
+        for key, value in own:
+            if value:
+                _git("-C", str(folder), "config", key, value)
         _git("-C", str(folder), "commit", "--quiet", "--allow-empty", "-m", said)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -51,5 +55,6 @@ def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {words[0] if words[0] != '-C' else words[2]}: {said}; nothing was left behind")
+        remedy = "; `git config --global user.email` names you" if "email" in said else ""
+        raise UserError(f"git {words[0] if words[0] != '-C' else words[2]}: {said}{remedy}; nothing was left behind")
     return done.stdout.strip()

@@ -96,7 +96,8 @@ def card(name: str, round_: str, line: Sequence[str], adapter: bool, lineage: Ma
         "\n".join(_table(rows)),
         "## How it was made",
         "\n".join(["| | |", "|---|---|", *(f"| {word} | {_cell(value)} |" for word, value in said)]),
-        "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in lineage.items() if value is not None),
+        "Lineage:\n\n"
+        + "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in lineage.items() if value is not None),
         "## Settings",
         f"Of the update, as it noted them:\n\n{_json(inputs_of(f'update@{round_}').get('update'))}",
         f"`params.yaml`, when this card was written:\n\n{_json(params)}",

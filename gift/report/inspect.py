@@ -133,4 +133,6 @@ def _count(found: Found, what: str) -> str:
     if found.counts is None:
         return f"the first {counted(len(found.samples), 'prompt')}; --by, --only and --search look at all"
     num_prompts, num_rows = found.counts
+    if not num_rows:
+        return f"none of the {what} is such a one"
     return f"{num:,} of {num_rows:,} {what}, {len(found.samples):,} of {counted(num_prompts, 'prompt')}"

@@ -16,6 +16,11 @@ GREEDY = 0
 """The sample that is the greedy answer."""
 
 
+def _accuracy(rights: Mapping[Key, float]) -> float | None:
+    greedy = [right for (_, sample), right in rights.items() if sample == GREEDY]
+    return fmean(greedy) if greedy else None
+
+
 class Answers(NamedTuple):
     """By prompt and sample: 1 or 0 where the settings say what is right, which may be nowhere; the rewards."""
 
@@ -47,6 +52,7 @@ def answers_of(name: str, room: int, read: Reader) -> Made:
     return {
         "name": name,
         "judged": bool(rights),
+        "accuracy": _accuracy(rights),
         "num_prompts": len({key[0] for key in values}),
         "ids": prompt_ids,
         "greedy": [short(values.get((prompt_id, GREEDY))) for prompt_id in prompt_ids],

@@ -13,7 +13,8 @@ from gift.project.errors import UserError
 from gift.project.params import PARAMS
 from gift.project.rounds import Round, read_rounds
 from gift.project.yaml import read_yaml
-from gift.report.history import HISTORY
+from gift.report.history import HISTORY, read_entry
+from gift.report.outcome import ACCURACY
 from gift.report.page.answers import Reader, answers_of, difference, held_out_prompts, values_of
 from gift.report.page.charts import as_dicts, charts_of, drawn
 from gift.report.page.kept import CACHE, Made, kept, write_own
@@ -29,6 +30,7 @@ ROOM = 3_000_000
 """Bytes for the texts of rollouts and answers; curves, numbers and the charts' scripts come on top (about 1 MB)."""
 VEGA_LITE, OF_DVC = "6.4", "5.21"
 """The versions of Vega-Lite in our page, and of that of `dvc plots`, whose templates are made for it."""
+TOLERANCE = 1e-9
 WEB = Path(__file__).parent / "web"
 
 
@@ -48,15 +50,17 @@ def write_report(out: Path, others: Sequence[str], room: int = ROOM) -> None:
     known = [name for name in ("base", *rounds) if (HISTORY / f"{name}.json").exists()]
     notes = notes_of(rounds)
     read = lru_cache(4)(values_of)
-    share = room // _power_of_two(len(rounds))  # so that one round more does not change the share of each
+    share = room // _at_least(len(rounds))  # so that one round more does not change the share of each
+    answers = _answers(known, share * 3 // 10, read)
     data = {
         **_curves(Path.cwd().name, lines),
+        "notes": list(_of_others(answers["answers"])),
         "differences": _differences(rounds, known, read),
         "times": times(notes),
         "facts": facts(rounds, notes),
         "settings": json.dumps(read_yaml(PARAMS), indent=1, default=str),
         "rollouts": list(_rollouts(rounds, share * 7 // 10)),
-        **_answers(known, share * 3 // 10, read),
+        **answers,
     }
     write_own(out, render(data))
 
@@ -64,7 +68,16 @@ def write_report(out: Path, others: Sequence[str], room: int = ROOM) -> None:
 def write_comparison(out: Path) -> None:
     """The page of `gift compare`: the methods' curves, means over seeds."""
     lines = compared(COMPARE)
-    empty = {"differences": [], "times": [], "facts": [], "rollouts": [], "answers": [], "prompts": {}, "settings": ""}
+    empty = {
+        "notes": [],
+        "differences": [],
+        "times": [],
+        "facts": [],
+        "rollouts": [],
+        "answers": [],
+        "prompts": {},
+        "settings": "",
+    }
     write_own(out, render({**_curves("gift compare", lines), **empty}))
 
 
@@ -90,6 +103,17 @@ def _answers(known: Sequence[str], room: int, read: Reader) -> Made:
     return {"answers": found, "prompts": held_out_prompts(list(names)) if names else {}}
 
 
+def _of_others(answers: Sequence[Made]) -> Iterator[str]:
+    """What to say where the answers that lie here are not those of the history, as after `git checkout` alone."""
+    for each in answers:
+        said = read_entry(HISTORY / f"{each['name']}.json")["round"].get(ACCURACY)
+        if each.get("accuracy") is not None and said is not None and abs(each["accuracy"] - said) > TOLERANCE:
+            yield (
+                f"{each['name']}: its tables here are of another run than its numbers (accuracy {each['accuracy']:.3g} "
+                f"and {said:.3g}); `dvc checkout` brings those of this commit"
+            )
+
+
 def _of_answers(name: str) -> list[Path]:
     return [Path("data/rounds", name, table) for table in ("answers", "answer_scores")]
 
@@ -106,8 +130,9 @@ def _differences(rounds: Mapping[str, Round], known: Sequence[str], read: Reader
     return found
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
+def _at_least(number: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    return min(size for power in range(32) for size in (1 << power, 3 << power) if size >= number)
 
 
 def render(data: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ function el(tag, properties, ...children) {
   return made;
 }
 
+const add = (name, ...children) => section(name).append(...children.filter((child) => child !== null));
 const section = (name) => document.getElementById(name);
 const number = (value) => {
   if (value === null || value === undefined) return "–";
@@ -104,12 +105,13 @@ function outcome() {
       el("td", {}, number(kl)));
   });
   const seconds = data.times.reduce((sum, each) => sum + each.seconds, 0);
-  section("outcome").append(
+  add("outcome",
     el("h2", {}, "Outcome"),
     table(head, body, body.length <= 12 ? "low" : ""),
     el("p", { class: "soft" },
       `Held-out ${columns.length ? "" : "answers: no number yet. "}means with standard errors; “start” is the policy that a line begins with.`
-      + (seconds ? ` All stages took ${duration(seconds)}.` : "")));
+      + (seconds ? ` All stages in this folder took ${duration(seconds)}.` : "")));
+  for (const note of data.notes) section("outcome").append(el("p", { class: "wrong" }, note));
   if (data.differences.some((each) => each.greedy)) section("outcome").append(differences());
 }
 
@@ -224,7 +226,7 @@ function curves() {
     } }), el("span", { class: "swatch", style: `background:${colour(index)}` }), line.name));
   const chart = (each) => plot(each.title, each.unit, () => curve(each));
   const more = data.charts.filter((each) => each.more);
-  section("curves").append(
+  add("curves",
     el("h2", {}, "Curves"),
     el("div", { class: "bar" }, el("span", { class: "soft" }, "against"), choose("rounds", "round"), choose("rollouts sampled", "rollouts")),
     lines.length > 1 ? el("div", { class: "bar", id: "lines" }, lines) : null,
@@ -429,7 +431,7 @@ function answers() {
 
 function made() {
   if (!data.facts.length) return section("made").remove();
-  section("made").append(el("h2", {}, "What made it"),
+  add("made", el("h2", {}, "What made it"),
     el("div", { class: "scroll low" }, el("table", { class: "facts" }, el("tbody", {}, data.facts.map(([word, value]) => el("tr", {}, el("td", {}, word), el("td", {}, value)))))),
     data.settings ? el("details", {}, el("summary", {}, "params.yaml"), el("pre", {}, data.settings)) : null);
 }
