@@ -158,7 +158,7 @@ def test_every_word_of_the_command_is_known_to_the_query(r1: Path) -> None:
 def test_a_round_that_there_is_not_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     for words, line in {
-        ("r9",): "r9: no such round in rounds.yaml; did you mean",
+        ("r9",): "r9: no such round in rounds.yaml; known: base, r1",
         ("base",): "base: nothing was sampled for training on the way to it; --answers shows its held-out answers",
     }.items():
         done = CliRunner().invoke(main, ["inspect", *words], env=WIDTH)
