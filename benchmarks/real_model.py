@@ -187,6 +187,39 @@ def line(found: dict[str, Any]) -> str:
     return ", ".join([*shown, f"{sum(found['seconds'].values()):.0f} s"])
 
 
+def figure(result: dict[str, Any]) -> str:
+    """The share of sampled held-out answers that is right, a line a seed and a thick one for the mean, as SVG."""
+    import vl_convert
+
+    rows = [
+        {"method": run.rpartition("-")[0], "seed": run, "round": number, "right": each["eval/avg@4"]}
+        for run, made in result["runs"].items()
+        for number, each in enumerate(made["rounds"])
+    ]
+    x = {"field": "round", "type": "quantitative", "title": "round", "axis": {"tickMinStep": 1, "format": "d"}}
+    y = {"field": "right", "type": "quantitative", "title": "held-out sampled answers right"}
+    color = {"field": "method", "type": "nominal", "title": None}
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": rows},
+        "background": "white",
+        "width": 420,
+        "height": 220,
+        "encoding": {"x": x, "color": color},
+        "layer": [
+            {
+                "mark": {"type": "line", "opacity": 0.3, "strokeWidth": 1},
+                "encoding": {"y": y, "detail": {"field": "seed"}},
+            },
+            {
+                "mark": {"type": "line", "strokeWidth": 2.5, "point": True},
+                "encoding": {"y": {**y, "aggregate": "mean"}},
+            },
+        ],
+    }
+    return str(vl_convert.vegalite_to_svg(json.dumps(spec)))
+
+
 def table(result: dict[str, Any]) -> str:
     """A row a method: means over its seeds by round, and the gain after the last with its standard error over seeds."""
     by_method: dict[str, list[list[dict[str, Any]]]] = {}

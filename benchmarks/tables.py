@@ -116,6 +116,8 @@ def main() -> None:
             (STUDY / name).write_text(figure, encoding="utf-8")
     if drawn := study.robustness_figure():
         (STUDY / "methods-robustness.svg").write_text(drawn, encoding="utf-8")
+    for result in results.read_results("real_model"):
+        (results.FOLDER / "real_model-cpu.svg").write_text(real_model.figure(result), encoding="utf-8")
     for result in results.read_results("memory"):
         (results.FOLDER / figure_name(result)).write_text(memory.figure(result), encoding="utf-8")
 
