@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gift.compare.plan import Plan, read_plan
 from gift.project.errors import UserError
+from gift.upkeep.command import dvc, environment
 
 FOLDER = Path("compare")
 PLAN, REPORT = FOLDER / "compare.yaml", FOLDER / "data" / "report"
@@ -51,13 +51,16 @@ def run_all(jobs: int, say: Callable[[str], None]) -> None:
 
 
 def _repro(names: Sequence[str], options: Sequence[str], say: Callable[[str], None]) -> None:
+    """By the DVC that writes dvc.lock whole: a stage of one run reads it while another run's is noted."""
     targets = [f"{FOLDER / 'dvc.yaml'}:{name}" for name in names]
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *options, *targets]
-    # DVC runs `python`: that of this environment.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", env=environment
+        dvc("repro", *options, *targets),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        env=environment() | threads,
     )
     assert process.stdout
     for line in process.stdout:
