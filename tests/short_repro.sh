@@ -41,10 +41,13 @@ from pathlib import Path
 
 sys.path.insert(0, "tests")
 import mini
+from ruamel.yaml import YAML
 
 # The miniature of the tests, but its groups are sampled by vLLM, whose start takes longer than all its work here.
 mini.write_params(Path(), mini.TINY)
 mini.write_params(Path(), {"generate": {"engine": "vllm", "prompts_per_round": 24}})
+# In blocks, as the shipped file is: of JSON `dvc exp run -S` makes a file that DVC cannot read.
+YAML().dump(mini.read_yaml(Path("params.yaml")), Path("params.yaml"))
 Path("rounds.yaml").write_text("rounds:\n  r1: {from: base}\n  r2: {from: r1}\n", encoding="utf-8")
 PYTHON
 
