@@ -56,13 +56,8 @@ def lines_of(folder: Path, name: str = "") -> list[Line]:
             made = [row["name"] for row in rows if row["name"] != names[0]] or names[1:]
             words += [_span(made)] if len(lines) > 1 or not name else []
             own = [step for step in steps if step["branch"] == branch]
-            found.append(Line(" ".join(words), branch_name(names), rows, own))
+            found.append(Line(" ".join(words), branch, rows, own))
     return found
-
-
-def branch_name(names: Sequence[str]) -> str:
-    """Of the policies of a line."""
-    return names[1] if len(names) > 1 else names[0]
 
 
 def _sampled(folder: Path, name: str, row: Row) -> float | None:

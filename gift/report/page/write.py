@@ -13,7 +13,7 @@ from gift.project.errors import UserError
 from gift.project.params import PARAMS
 from gift.project.rounds import Round, read_rounds
 from gift.project.yaml import read_yaml
-from gift.report.history import HISTORY, read_entry
+from gift.report.history import HISTORY
 from gift.report.outcome import ACCURACY
 from gift.report.page.answers import Reader, answers_of, difference, held_out_prompts, values_of
 from gift.report.page.charts import as_dicts, charts_of, drawn
@@ -46,7 +46,8 @@ def checked(out: Path) -> Path:
 def write_report(out: Path, others: Sequence[str], room: int = ROOM) -> None:
     """The page of the project in the working folder; `others` are runs whose curves stand beside it."""
     rounds = read_rounds()
-    lines = distinct([*lines_of(Path()), *runs_named(others)])
+    here = lines_of(Path())
+    lines = distinct([*here, *runs_named(others)])
     known = [name for name in ("base", *rounds) if (HISTORY / f"{name}.json").exists()]
     notes = notes_of(rounds)
     read = lru_cache(4)(values_of)
@@ -54,7 +55,7 @@ def write_report(out: Path, others: Sequence[str], room: int = ROOM) -> None:
     answers = _answers(known, share * 3 // 10, read)
     data = {
         **_curves(Path.cwd().name, lines),
-        "notes": list(_of_others(answers["answers"])),
+        "notes": list(_of_others(answers["answers"], here)),
         "differences": _differences(rounds, known, read),
         "times": times(notes),
         "facts": facts(rounds, notes),
@@ -103,10 +104,11 @@ def _answers(known: Sequence[str], room: int, read: Reader) -> Made:
     return {"answers": found, "prompts": held_out_prompts(list(names)) if names else {}}
 
 
-def _of_others(answers: Sequence[Made]) -> Iterator[str]:
+def _of_others(answers: Sequence[Made], lines: Sequence[Line]) -> Iterator[str]:
     """What to say where the answers that lie here are not those of the history, as after `git checkout` alone."""
+    numbers = {row["name"]: row.get(ACCURACY) for line in lines for row in line.rounds}
     for each in answers:
-        said = read_entry(HISTORY / f"{each['name']}.json")["round"].get(ACCURACY)
+        said = numbers.get(each["name"])
         if each.get("accuracy") is not None and said is not None and abs(each["accuracy"] - said) > TOLERANCE:
             yield (
                 f"{each['name']}: its tables here are of another run than its numbers (accuracy {each['accuracy']:.3g} "

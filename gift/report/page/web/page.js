@@ -36,6 +36,11 @@ const duration = (seconds) => {
   return `${Math.round(seconds)} s`;
 };
 
+/* One of the buttons that stand together is pressed. */
+function press(button) {
+  for (const each of button.parentElement.querySelectorAll("button")) each.setAttribute("aria-pressed", String(each === button));
+}
+
 /* Texts of a model: what would turn or hide text is shown as what it is. */
 
 // Line breaks and tabs stay, and the two marks that choose the look of a sign.
@@ -216,7 +221,7 @@ function redraw() {
 function curves() {
   const choose = (word, key) => el("button", { "aria-pressed": String(state.x === key), onclick: (event) => {
     state.x = key;
-    event.target.parentElement.querySelectorAll("button").forEach((each) => each.setAttribute("aria-pressed", String(each === event.target)));
+    press(event.target);
     redraw();
   } }, word);
   const lines = data.lines.map((line, index) => el("label", {},
@@ -420,7 +425,7 @@ function answers() {
     el("div", { class: "bar" }, el("label", {}, "from ", pick("from")), el("label", {}, "to ", pick("to")),
       judged ? Object.keys(tests).map((name) => el("button", { "data-only": name, "aria-pressed": String(held.only === name), onclick: (event) => {
         held.only = name;
-        event.target.parentElement.querySelectorAll("button").forEach((each) => each.setAttribute("aria-pressed", String(each === event.target)));
+        press(event.target);
         show();
       } }, name)) : null),
     count, list, panel);
