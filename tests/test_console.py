@@ -1,4 +1,4 @@
-"""A stage's process ends at once, with the right exit code, all that it said, and nothing left behind."""
+"""A stage says where it is, and ends at once, with the right exit code, all that it said, and nothing left behind."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The commands that keep, free and verify what was made, and merge an adapter."""
+"""The commands that keep, free and verify what was made, merge an adapter, and share a policy."""
 
 from pathlib import Path
 

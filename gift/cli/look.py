@@ -1,4 +1,4 @@
-"""The commands that look at results: completions, the report, comparisons."""
+"""The commands that look at results: completions, the report, trackers, comparisons."""
 
 import math
 from pathlib import Path
