@@ -12,11 +12,12 @@ from gift.project.work import refuse_existing, write_json
 from gift.sampling.by_rewards import sample_by_rewards
 from gift.sampling.encoding import chat_findings
 from gift.sampling.given import encode_given
-from gift.sampling.rollouts import read_split, requests_of_groups, sample
+from gift.sampling.rollouts import Launch, read_split, requests_of_groups, sample
 from gift.sampling.settings import Generate, GenerateLaunch
 from gift.tables.parts import read_table
 from gift.tables.prompts import prompt_column
 from gift.tables.rollouts import ROLLOUTS, check_rollouts, without_given
+from gift.workers.settings import Workers
 from stages import of_round, paths
 
 
@@ -27,7 +28,7 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
     console.quiet()
     refuse_existing(out, metrics)
     settings, seed = read_section("generate", Generate, overrides), read_seed()
-    launch = read_launch("generate", GenerateLaunch)
+    launch = Launch(read_launch("generate", GenerateLaunch), read_launch("workers", Workers))
     split = read_split(policy, base, prompts, settings, "generate")
     asked, lineage = split.encoded, split.lineage
     if prompt_column(split.table) == "messages":

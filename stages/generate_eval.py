@@ -9,8 +9,9 @@ from gift.project.params import read_launch, read_section, read_seed
 from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing
 from gift.sampling.engine import Request
-from gift.sampling.rollouts import read_split, sample
+from gift.sampling.rollouts import Launch, read_split, sample
 from gift.sampling.settings import Evaluate, GenerateLaunch
+from gift.workers.settings import Workers
 from stages import of_round, paths
 
 
@@ -21,7 +22,7 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, prompts: P
     console.quiet()
     refuse_existing(out)
     settings, seed = read_section("evaluate", Evaluate, overrides), read_seed()
-    launch = read_launch("generate", GenerateLaunch)
+    launch = Launch(read_launch("generate", GenerateLaunch), read_launch("workers", Workers))
     split = read_split(policy, base, prompts, settings, "evaluate")
     temperatures = [0.0] + [settings.temperature] * settings.num_samples
     groups = {

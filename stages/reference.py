@@ -13,8 +13,9 @@ from gift.tables.parts import check_same_rows, read_table
 from gift.tables.reference import read_reference
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.training.reference.settings import Precision, Reference, ReferenceLaunch
-from gift.training.reference.table import audit, write_reference
+from gift.training.reference.table import Models, audit, write_reference
 from gift.training.reference.weights import weight_metrics
+from gift.workers.settings import Workers
 from stages import of_round, paths
 
 
@@ -49,7 +50,8 @@ def main(name: str, overrides: Path | None, base: Path, policy: Path, rollouts: 
     metadata["rollouts"] = tree_digest(rollouts)
     work = Work(label, metadata)
     folder = work.folder / "reference"
-    write_reference(folder, rollouts, files, reference, dtype, launch, weights, metadata, label)
+    models = Models(files, reference, dtype, source["temperature"], weights, launch)
+    write_reference(folder, rollouts, models, metadata, label, read_launch("workers", Workers))
     table, _ = read_reference(folder)
     check_same_rows(table, sampled, folder)
     numbers = audit(sampled, table, settings.max_mean_gap) | (weight_metrics(table) if weights else {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gift.project import console
-from gift.project.console import Progress, within
+from gift.project.console import Progress, through, within
 
 STAGE = """
 import atexit, multiprocessing, signal, sys, threading, time
@@ -110,7 +110,7 @@ def test_a_part_counts_what_is_in_it(clock: list[float], capsys: pytest.CaptureF
 
 
 def test_items_go_through_one_by_one(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("reference@r1", 2, "parts") as progress:
-        for item in progress.through(["a", "b"], part=1, parts=2):
+    with Progress("reference@r1", 2, "parts"):
+        for item in through(["a", "b"], part=1, parts=2):
             clock[0] += 100 if item == "a" else 0
     assert capsys.readouterr().err == "reference@r1: 0.8/2 parts, 167 s left\n"

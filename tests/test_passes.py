@@ -15,6 +15,8 @@ from gift.policy.folder import Lineage, PolicyFiles
 from gift.sampling.by_rewards import sizes_of, with_suffixes, write_kept
 from gift.sampling.encoding import EncodedPrompts, encode_prompts
 from gift.sampling.engine import Completion, Request, Sampler
+from gift.sampling.parts import Ask as Asked
+from gift.sampling.parts import Here, decoder
 from gift.sampling.passes import Groups, Kept, Rewards, Spent, run_passes
 from gift.sampling.rollouts import Split, requests_of_groups, write_rollouts
 from gift.tables.parts import keys_of, read_table
@@ -70,7 +72,8 @@ def run(
 
     def write(rollouts: Path, groups: Groups) -> None:
         own = METADATA | sizes_of(groups)
-        write_rollouts(rollouts, groups, 3, own, sampler.start, SPLIT.decode, "generate@r1")
+        ask = Asked(rollouts, own, {})
+        write_rollouts(ask, groups, 3, Here(sampler.start, decoder(SPLIT.tokenizer)), "generate@r1")
 
     def score(rollouts: Path, number: int) -> Rewards:
         if number == until:

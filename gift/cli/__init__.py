@@ -6,7 +6,7 @@ import click
 
 from gift.cli.keep import card, gc, keep, merge, prune, verify
 from gift.cli.look import compare, export, inspect, plots_template, report
-from gift.cli.run import code, doctor, method, plan, repro, rounds
+from gift.cli.run import code, doctor, method, plan, repro, rounds, worker
 from gift.cli.start import init
 from gift.project.errors import UserError, refused
 
@@ -29,7 +29,7 @@ def main() -> None:
     """Look after the rounds of a GIFT pipeline; `dvc repro` runs them."""
 
 
-RUN = (repro, plan, rounds, doctor, method, code)
+RUN = (repro, plan, rounds, worker, doctor, method, code)
 LOOK = (report, inspect, export, compare, plots_template)
 KEEP = (keep, verify, prune, gc, merge, card)
 for command in (init, *RUN, *LOOK, *KEEP):

@@ -45,6 +45,21 @@ def plan(targets: tuple[str, ...]) -> None:
 
 
 @click.command()
+@click.option("--connect", metavar="HOST:PORT", required=True, help="Where the stage listens (workers.listen).")
+@click.option("--token", type=Path, default=Path("data/.cache/workers.token"), show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="How many; without it, as many as there are GPUs for.")
+@click.option("--wait", default=60.0, show_default=True, metavar="SECONDS", help="How long to look for the stage.")
+@click.option("--stay", is_flag=True, help="Work for the stages that listen there afterwards, too.")
+def worker(connect: str, token: Path, workers: int | None, wait: float, stay: bool) -> None:
+    """Work for a stage on another host, in the same project's folder; may come and go while the stage lasts."""
+    from gift.project.console import interruptible
+    from gift.workers.local import work_here
+
+    with interruptible():
+        raise SystemExit(work_here(connect, token, workers, wait, stay))
+
+
+@click.command()
 @click.argument("number", type=click.IntRange(min=1), required=False)
 @click.option("--file", type=Path, default=ROUNDS, show_default=True)
 def rounds(number: int | None, file: Path) -> None:

@@ -27,6 +27,7 @@ from gift.training.launcher import processes_problem
 from gift.training.reference.settings import Reference, ReferenceLaunch
 from gift.training.settings import Update, UpdateLaunch
 from gift.upkeep.settings import ReproLaunch
+from gift.workers.settings import Workers
 
 say = Theme("settings")
 Read = TypeVar("Read")
@@ -91,6 +92,7 @@ class Launch(Section):
     generate: GenerateLaunch = GenerateLaunch()
     score: ScoreLaunch = ScoreLaunch()
     reference: ReferenceLaunch = ReferenceLaunch()
+    workers: Workers = Workers()
     update: UpdateLaunch = UpdateLaunch()
     repro: ReproLaunch = ReproLaunch()
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import click
 
@@ -43,13 +43,37 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
 
 
-_shown: list["Progress"] = []
+class Listener(Protocol):
+    """Who hears how far the part that is being made is."""
+
+    def within(self, share: float, tokens: int = 0) -> None:
+        """So much of it is done, in so many tokens."""
 
 
-def within(share: float) -> None:
+_shown: list[Listener] = []
+
+
+def within(share: float, tokens: int = 0) -> None:
     """`Progress.within` of the innermost that is shown, for what does not know it; nothing where none is."""
     if _shown:
-        _shown[-1].within(share)
+        _shown[-1].within(share, tokens)
+
+
+def through(items: Sequence[T], part: int, parts: int) -> Iterator[T]:
+    """The items, one after the other, of one of the `parts` that a part is made of; each says where it is."""
+    for index, item in enumerate(items):
+        yield item
+        within((part + (index + 1) / len(items)) / parts)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Whom `within` tells meanwhile."""
+    _shown.append(listener)
+    try:
+        yield
+    finally:
+        _shown.remove(listener)
 
 
 class Progress:
@@ -76,34 +100,34 @@ class Progress:
     def advance(self, count: int = 1, tokens: int = 0) -> None:
         self.done += count
         self.tokens += tokens
-        self._show(self.done, f"{self.done}", 10)
+        self._show(self.done, f"{self.done}", self.tokens, 10)
 
-    def within(self, share: float) -> None:
+    def within(self, share: float, tokens: int = 0) -> None:
         """So much of the next `count` is done: where each takes minutes, people see that it goes on."""
-        done = self.done + share * self.count
-        self._show(done, f"{done:.1f}" if self.count == 1 else f"{int(done)}", 60)
+        self.open_parts([(self.count, share, tokens)])
 
-    def through(self, items: Sequence[T], part: int, parts: int) -> Iterator[T]:
-        """The items, one after the other, of one of the `parts` that the next one has; each says where it is."""
-        for index, item in enumerate(items):
-            yield item
-            self.within((part + (index + 1) / len(items)) / parts)
+    def open_parts(self, parts: Sequence[tuple[int, float, int]]) -> None:
+        """The parts that are being made at once: what each counts when it is done, its share so far, its tokens."""
+        done = self.done + sum(count * share for count, share, _ in parts)
+        by_ones = all(count == 1 for count, _, _ in parts)
+        tokens = self.tokens + sum(tokens for _, _, tokens in parts)
+        self._show(done, f"{done:.1f}" if by_ones else f"{int(done)}", tokens, 60)
 
-    def _show(self, done: float, shown: str, pause: float) -> None:
+    def _show(self, done: float, shown: str, tokens: int, pause: float) -> None:
         now = time.monotonic()
         if now - self.shown < (0.2 if self.terminal else pause) or done <= self.first:
             return
         self.shown = now
         seconds = max(now - self.start, 1e-9)
         left = (self.total - done) * seconds / (done - self.first)
-        rate = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
+        rate = f", {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s" if tokens else ""
         line = f"{self.label}: {shown}/{self.total} {self.unit}{rate}, {left:.0f} s left"
         click.echo(f"\r\x1b[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
 
 
-def end_with_parent() -> None:
+def end_with_parent(by: int = signal.SIGTERM) -> None:
     """Have the kernel end this process when the one that started it ends: no stage goes on without its DVC."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
 @contextmanager

@@ -20,12 +20,18 @@ class Gpus:
     memory: int | None = None
 
 
-def find_gpus(devices: Path = Path("/dev")) -> Gpus:
-    """By their device files, without torch; CUDA_VISIBLE_DEVICES narrows them."""
+def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
+    """The GPUs that this process may use: numbers, by their device files, or as CUDA_VISIBLE_DEVICES names them."""
     count = len(list(devices.glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = min(count, len([word for word in visible.split(",") if word.strip() not in ("", "-1")]))
+    if visible is None:
+        return [str(number) for number in range(count)]
+    return [name for word in visible.split(",") if (name := word.strip()) not in ("", "-1")][:count]
+
+
+def find_gpus(devices: Path = Path("/dev")) -> Gpus:
+    """How many they are, without torch, and what `nvidia-smi` says of their memory."""
+    count = len(visible_gpus(devices))
     if not count or not shutil.which("nvidia-smi"):
         return Gpus(count)
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

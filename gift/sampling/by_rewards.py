@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from gift.project.rounds import lay_over
 from gift.project.work import Work
 from gift.project.yaml import read_yaml
 from gift.sampling.encoding import Tokens, encode_prompts
+from gift.sampling.parts import Ask as Asked
+from gift.sampling.parts import Given, decoder, rollouts_table
 from gift.sampling.passes import Groups, Kept, Rewards, run_passes
-from gift.sampling.rollouts import Given, Split, metadata_of, requests_of_groups, rollouts_table, write_rollouts
-from gift.sampling.settings import Generate, GenerateLaunch
+from gift.sampling.rollouts import Launch, Split, metadata_of, requests_of_groups, write_rollouts
+from gift.sampling.settings import Generate
 from gift.tables.counting import rewards_digest
 from gift.tables.parts import keys_of, write_part
 from gift.tables.prompts import prompt_column
@@ -39,7 +40,7 @@ def sample_by_rewards(
     split: Split,
     paths: tuple[Path, Path],
     settings: Generate,
-    launch: GenerateLaunch,
+    launch: Launch,
     stream: Stream,
     given: Given,
     overrides: Path | None,
@@ -56,8 +57,6 @@ def sample_by_rewards(
     changes = read_overrides(overrides / "score.json")[1] if overrides else {}
     rewards = rewards_digest([lay_over(read_yaml(PARAMS)["score"], changes)], fingerprint("score"))
     work = Work(label, {**metadata, "prompts": file_digest(prompts), "rewards": rewards})
-    # One engine for all passes, started when the first of them lacks something.
-    start = cache(partial(split.start, settings, launch))
     num_long = 0
 
     def requests_of(asks: Sequence[Ask], number: int) -> Groups:
@@ -68,15 +67,17 @@ def sample_by_rewards(
         return requests_of_groups(tokens, {ask.prompt_id: ask.count for ask in asks}, settings.temperature, *drawn)
 
     def write(folder: Path, groups: Groups) -> None:
-        own = metadata | sizes_of(groups)
-        write_rollouts(folder, groups, settings.groups_per_part, own, start, split.decode, label)
+        ask = Asked(folder, metadata | sizes_of(groups), {})
+        write_rollouts(ask, groups, settings.groups_per_part, engines, label)
 
     def score(rollouts: Path, number: int) -> Rewards:
         return score_pass(rollouts, f"{name}.{number}", prompts, overrides)
 
     wanted = Wanted(settings.prompts_per_round, settings.group_size)
     passes = way.record.passes(stream, wanted, way.settings)
-    kept, spent = run_passes(passes, work.folder, requests_of, write, score)
+    # One engine for all passes, started when the first of them lacks something.
+    with split.engines(label, settings, launch) as engines:
+        kept, spent = run_passes(passes, work.folder, requests_of, write, score)
     if len(kept) < wanted.prompts:
         text = f"{label}: {len(kept)} groups of the {wanted.prompts} of generate.prompts_per_round"
         click.echo(f"{text}: generate.sample.{way.name} took all that it may", err=True)
@@ -106,7 +107,7 @@ def write_kept(
         part = {key: kept[key] for key in prompt_ids[cut : cut + groups_per_part]}
         requests = {key: each.requests for key, each in part.items()}
         completions = [completion for each in part.values() for completion in each.completions]
-        table = rollouts_table(requests, completions, given, split.decode)
+        table = rollouts_table(requests, completions, given, decoder(split.tokenizer))
         write_part(folder, index, table, ROLLOUTS, check_rollouts, metadata)
 
 

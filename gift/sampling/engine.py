@@ -1,6 +1,5 @@
 """From requests to completions with log-probs: vLLM, or transformers; the only place that knows vLLM."""
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gift.logprobs.logits import with_float32_logits
 from gift.policy.adapter import read_adapter_config
@@ -48,21 +46,26 @@ class Completion:
 Sampler = Callable[[Sequence[Request]], list[Completion]]
 
 MAX_NUM_SEQS = 256  # on a CPU, and of transformers; on a GPU vLLM knows better
-SAMPLING = "Processed prompts"  # what vLLM calls its bar of finished requests
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes of room for an adapter that vLLM knows
 
 
 def start_sampler(
-    policy: PolicyFiles, sampling: Sampling, ends: Sequence[int], max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles,
+    sampling: Sampling,
+    ends: Sequence[int],
+    max_model_len: int,
+    launch: GenerateLaunch,
+    link: Path | None = None,
 ) -> tuple[Sampler, str]:
     """Load a policy into the engine that `sampling` names; returns the sampler and the engine's name and version.
 
-    ends: ids of the tokens that end a completion (`end_token_ids`), the same for both engines.
+    ends: ids of the tokens that end a completion (`end_token_ids`), the same for both engines. link: the policy's
+    `constant_path` where the process holds it for which this one works.
     Log-probs are those of the tempered distribution softmax(logits / temperature) over the whole vocabulary.
     """
     check_files(policy.model)
     if sampling.engine == "vllm":
-        return _start_vllm(policy, sampling, ends, max_model_len, launch)
+        return _start_vllm(policy, sampling, ends, max_model_len, launch, link)
     import torch
     import transformers
 
@@ -72,7 +75,12 @@ def start_sampler(
 
 
 def _start_vllm(
-    policy: PolicyFiles, sampling: Sampling, ends: Sequence[int], max_model_len: int, launch: GenerateLaunch
+    policy: PolicyFiles,
+    sampling: Sampling,
+    ends: Sequence[int],
+    max_model_len: int,
+    launch: GenerateLaunch,
+    link: Path | None,
 ) -> tuple[Sampler, str]:
     import torch
 
@@ -94,7 +102,9 @@ def _start_vllm(
             f"vLLM cannot be imported here ({error}); run `make env`, or set generate.engine and evaluate.engine to "
             "transformers in params.yaml"
         ) from None
-    llm, adapter = _load_vllm(policy, sampling, max_model_len, launch, on_gpu)
+    model = link or (constant_path(policy.model) if on_gpu else policy.model)
+    llm, adapter = _load_vllm(policy, model, sampling, max_model_len, launch, on_gpu)
+    told = _count_tokens(llm, sampling.max_tokens)
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
         prompts: Any = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
@@ -112,32 +122,49 @@ def _start_vllm(
             )
             for request in requests
         ]
-        outputs = llm.generate(prompts, settings, use_tqdm=_Told, lora_request=adapter)
+        told.begin(len(requests))
+        outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
         return [_from_vllm(result.outputs[0]) for result in outputs]
 
     return sample, f"vllm {vllm.__version__}"
 
 
-class _Told(tqdm):  # type: ignore[type-arg]  # it takes none when it runs
-    """The bar that vLLM draws, as a share of the requests that the stage's own progress hears of."""
+class _Tokens:
+    """How far a call of vLLM's is: told once it has sampled something, from the tokens that leave its engine.
 
-    monitor_interval = 0  # no thread of its own
+    Its own bar counts requests that have ended, and of a part whose requests run at once none ends for minutes.
+    """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        options["file"] = io.StringIO()
-        super().__init__(*arguments, **options)
+    def __init__(self, max_tokens: int) -> None:
+        self.most, self.requests, self.ended, self.tokens = max_tokens, 1, 0, 0
 
-    def update(self, n: float | None = 1) -> bool | None:
-        told = super().update(n)
-        if self.total and self.desc == SAMPLING:  # it also has one of the prompts that it takes in
-            within(self.n / self.total)
-        return told
+    def begin(self, requests: int) -> None:
+        self.requests, self.ended, self.tokens = requests, 0, 0
+
+    def add(self, outputs: Sequence[Any]) -> None:
+        self.tokens += sum(len(each.new_token_ids) for each in outputs)
+        self.ended += sum(each.finish_reason is not None for each in outputs)
+        # Of the rest as many tokens may come as are allowed: the time that is left is the most that it can be.
+        within(max(self.ended / self.requests, self.tokens / (self.requests * self.most)), self.tokens)
+
+
+def _count_tokens(llm: Any, max_tokens: int) -> _Tokens:
+    """Look at what vLLM's engine hands to its processor of outputs."""
+    told, processor = _Tokens(max_tokens), llm.llm_engine.output_processor
+    process = processor.process_outputs
+
+    def counted(outputs: Sequence[Any], *arguments: Any, **options: Any) -> Any:
+        told.add(outputs)
+        return process(outputs, *arguments, **options)
+
+    processor.process_outputs = counted
+    return told
 
 
 def _load_vllm(
-    policy: PolicyFiles, sampling: Sampling, max_model_len: int, launch: GenerateLaunch, on_gpu: bool
+    policy: PolicyFiles, model: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch, on_gpu: bool
 ) -> tuple[Any, Any]:
-    """vLLM with the policy's model, and its adapter (or None), which is loaded too."""
+    """vLLM with the policy's model (which `model` leads to), and its adapter (or None), which is loaded too."""
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -150,7 +177,7 @@ def _load_vllm(
     whole_prompts: dict[str, Any] = {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     try:
         llm = vllm.LLM(
-            model=str(constant_path(policy.model) if on_gpu else policy.model),
+            model=str(model),
             dtype=sampling.dtype,
             max_model_len=max_model_len,
             tensor_parallel_size=launch.tensor_parallel_size,
@@ -247,7 +274,7 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
                 for start in range(0, len(rows), max_num_seqs):
                     chosen = rows[start : start + max_num_seqs]
                     out.update(zip(chosen, sample_equal([requests[i] for i in chosen]), strict=True))
-                    within(len(out) / len(requests))
+                    within(len(out) / len(requests), sum(len(each.completion_ids) for each in out.values()))
         return [out[index] for index in range(len(requests))]
 
     return sample

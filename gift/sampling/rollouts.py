@@ -1,30 +1,36 @@
 """From a policy and a table of prompts to the rollouts table, in parts that survive a crash."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from gift.policy.folder import Lineage, PolicyFiles, find_policy, load_tokenizer
 from gift.project.console import Progress
 from gift.project.door import file_digest
 from gift.project.params import settings_of
-from gift.project.ragged import Ragged
 from gift.project.seeds import seed_of
 from gift.project.work import Work
 from gift.sampling.encoding import EncodedPrompts, Tokens, encode_split, refuse_long_prompts
-from gift.sampling.engine import Completion, Request, Sampler, start_sampler
+from gift.sampling.engine import Request, start_sampler
+from gift.sampling.parts import Ask, Engines, Given, Groups, Here, Parts, decoder
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parquet import part_name
-from gift.tables.parts import read_part, write_part
+from gift.tables.parts import read_part
 from gift.tables.prompts import read_prompts
-from gift.tables.rollouts import GIVEN, NO_SEED, ROLLOUTS, check_rollouts
+from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.workers.settings import Workers
 
-Given = Mapping[str, Sequence[Tokens]]  # answers of a prompt that nobody samples, by prompt_id
+
+@dataclass(frozen=True)
+class Launch:
+    """How this machine samples, and who does it."""
+
+    generate: GenerateLaunch
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,12 @@ class Split:
     encoded: EncodedPrompts
     num_long: int
 
-    def start(self, sampling: Sampling, launch: GenerateLaunch) -> tuple[Sampler, str]:
-        """The policy in the engine that `sampling` names (`start_sampler`)."""
-        return start_sampler(self.files, sampling, self.encoded.ends, self.encoded.context, launch)
-
-    def decode(self, token_ids: list[int]) -> str:
-        """The text of a completion."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+    def engines(self, label: str, sampling: Sampling, launch: Launch) -> Engines:
+        """The policy in the engine that `sampling` names, here or at workers."""
+        reach = self.encoded.ends, self.encoded.context
+        start = partial(start_sampler, self.files, sampling, *reach, launch.generate)
+        here = Here(start, decoder(self.tokenizer))
+        return Engines(label, self.files, sampling, reach, launch.generate, launch.workers, here)
 
 
 def read_split(policy: Path, base: Path, prompts: Path, sampling: Sampling, section: str) -> Split:
@@ -72,17 +77,18 @@ def sample(
     label: str,
     split: Split,
     prompts: Path,
-    groups: Mapping[str, Sequence[Request]],
+    groups: Groups,
     sampling: Sampling,
-    launch: GenerateLaunch,
+    launch: Launch,
     given: Given | None = None,
     **metadata: Any,
 ) -> Work:
     """A stage's work with all of the groups in its folder `rollouts`; `prompts` is the file of the split."""
     metadata = metadata_of(split, sampling, metadata)
     work = Work(label, {**metadata, "prompts": file_digest(prompts)})
-    folder, start = work.folder / "rollouts", partial(split.start, sampling, launch)
-    write_rollouts(folder, groups, sampling.groups_per_part, metadata, start, split.decode, label, given)
+    ask = Ask(work.folder / "rollouts", metadata, given or {})
+    with split.engines(label, sampling, launch) as engines:
+        write_rollouts(ask, groups, sampling.groups_per_part, engines, label)
     return work
 
 
@@ -92,65 +98,22 @@ def metadata_of(split: Split, sampling: Sampling, facts: dict[str, Any]) -> dict
     return {**facts, **own, "generation_prompt": split.encoded.opening}
 
 
-def write_rollouts(
-    folder: Path,
-    groups: Mapping[str, Sequence[Request]],
-    groups_per_part: int,
-    metadata: dict[str, Any],
-    start: Callable[[], tuple[Sampler, str]],
-    decode: Callable[[list[int]], str],
-    label: str,
-    given: Given | None = None,
-) -> None:
-    """Sample the groups part by part into `folder`; parts that are there already are kept.
+def write_rollouts(ask: Ask, groups: Groups, groups_per_part: int, parts: Parts, label: str) -> None:
+    """Sample the groups part by part into a folder; parts that are there already are kept.
 
-    groups: for each prompt_id the requests of its completions (sample 0, 1, ...); given: the answers that stand behind
-    these. The engine starts only when a part is missing. Its name and version go into each part's metadata.
+    groups: for each prompt_id the requests of its completions (sample 0, 1, ...), behind which given answers stand. The
+    engine starts only when a part is missing.
     """
-    prompt_ids = list(groups)
-    parts = [prompt_ids[cut : cut + groups_per_part] for cut in range(0, len(groups), groups_per_part)]
-    missing = {index: part for index, part in enumerate(parts) if not (folder / part_name(index)).exists()}
-    for index in set(range(len(parts))) - missing.keys():
+    prompt_ids, folder = list(groups), ask.folder
+    cuts = [prompt_ids[cut : cut + groups_per_part] for cut in range(0, len(groups), groups_per_part)]
+    missing = {index: part for index, part in enumerate(cuts) if not (folder / part_name(index)).exists()}
+    for index in set(range(len(cuts))) - missing.keys():
         read_part(folder / part_name(index), ROLLOUTS, check_rollouts)
     if not missing:
         return
-    sampler, engine = start()
-    answers = sum(len((given or {}).get(prompt_id, ())) for prompt_id in groups)
-    metadata = {**metadata, "engine": engine, "num_rows": sum(map(len, groups.values())) + answers}
+    answers = sum(len(ask.given.get(prompt_id, ())) for prompt_id in groups)
+    own = {**ask.metadata, "num_rows": sum(map(len, groups.values())) + answers}
     done = len(groups) - sum(map(len, missing.values()))
     with Progress(label, len(groups), "prompts", done) as progress:
-        for index, part in missing.items():
-            progress.count = len(part)
-            completions = sampler([request for prompt_id in part for request in groups[prompt_id]])
-            table = rollouts_table({key: groups[key] for key in part}, completions, given or {}, decode)
-            write_part(folder, index, table, ROLLOUTS, check_rollouts, metadata)
-            progress.advance(len(part), sum(len(completion.completion_ids) for completion in completions))
-
-
-def rollouts_table(
-    groups: Mapping[str, Sequence[Request]],
-    completions: Sequence[Completion],
-    given: Given,
-    decode: Callable[[list[int]], str],
-) -> pa.Table:
-    """The groups of a part; completions: those of their requests, in order."""
-    sampled = iter(completions)
-    rows: list[tuple[str, int, Tokens, Completion, int]] = []
-    for prompt_id, requests in groups.items():
-        for number, request in enumerate(requests):
-            rows.append((prompt_id, number, request.prompt_ids, next(sampled), request.seed))
-        for number, answer in enumerate(given.get(prompt_id, ()), len(requests)):
-            completion = Completion(answer, np.empty(0, np.float32), GIVEN)
-            rows.append((prompt_id, number, requests[0].prompt_ids, completion, NO_SEED))
-    prompt_ids, samples, prompts, found, seeds = zip(*rows, strict=True)
-    columns = [
-        prompt_ids,
-        samples,
-        Ragged.of(prompts, np.int32).to_arrow(),
-        Ragged.of([each.completion_ids for each in found], np.int32).to_arrow(),
-        [decode(each.completion_ids.tolist()) for each in found],
-        Ragged.of([each.logprobs for each in found], np.float32).to_arrow(),
-        [each.finish_reason for each in found],
-        seeds,
-    ]
-    return pa.table(columns, schema=ROLLOUTS)
+        wanted = {index: {key: groups[key] for key in part} for index, part in missing.items()}
+        parts.write(replace(ask, metadata=own), wanted, progress)

@@ -106,8 +106,11 @@ def room_problem(sampling: Sampling, section: str, context: int) -> str | None:
 
 
 class GenerateLaunch(Section):
-    """The sampler's machine: vLLM's words."""
+    """The sampler's machine: vLLM's words, and how many engines sample at once."""
 
+    engines: Count | None = Field(
+        None, description="on this machine, or in a Ray cluster; null: GPUs / tensor_parallel_size, on a CPU one"
+    )
     tensor_parallel_size: Count = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     kv_cache_gib: Annotated[int, Field(ge=1, description="KV cache on a CPU, in GiB")] = 1

@@ -68,5 +68,10 @@ class Precision(Section):
 
 
 class ReferenceLaunch(Section):
+    """The machine of the log-prob pass: workers, each with the policies on a GPU of its own."""
+
+    processes: Count | None = Field(
+        None, description="on this machine, or in a Ray cluster; null: one for each GPU, on a CPU one"
+    )
     tokens_per_batch: Count = 16384
     packing: Packing = "auto"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -18,65 +19,117 @@ from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import adapter_off
 from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.policy.open import open_policy
-from gift.project.console import Progress
+from gift.project.console import Progress, through
 from gift.project.errors import UserError
+from gift.project.params import settings_of
 from gift.project.ragged import Ragged
 from gift.project.sections import Choice
-from gift.tables.parquet import part_name, part_paths, read_footer
+from gift.tables.parquet import part_name, part_paths
 from gift.tables.parts import read_part, write_part
 from gift.tables.reference import REFERENCE, WEIGHTED, check_reference
 from gift.tables.rollouts import GIVEN, ROLLOUTS, check_rollouts
-from gift.training.reference.settings import ReferenceLaunch
+from gift.training.reference.settings import Reference, ReferenceLaunch
 from gift.training.reference.weights import token_weights
+from gift.workers.link import Job, Part
+from gift.workers.settings import Workers
+from gift.workers.start import alone, open_pool
+from gift.workers.worker import Make
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a part is made with: two policies, of which the reference may be the starting one, and how."""
+
+    policy: PolicyFiles
+    reference: PolicyFiles
+    dtype: str
+    temperature: float
+    weights: Choice | None
+    launch: ReferenceLaunch
 
 
 def write_reference(
-    folder: Path,
-    rollouts: Path,
-    policy: PolicyFiles,
-    reference: PolicyFiles,
-    dtype: str,
-    launch: ReferenceLaunch,
-    weights: Choice | None,
-    metadata: dict[str, Any],
-    label: str,
+    folder: Path, rollouts: Path, models: Models, metadata: dict[str, Any], label: str, workers: Workers
 ) -> None:
-    """One part of log-probs for each part of rollouts, with `weights` of its tokens' weights too; finished ones stay.
+    """One part of log-probs for each part of rollouts, here or by workers; finished ones stay."""
+    paths = part_paths(rollouts)
+    missing = [index for index in range(len(paths)) if not (folder / part_name(index)).exists()]
+    if not missing:
+        return
+    job = Job("reference", label, "reference", setup_of(models), number=models.launch.processes)
+    tasks = {index: {"index": index, "rollouts": str(paths[index]), "metadata": metadata} for index in missing}
+    with Progress(label, len(paths), "parts", len(paths) - len(missing)) as progress:
+        if alone(job, workers):
+            make, note = open_models(models)
+            if note:
+                click.echo(f"{label}: {note}", err=True)
+            for task in tasks.values():
+                progress.advance(1, make(task, folder))
+            return
+        parts = [Part(index, partial(dict, task), folder / part_name(index)) for index, task in tasks.items()]
+        with open_pool(job, workers) as pool:
+            for _ in pool.run(parts, progress):
+                pass
+
+
+def setup_of(models: Models) -> dict[str, Any]:
+    """The same for a worker, as JSON."""
+    files = {
+        name: {key: path and str(path) for key, path in asdict(each).items()}
+        for name, each in (("policy", models.policy), ("reference", models.reference))
+    }
+    weights = models.weights and settings_of(models.weights)
+    plain = {"dtype": models.dtype, "temperature": models.temperature, "weights": weights}
+    return {**files, **plain, "launch": models.launch.model_dump(mode="json")}
+
+
+def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
+    """The models of a worker."""
+    files = {
+        name: PolicyFiles(**{key: path and Path(path) for key, path in setup[name].items()})
+        for name in ("policy", "reference")
+    }
+    weights = setup["weights"] and Reference(token_weights=setup["weights"]).token_weights
+    launch = ReferenceLaunch(**setup["launch"])
+    return open_models(
+        Models(**files, dtype=setup["dtype"], temperature=setup["temperature"], weights=weights, launch=launch)
+    )
+
+
+def open_models(models: Models) -> tuple[Make, str | None]:
+    """Load them; what makes a part, and what is to be said of the layout of its tokens.
 
     Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns. Where
     the policy is an adapter on the reference, one model gives both: with the adapter on, and off.
     """
-    parts = part_paths(rollouts)
-    missing = [index for index in range(len(parts)) if not (folder / part_name(index)).exists()]
-    if not missing:
-        return
-    temperature = read_footer(parts[0])[1]["temperature"]
+    policy, reference, weights, launch = models.policy, models.reference, models.weights, models.launch
 
     def opened(files: PolicyFiles) -> TokenLogprobs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return TokenLogprobs(open_policy(files, dtype, device), temperature, launch.packing)
+        return TokenLogprobs(open_policy(files, models.dtype, device), models.temperature, launch.packing)
 
     own = opened(policy)
-    if own.note:
-        click.echo(f"{label}: {own.note}", err=True)
     tokenizer = load_tokenizer(policy.model) if weights else None
     is_base = policy.adapter is not None and reference == PolicyFiles(policy.model)
     other = own if is_base or reference == policy else opened(reference)
-    with Progress(label, len(parts), "parts", len(parts) - len(missing)) as progress:
-        for index in missing:
-            table, _ = read_part(parts[index], ROLLOUTS, check_rollouts)
-            part = _Part(table, launch.tokens_per_batch)
-            models = 1 if reference == policy else 2
-            old = ref = part.logprobs(own, partial(progress.through, part=0, parts=models))
-            if models > 1:
-                with adapter_off(other) if is_base else nullcontext():
-                    ref = part.logprobs(other, partial(progress.through, part=1, parts=models))
-            columns = [table["prompt_id"], table["sample"], ref, old]
-            if weights:
-                columns.append(token_weights(own, table, part.groups, tokenizer, weights.settings, launch))
-            schema = WEIGHTED if weights else REFERENCE
-            write_part(folder, index, pa.table(columns, names=schema.names), schema, check_reference, metadata)
-            progress.advance(1, len(old.values) * (1 if ref is old else 2))
+
+    def make(task: dict[str, Any], folder: Path) -> int:
+        table, _ = read_part(Path(task["rollouts"]), ROLLOUTS, check_rollouts)
+        part = _Part(table, launch.tokens_per_batch)
+        passes = 1 if reference == policy else 2
+        old = ref = part.logprobs(own, partial(through, part=0, parts=passes))
+        if passes > 1:
+            with adapter_off(other) if is_base else nullcontext():
+                ref = part.logprobs(other, partial(through, part=1, parts=passes))
+        columns = [table["prompt_id"], table["sample"], ref, old]
+        if weights:
+            columns.append(token_weights(own, table, part.groups, tokenizer, weights.settings, launch))
+        schema = WEIGHTED if weights else REFERENCE
+        named = pa.table(columns, names=schema.names)
+        write_part(folder, task["index"], named, schema, check_reference, task["metadata"])
+        return len(old.values) * passes
+
+    return make, own.note
 
 
 class _Part:

@@ -1,0 +1,212 @@
+"""The parts of a rollouts table, one engine's call each: in this process, or by workers (gift/workers/)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from gift.policy.folder import PolicyFiles, load_tokenizer
+from gift.project.console import Progress
+from gift.project.machine import visible_gpus
+from gift.project.ragged import Ragged
+from gift.sampling.encoding import Tokens
+from gift.sampling.engine import Completion, Request, Sampler, constant_path, start_sampler
+from gift.sampling.settings import GenerateLaunch, Sampling
+from gift.tables.parquet import part_name, read_file, write_file
+from gift.tables.parts import write_part
+from gift.tables.rollouts import GIVEN, NO_SEED, ROLLOUTS, check_rollouts
+from gift.workers.link import Job, Part
+from gift.workers.pool import Pool
+from gift.workers.settings import Workers
+from gift.workers.start import alone, open_pool
+from gift.workers.worker import Make
+
+Groups = Mapping[str, Sequence[Request]]  # the requests of each prompt's completions, by prompt_id
+Given = Mapping[str, Sequence[Tokens]]  # answers of a prompt that nobody samples, by prompt_id
+Decode = Callable[[list[int]], str]  # a completion's text
+
+REQUESTS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("temperature", pa.float64(), nullable=False),
+        pa.field("given", pa.list_(pa.int32())),  # an answer that stands beside the sampled ones; null: to be sampled
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the parts of a table have in common: its folder, what they say of themselves, the answers that are given."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    given: Given
+
+
+class Parts(Protocol):
+    """Makes the missing parts of a table."""
+
+    def write(self, ask: Ask, parts: Mapping[int, Groups], progress: Progress) -> None:
+        """Sample each part into its file; tell `progress` of its prompts and tokens."""
+
+
+class Here:
+    """In this process: the engine starts with the first part."""
+
+    def __init__(self, start: Callable[[], tuple[Sampler, str]], decode: Decode) -> None:
+        self.start, self.decode = start, decode
+        self.engine: tuple[Sampler, str] | None = None
+
+    def write(self, ask: Ask, parts: Mapping[int, Groups], progress: Progress) -> None:
+        self.engine = self.engine or self.start()
+        for index, groups in parts.items():
+            progress.count = len(groups)
+            tokens = write_one(ask.folder, index, groups, ask.given, ask.metadata, self.engine, self.decode)
+            progress.advance(len(groups), tokens)
+
+
+class Engines:
+    """In this process or by workers, as launch.yaml says: `with Engines(...) as engines`, which ends them."""
+
+    def __init__(
+        self,
+        label: str,
+        policy: PolicyFiles,
+        sampling: Sampling,
+        reach: tuple[Sequence[int], int],
+        launch: GenerateLaunch,
+        workers: Workers,
+        here: Here,
+    ) -> None:
+        """reach: the tokens that end a completion, and the context."""
+        stage, gpus = label.partition("@")[0], launch.tensor_parallel_size
+        link = None
+        if sampling.engine == "vllm" and (workers.kind != "local" or visible_gpus()):
+            link = str(constant_path(policy.model))
+        setup = {
+            "policy": {name: path and str(path) for name, path in asdict(policy).items()},
+            "sampling": sampling.model_dump(mode="json", include=set(Sampling.model_fields)),
+            "ends": list(reach[0]),
+            "context": reach[1],
+            "launch": launch.model_dump(mode="json"),
+            "link": link,
+        }
+        self.job, self.workers, self.here = Job(stage, label, "sample", setup, gpus, launch.engines), workers, here
+        self.stack = ExitStack()
+        self.pool: Pool | None = None
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.stack.__exit__(*raised)
+
+    def write(self, ask: Ask, parts: Mapping[int, Groups], progress: Progress) -> None:
+        if alone(self.job, self.workers):
+            return self.here.write(ask, parts, progress)
+        pool = self.pool = self.pool or self.stack.enter_context(open_pool(self.job, self.workers))
+        for _ in pool.run([self._part(pool, ask, *part) for part in parts.items()], progress):
+            pass
+
+    def _part(self, pool: Pool, ask: Ask, index: int, groups: Groups) -> Part:
+        def task() -> dict[str, Any]:
+            path = pool.folder / "requests" / ask.folder.parent.name / part_name(index)
+            write_requests(path, groups, ask.given)
+            return {"index": index, "requests": str(path), "metadata": ask.metadata}
+
+        return Part(index, task, ask.folder / part_name(index), len(groups))
+
+
+def open_job(setup: dict[str, Any]) -> tuple[Make, None]:
+    """The engine of a worker."""
+    policy = PolicyFiles(**{name: path and Path(path) for name, path in setup["policy"].items()})
+    sampling, launch = Sampling(**setup["sampling"]), GenerateLaunch(**setup["launch"])
+    link = setup["link"] and Path(setup["link"])
+    engine = start_sampler(policy, sampling, setup["ends"], setup["context"], launch, link)
+    decode = decoder(load_tokenizer(policy.model))
+
+    def make(task: dict[str, Any], folder: Path) -> int:
+        groups, given = read_requests(Path(task["requests"]))
+        return write_one(folder, task["index"], groups, given, task["metadata"], engine, decode)
+
+    return make, None
+
+
+def decoder(tokenizer: Any) -> Decode:
+    return lambda token_ids: str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def write_one(
+    folder: Path,
+    index: int,
+    groups: Groups,
+    given: Given,
+    metadata: dict[str, Any],
+    engine: tuple[Sampler, str],
+    decode: Decode,
+) -> int:
+    """Sample a part in one call, and write it; returns its tokens. The engine's name goes into its metadata."""
+    sampler, name = engine
+    completions = sampler([request for requests in groups.values() for request in requests])
+    table = rollouts_table(groups, completions, given, decode)
+    write_part(folder, index, table, ROLLOUTS, check_rollouts, {**metadata, "engine": name})
+    return sum(len(completion.completion_ids) for completion in completions)
+
+
+def rollouts_table(groups: Groups, completions: Sequence[Completion], given: Given, decode: Decode) -> pa.Table:
+    """The groups of a part; completions: those of their requests, in order."""
+    sampled = iter(completions)
+    rows: list[tuple[str, int, Tokens, Completion, int]] = []
+    for prompt_id, requests in groups.items():
+        for number, request in enumerate(requests):
+            rows.append((prompt_id, number, request.prompt_ids, next(sampled), request.seed))
+        for number, answer in enumerate(given.get(prompt_id, ()), len(requests)):
+            completion = Completion(answer, np.empty(0, np.float32), GIVEN)
+            rows.append((prompt_id, number, requests[0].prompt_ids, completion, NO_SEED))
+    prompt_ids, samples, prompts, found, seeds = zip(*rows, strict=True)
+    columns = [
+        prompt_ids,
+        samples,
+        Ragged.of(prompts, np.int32).to_arrow(),
+        Ragged.of([each.completion_ids for each in found], np.int32).to_arrow(),
+        [decode(each.completion_ids.tolist()) for each in found],
+        Ragged.of([each.logprobs for each in found], np.float32).to_arrow(),
+        [each.finish_reason for each in found],
+        seeds,
+    ]
+    return pa.table(columns, schema=ROLLOUTS)
+
+
+def write_requests(path: Path, groups: Groups, given: Given) -> None:
+    """What a worker samples of a part."""
+    rows = [
+        {"prompt_id": key, "prompt_ids": each.prompt_ids, "seed": each.seed, "temperature": each.temperature}
+        for key, requests in groups.items()
+        for each in requests
+    ]
+    rows += [
+        {"prompt_id": key, "prompt_ids": [], "seed": NO_SEED, "temperature": 0.0, "given": answer}
+        for key in groups
+        for answer in given.get(key, ())
+    ]
+    write_file(path, pa.Table.from_pylist(rows, schema=REQUESTS), {"artifact": "requests"})
+
+
+def read_requests(path: Path) -> tuple[dict[str, list[Request]], dict[str, list[Tokens]]]:
+    """What `write_requests` wrote."""
+    table, _ = read_file(path)
+    groups: dict[str, list[Request]] = {}
+    given: dict[str, list[Tokens]] = {}
+    for row in table.to_pylist():
+        if row["given"] is None:
+            request = Request(np.array(row["prompt_ids"], np.int32), row["seed"], row["temperature"])
+            groups.setdefault(row["prompt_id"], []).append(request)
+        else:
+            given.setdefault(row["prompt_id"], []).append(np.array(row["given"], np.int32))
+    return groups, given

@@ -1,0 +1,163 @@
+"""Messages between a stage and its workers: JSON in frames; over TCP both sides show that they have the token."""
+
+import json
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
+from pathlib import Path
+from typing import Any
+
+from gift.project.errors import UserError
+
+PROTOCOL = 1
+"""Of the messages; a worker that speaks another is refused."""
+ANSWER_SECONDS = 60.0
+"""How long the rest of a message may take, or the proof that the other side has the token."""
+MESSAGE_BYTES = 2**24
+Lost = (EOFError, OSError)
+"""What ends a channel."""
+
+
+class Channel:
+    """One end of a connection; `send` may be called from any thread, and by a signal handler between messages."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.lock = threading.Lock()
+
+    def send(self, **message: Any) -> None:
+        """Raises one of `Lost` where nobody hears."""
+        with self.lock:
+            self.connection.send_bytes(json.dumps(message).encode())
+
+    def receive(self) -> dict[str, Any]:
+        """The next message, waited for; raises one of `Lost`, also where what comes is no message."""
+        try:
+            return dict(json.loads(self.connection.recv_bytes(MESSAGE_BYTES)))
+        except (ValueError, TypeError) as error:
+            raise EOFError(f"no message: {error}") from None
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.connection.close()
+
+
+def heard(channels: Iterable[Channel], seconds: float) -> list[Channel]:
+    """Those on which something came within so many seconds, or that ended."""
+    by_connection = {channel.connection: channel for channel in channels}
+    return [by_connection[each] for each in wait(list(by_connection), seconds)]  # type: ignore[index]
+
+
+def channel_of(end: socket.socket, most: float | None = None) -> Channel:
+    """A channel over a connected socket, which it takes over; with `most` no read or write takes longer, in seconds."""
+    end.setblocking(True)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO) if most else ():
+        end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(most or 0), 0))
+    return Channel(Connection(end.detach()))
+
+
+def pair() -> tuple[Channel, socket.socket]:
+    """Our end, and the one for a process that inherits it."""
+    ours, theirs = socket.socketpair()
+    return channel_of(ours, ANSWER_SECONDS), theirs
+
+
+def make_token(path: Path) -> bytes:
+    """The secret of a stage's workers, in a file that its owner alone can read; one that is there is kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), open(path, "x", opener=_private) as file:
+        file.write(secrets.token_hex(32))
+    return read_token(path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def read_token(path: Path) -> bytes:
+    """A `UserError` where others could read it."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise UserError(f"{path}: others can read it, and who has it can be a worker; remove it, and run again")
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UserError(f"{path}: no token of workers ({error.strerror}); the stage that listens writes it") from None
+    if len(token) < 32:
+        raise UserError(f"{path}: no token of workers; remove it, and run again")
+    return token.encode()
+
+
+def _keep_alive(end: socket.socket) -> None:
+    """Find within two minutes that the other host is gone, though nothing is said."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
+        end.setsockopt(socket.IPPROTO_TCP, option, value)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Door:
+    """Where workers of other hosts connect: who shows the token is handed to `welcome`, others are let go.
+
+    Each proves itself in a thread of its own, so that one that connects and says nothing keeps no other out.
+    """
+
+    def __init__(self, address: str, token: bytes, welcome: Callable[[Channel], None]) -> None:
+        host, _, port = address.rpartition(":")
+        try:
+            self.socket = socket.create_server((host, int(port)), backlog=128)
+        except OSError as error:
+            raise UserError(
+                f"launch.yaml: workers.listen: {address}: cannot listen there ({error.strerror}); name an address of "
+                "this host and a free port, or port 0"
+            ) from None
+        self.token, self.welcome = token, welcome
+        self.refused = 0
+        known = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+        self.address = f"{known}:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._open, daemon=True).start()
+
+    def _open(self) -> None:
+        while True:
+            try:
+                end, _ = self.socket.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._look, args=(end,), daemon=True).start()
+
+    def _look(self, end: socket.socket) -> None:
+        _keep_alive(end)
+        channel = channel_of(end, ANSWER_SECONDS)
+        try:
+            deliver_challenge(channel.connection, self.token)
+            answer_challenge(channel.connection, self.token)
+        except (AuthenticationError, AssertionError, ValueError, *Lost):
+            self.refused += 1
+            channel.close()
+            return
+        self.welcome(channel)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+def connect(address: str, token: bytes) -> Channel:
+    """To a stage that listens; raises one of `Lost` where there is none, a `UserError` where the token is another."""
+    host, _, port = address.rpartition(":")
+    end = socket.create_connection((host, int(port)), ANSWER_SECONDS)
+    _keep_alive(end)
+    channel = channel_of(end)
+    try:
+        answer_challenge(channel.connection, token)
+        deliver_challenge(channel.connection, token)
+    except (AuthenticationError, AssertionError, ValueError):
+        channel.close()
+        raise UserError(f"{address}: the stage there has another token; name its file: --token FILE") from None
+    return channel

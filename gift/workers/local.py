@@ -1,0 +1,160 @@
+"""Workers as processes of this machine, each with its own GPUs or its share of the cores; and those of another host."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import click
+
+from gift.project.console import end_with_parent
+from gift.project.errors import UserError, counted
+from gift.project.machine import visible_gpus
+from gift.workers.channel import PROTOCOL, Channel, Lost, connect, pair, read_token
+from gift.workers.link import Job, Link, ending
+from gift.workers.worker import GIVEN_BACK
+
+PROJECT = str(Path(__file__).resolve().parents[2])
+WAIT_SECONDS = 2.0
+RETRIES = 2
+
+
+def shares(gpus: int, number: int | None) -> list[dict[str, str]]:
+    """The environment of each worker of this machine: `gpus` of its GPUs, or of its cores as many as the others have.
+
+    number: of workers, None: as many as there are GPUs for, and one where there are none.
+    """
+    visible = visible_gpus()
+    if visible:
+        groups = [visible[start : start + gpus] for start in range(0, len(visible) - gpus + 1, gpus)]
+        if not groups or (number or 0) > len(groups):
+            raise UserError(
+                f"launch.yaml: {counted(number or 1, 'worker')} of {counted(gpus, 'GPU')} each, and this machine has "
+                f"{counted(len(visible), 'GPU')}; lower the number of workers, or tensor_parallel_size"
+            )
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:number]]
+    cores, count = sorted(os.sched_getaffinity(0)), number or 1
+    cuts = [len(cores) * index // count for index in range(count + 1)]
+    own = [cores[start:stop] or [cores[start % len(cores)]] for start, stop in pairwise(cuts)]
+    return [
+        {"GIFT_CORES": ",".join(map(str, each)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(each)))}
+        for each in own
+    ]
+
+
+def start_worker(way: list[str], environment: dict[str, str], *descriptors: int) -> "subprocess.Popen[bytes]":
+    """A fresh interpreter that works for a stage, in a session of its own; it ends with this process."""
+    path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "gift.worker", *way],
+        pass_fds=descriptors,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_us,
+    )
+
+
+def _end_with_us() -> None:
+    end_with_parent(signal.SIGKILL)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """With all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class LocalWorkers:
+    """A process for each share of this machine, over a socket that nobody else can reach."""
+
+    def __init__(self, job: Job) -> None:
+        self.free = shares(job.gpus, job.number)
+        self.of: dict[Link, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
+
+    def links(self, num_open: int) -> list[Link]:
+        """As many as there are parts for: to load a policy for nothing helps nobody."""
+        idle = sum(link.part is None for link in self.of)
+        new: list[Link] = []
+        while self.free and len(new) + idle < num_open:
+            share = self.free.pop(0)
+            ours, theirs = pair()
+            with theirs:
+                process = start_worker(["--fd", str(theirs.fileno())], share, theirs.fileno())
+            link = Link(ours, f"worker {process.pid}", partial(kill, process), partial(ending, process))
+            self.of[link] = process, share
+            new.append(link)
+        return new
+
+    def lost(self, link: Link) -> None:
+        if link in self.of:
+            process, share = self.of.pop(link)
+            kill(process)
+            self.free.append(share)
+
+    def close(self) -> None:
+        for process, _ in self.of.values():
+            kill(process)
+
+
+def work_here(address: str, token: Path, number: int | None, wait: float, stay: bool) -> int:
+    """Work for the stage that listens at `address` with all GPUs of this host, until it has ended; its exit code.
+
+    wait: seconds to look for it; stay: then work for the next stage that listens there, too.
+    """
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    deadline = time.monotonic() + wait
+    while not ended:
+        try:
+            channel = connect(address, read_token(token))
+        except Lost as error:
+            if time.monotonic() > deadline and not stay:
+                raise UserError(
+                    f"{address}: no stage listens there ({error}); is it running? (--wait SECONDS)"
+                ) from None
+            time.sleep(WAIT_SECONDS)
+            continue
+        _work_for(channel, address, token, number, ended)
+        if not stay:
+            break
+        deadline = time.monotonic() + wait
+    return GIVEN_BACK if ended else 0
+
+
+def _work_for(channel: Channel, address: str, token: Path, number: int | None, ended: list[int]) -> None:
+    """Keep a worker on each share of this host until the stage closes the channel, or this host is told to end."""
+    greeting = channel.receive()
+    if greeting.get("protocol") != PROTOCOL:
+        raise UserError(f"{address}: the stage speaks to workers in another version; give both one commit")
+    channel.send(agent=True, protocol=PROTOCOL, name=socket.gethostname())
+    free = shares(greeting["gpus"], number or greeting["number"])
+    click.echo(f"{counted(len(free), 'worker')} for {greeting['stage']} at {address}", err=True)
+    way = ["--connect", address, "--token", str(token)]
+    running: dict[subprocess.Popen[bytes], dict[str, str]] = {}
+    failures = 0
+    while not ended and not channel.connection.poll(0) and failures < RETRIES:
+        while free:
+            share = free.pop()
+            running[start_worker(way, share)] = share
+        time.sleep(0.2)
+        for process in [each for each in running if each.poll() is not None]:
+            failures = failures + 1 if process.returncode else 0
+            free.append(running.pop(process))
+            kill(process)
+    for process in running:
+        process.terminate()
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        kill(process)
+    channel.close()
+    if failures >= RETRIES:
+        raise UserError(f"{counted(failures, 'worker')} ended one after the other (above); the host works no more")

@@ -1,0 +1,31 @@
+"""From launch.yaml to the workers of a job, or none: then the stage does the work itself."""
+
+from gift.project.errors import UserError
+from gift.workers.link import Job, Source
+from gift.workers.local import LocalWorkers, shares
+from gift.workers.pool import Pool
+from gift.workers.remote import RemoteWorkers, SlurmWorkers, listen_problem
+from gift.workers.settings import Workers
+
+
+def alone(job: Job, settings: Workers) -> bool:
+    """Whether the stage's own process does the work: one worker, here, whom no other may join."""
+    return settings.kind == "local" and settings.listen is None and len(shares(job.gpus, job.number)) == 1
+
+
+def open_pool(job: Job, settings: Workers) -> Pool:
+    """To be entered; nothing is started before."""
+    if problem := listen_problem(settings):
+        raise UserError(problem)
+    sources: list[Source] = []
+    if settings.kind == "local":
+        sources.append(LocalWorkers(job))
+    if settings.kind == "ray":
+        from gift.workers.on_ray import RayWorkers
+
+        sources.append(RayWorkers(job, settings))
+    if settings.kind == "srun":
+        sources.append(SlurmWorkers(job, settings.listen or "", settings.args))
+    elif settings.listen is not None:
+        sources.append(RemoteWorkers(job, settings.listen))
+    return Pool(job, sources, settings.timeout_minutes)

@@ -1,0 +1,131 @@
+"""The worker's side: one process that loads what a job needs, then makes the parts that the stage gives it."""
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gift.project.code import fingerprint
+from gift.project.console import heard_by
+from gift.project.errors import UserError, refused
+from gift.project.machine import versions
+from gift.workers.channel import PROTOCOL, Channel, Lost
+
+GIVEN_BACK = 143
+"""Exit code of a worker that was told to end (128 + SIGTERM)."""
+TELL_SECONDS = 1.0
+
+Make = Callable[[dict[str, Any], Path], int]
+"""Makes the part that a task (JSON) describes as a file in a folder; returns its tokens."""
+
+
+class Ended(Exception):
+    """The stage needs no more."""
+
+
+def identity(stage: str) -> dict[str, Any]:
+    """What must be the same of a worker and of its stage, for the same bytes."""
+    return {"code": fingerprint(stage), "versions": versions()}
+
+
+def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
+    """Work for the stage at the other end until it needs no more, or is gone; returns the exit code.
+
+    kinds: the module of each kind of work, whose `open_job(setup)` gives a `Make`, and what is to be said of it.
+    """
+    back = _GiveBack(channel)
+    signal.signal(signal.SIGTERM, back)
+    try:
+        kind, setup = _greet(channel)
+        make, note = _open(kinds[kind], setup)
+        channel.send(ready=True, note=note)
+        while True:
+            message = _next(channel)
+            back.part, path = message["part"], Path(message["file"])
+            with heard_by(_Told(channel)):
+                tokens = make(message["task"], path.parent)
+            _flush(path)
+            back.part = None
+            channel.send(done=message["part"], tokens=tokens)
+    except Ended:
+        return 0
+    except Lost:
+        return 0  # the stage is gone, and has no ear for why
+    except Exception as error:
+        line = error if isinstance(error, UserError) else refused(error)
+        if line is None:
+            with suppress(*Lost):
+                channel.send(broke=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
+            raise
+        with suppress(*Lost):
+            channel.send(failed=line.message)
+        return 1
+
+
+def _open(module: str, setup: dict[str, Any]) -> tuple[Make, str | None]:
+    make, note = importlib.import_module(module).open_job(setup)
+    return make, note
+
+
+def _greet(channel: Channel) -> tuple[str, dict[str, Any]]:
+    """Say who this is; the kind of work, and what it needs, come back."""
+    stage = _next(channel)
+    if stage.get("protocol") != PROTOCOL:
+        raise UserError(f"the stage speaks to workers in another version ({stage.get('protocol')}, here {PROTOCOL})")
+    channel.send(protocol=PROTOCOL, host=socket.gethostname(), pid=os.getpid(), **identity(stage["stage"]))
+    job = _next(channel)
+    return job["kind"], job["setup"]
+
+
+def _next(channel: Channel) -> dict[str, Any]:
+    message = channel.receive()
+    if "refused" in message:
+        raise UserError(message["refused"])
+    if "end" in message:
+        raise Ended
+    return message
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that another host which shares it finds all of it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class _Told:
+    """Hands on how far a part is, once a second."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.last = channel, 0.0
+
+    def within(self, share: float, tokens: int = 0) -> None:
+        now = time.monotonic()
+        if now - self.last >= TELL_SECONDS:
+            self.last = now
+            self.channel.send(share=share, tokens=tokens)
+
+
+class _GiveBack:
+    """On SIGTERM (preemption) the part that is being made goes back at once, and the process ends."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.part: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        # In the middle of a message its end is not ours to write: the stage then takes it for a death.
+        if self.channel.lock.acquire(blocking=False):
+            self.channel.lock.release()
+            with suppress(*Lost):
+                self.channel.send(back=self.part)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(GIVEN_BACK)
