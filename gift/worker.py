@@ -13,7 +13,7 @@ from gift.workers.worker import serve
 KINDS = {
     "sample": "gift.sampling.parts",
     "reference": "gift.training.reference.table",
-    "score": "gift.scoring.parts",
+    "score": "gift.scoring.scorer",
 }
 """The module of each kind of work: its `open_job(setup)` gives what makes a part."""
 

@@ -14,6 +14,7 @@ from gift.scoring.rows import Asked
 from gift.scoring.score import score_table, write_answer_scores
 from gift.scoring.settings import Score, ScoreLaunch, refuse_judges
 from gift.tables.prompts import read_prompts
+from gift.workers.settings import Workers
 from stages import of_round, paths
 
 
@@ -40,7 +41,9 @@ def main(
     if judges:
         Asked(score, table).correct(judges)
     launch = read_launch("score", ScoreLaunch)
-    work, scored = score_table(f"evaluate@{name}", answers, prompts, table, score, launch)
+    work, scored = score_table(
+        f"evaluate@{name}", answers, prompts, table, score, launch, read_launch("workers", Workers)
+    )
     numbers = answer_numbers(scored.rows, scored.scores, table, judges, scored.source)
     row = {"name": name, "round": scored.source["round"], **numbers}
     made = {"answer_scores": scores, "evaluate.json": metrics, "history.json": history}

@@ -14,6 +14,7 @@ from gift.scoring.score import score_table, write_tables
 from gift.scoring.settings import Score, ScoreLaunch
 from gift.tables.prompts import read_prompts
 from gift.tables.rollouts import without_given
+from gift.workers.settings import Workers
 from stages import of_round, paths
 
 
@@ -30,7 +31,7 @@ def main(
     asks = Asked(score, table)
     asks.refuse_useless()
     label = f"score@{name}"
-    work, scored = score_table(label, rollouts, prompts, table, score, launch)
+    work, scored = score_table(label, rollouts, prompts, table, score, launch, read_launch("workers", Workers))
     for line in constant_rewards(scored.scores, score.rewards):
         click.echo(f"{label}: {line}", err=True)
     numbers = score_metrics(scored.rows, scored.scores, score)

@@ -18,7 +18,8 @@ from gift.scoring.metrics import score_metrics
 from gift.scoring.plan import load_plan
 from gift.scoring.pool import RewardPool
 from gift.scoring.rows import Asked, PartRows
-from gift.scoring.score import score_parts, total_rewards
+from gift.scoring.score import score_parts
+from gift.scoring.scorer import total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths

@@ -18,7 +18,8 @@ from gift.project.params import settings_of
 from gift.project.work import tree_digest
 from gift.scoring.loading import one_line
 from gift.scoring.metrics import score_metrics
-from gift.scoring.score import score_parts, total_rewards
+from gift.scoring.score import score_parts
+from gift.scoring.scorer import total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.worker import Outcome
 from gift.tables.parquet import part_paths

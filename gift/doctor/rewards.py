@@ -22,7 +22,7 @@ from gift.rewards.total import counting
 from gift.scoring.metrics import FAILED
 from gift.scoring.plan import check_rewards, load_plan, settings_problems
 from gift.scoring.rows import NOT_ASKED, Asked, Mask, column_values
-from gift.scoring.score import total_rewards
+from gift.scoring.scorer import total_rewards
 from gift.scoring.settings import Reward, Score
 from gift.scoring.trials import GOLD_COLUMNS, Trial, mean, try_rewards
 from gift.tables.counting import rewards_digest

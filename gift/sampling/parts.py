@@ -131,9 +131,9 @@ def open_job(setup: dict[str, Any]) -> tuple[Make, None]:
     engine = start_sampler(policy, sampling, setup["ends"], setup["context"], launch, link)
     decode = decoder(load_tokenizer(policy.model))
 
-    def make(task: dict[str, Any], folder: Path) -> int:
+    def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         groups, given = read_requests(Path(task["requests"]))
-        return write_one(folder, task["index"], groups, given, task["metadata"], engine, decode)
+        return {"tokens": write_one(folder, task["index"], groups, given, task["metadata"], engine, decode)}
 
     return make, None
 

@@ -77,6 +77,9 @@ class ScoreLaunch(Section):
     """The workers of rewards, and where the judge answers."""
 
     workers: Count = 2
+    processes: Count | None = Field(
+        None, description="that each have such workers, and models on a GPU; null: with a reward_model one for each GPU"
+    )
     judge_endpoint: str | None = Field(None, description="e.g. http://127.0.0.1:8000/v1")
 
 

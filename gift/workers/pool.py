@@ -70,18 +70,18 @@ class Pool:
             source.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, parts: Sequence[Part], progress: Progress) -> Iterator[tuple[Part, int]]:
-        """Have the parts made; each is given back, with its tokens, when its file is in its place."""
+    def run(self, parts: Sequence[Part], progress: Progress) -> Iterator[tuple[Part, dict[str, Any]]]:
+        """Have the parts made; each is given back, with what its worker says of it, when its file is in its place."""
         self.deaths.clear()
         self.pending.extend(parts)
         while self.pending or any(link.part for link in self.links):
-            for part, tokens in self._step():
-                yield part, tokens
-                progress.advance(part.count, tokens)
+            for part, facts in self._step():
+                yield part, facts
+                progress.advance(part.count, facts["tokens"])
             busy = [link for link in self.links if link.part]
             progress.open_parts([(link.part.count, link.share, link.tokens) for link in busy if link.part])
 
-    def _step(self) -> list[tuple[Part, int]]:
+    def _step(self) -> list[tuple[Part, dict[str, Any]]]:
         """Greet who is new, hand out parts, hear what workers say, and end those that hang."""
         for source in self.sources:
             for link in source.links(len(self.pending)):
@@ -90,7 +90,7 @@ class Pool:
             self._give(link, self.pending.popleft())
         if not self.links:
             time.sleep(GLANCE_SECONDS)
-        made: list[tuple[Part, int]] = []
+        made: list[tuple[Part, dict[str, Any]]] = []
         by_channel = {link.channel: link for link in self.links}
         for link in (by_channel[channel] for channel in heard(by_channel, GLANCE_SECONDS)):
             try:
@@ -121,7 +121,7 @@ class Pool:
             link.channel.send(part=part.index, task=part.task(), file=str(path))
         link.file = path
 
-    def _hear(self, link: Link, message: dict[str, Any]) -> list[tuple[Part, int]]:
+    def _hear(self, link: Link, message: dict[str, Any]) -> list[tuple[Part, dict[str, Any]]]:
         if "agent" in message:
             self.links.remove(link)
             self.agents.append(link.channel)
@@ -143,7 +143,7 @@ class Pool:
         elif "done" in message and link.part:
             part, link.part = link.part, None
             self._adopt(link, part)
-            return [(part, int(message["tokens"]))]
+            return [(part, message["facts"])]
         return []
 
     def _admit(self, link: Link, message: dict[str, Any]) -> None:

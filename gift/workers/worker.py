@@ -22,8 +22,8 @@ GIVEN_BACK = 143
 """Exit code of a worker that was told to end (128 + SIGTERM)."""
 TELL_SECONDS = 1.0
 
-Make = Callable[[dict[str, Any], Path], int]
-"""Makes the part that a task (JSON) describes as a file in a folder; returns its tokens."""
+Make = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""Makes the part that a task (JSON) describes as a file in a folder; returns what is to be said of it: its `tokens`."""
 
 
 class Ended(Exception):
@@ -50,10 +50,10 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
             message = _next(channel)
             back.part, path = message["part"], Path(message["file"])
             with heard_by(_Told(channel)):
-                tokens = make(message["task"], path.parent)
+                facts = make(message["task"], path.parent)
             _flush(path)
             back.part = None
-            channel.send(done=message["part"], tokens=tokens)
+            channel.send(done=message["part"], facts=facts)
     except Ended:
         return 0
     except Lost:

@@ -64,7 +64,7 @@ def write_reference(
             if note:
                 click.echo(f"{label}: {note}", err=True)
             for task in tasks.values():
-                progress.advance(1, make(task, folder))
+                progress.advance(1, make(task, folder)["tokens"])
             return
         parts = [Part(index, partial(dict, task), folder / part_name(index)) for index, task in tasks.items()]
         with open_pool(job, workers) as pool:
@@ -113,7 +113,7 @@ def open_models(models: Models) -> tuple[Make, str | None]:
     is_base = policy.adapter is not None and reference == PolicyFiles(policy.model)
     other = own if is_base or reference == policy else opened(reference)
 
-    def make(task: dict[str, Any], folder: Path) -> int:
+    def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         table, _ = read_part(Path(task["rollouts"]), ROLLOUTS, check_rollouts)
         part = _Part(table, launch.tokens_per_batch)
         passes = 1 if reference == policy else 2
@@ -127,7 +127,7 @@ def open_models(models: Models) -> tuple[Make, str | None]:
         schema = WEIGHTED if weights else REFERENCE
         named = pa.table(columns, names=schema.names)
         write_part(folder, task["index"], named, schema, check_reference, task["metadata"])
-        return len(old.values) * passes
+        return {"tokens": len(old.values) * passes}
 
     return make, own.note
 
