@@ -47,6 +47,7 @@ class Link:
 
     channel: Channel
     name: str = "a worker"
+    pid: int = 0  # on its host
     kill: Callable[[], None] = lambda: None
     how: Callable[[], str] = lambda: "its connection was lost"
     state: State = "greeted"

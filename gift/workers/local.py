@@ -23,6 +23,7 @@ from gift.workers.worker import GIVEN_BACK
 PROJECT = str(Path(__file__).resolve().parents[2])
 WAIT_SECONDS = 2.0
 RETRIES = 2
+MODULE = "gift.worker"
 
 
 def shares(gpus: int, number: int | None) -> list[dict[str, str]]:
@@ -52,7 +53,7 @@ def start_worker(way: list[str], environment: dict[str, str], *descriptors: int)
     """A fresh interpreter that works for a stage, in a session of its own; it ends with this process."""
     path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "gift.worker", *way],
+        [sys.executable, "-m", MODULE, *way],
         pass_fds=descriptors,
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdin=subprocess.DEVNULL,

@@ -114,7 +114,7 @@ class Pool:
     def _give(self, link: Link, part: Part) -> None:
         """Each file has a name of its own: a worker that was given up, and goes on, writes into nobody's part."""
         self.num_files += 1
-        path = self.folder / str(self.num_files) / part.path.name
+        path = self.folder / f"{self.num_files}.{link.pid}" / part.path.name
         path.parent.mkdir()
         link.part, link.heard, link.share, link.tokens = part, time.monotonic(), 0.0, 0
         with suppress(*Lost):
@@ -148,7 +148,7 @@ class Pool:
 
     def _admit(self, link: Link, message: dict[str, Any]) -> None:
         """A worker that would make other bytes is refused, with what differs."""
-        link.name = f"worker {message['host']}:{message['pid']}"
+        link.pid, link.name = message["pid"], f"worker {message['host']}:{message['pid']}"
         if (problem := self._unlike(message)) is not None:
             click.echo(f"{self.job.label}: {link.name} is refused: {problem}", err=True)
             with suppress(*Lost):
@@ -203,6 +203,7 @@ class Pool:
                     f"{self.job.label}: {self.failed_starts} workers ended before they had loaded, the last: {why}; "
                     "GIFT_VERBOSE=1 shows what they say"
                 )
+            click.echo(f"{self.job.label}: {link.name} ended before it had loaded ({why})", err=True)
 
     def _forget(self, link: Link) -> None:
         self.links.remove(link)

@@ -30,6 +30,10 @@ class Ended(Exception):
     """The stage needs no more."""
 
 
+class Refused(UserError):
+    """The stage takes no such worker."""
+
+
 def identity(stage: str) -> dict[str, Any]:
     """What must be the same of a worker and of its stage, for the same bytes."""
     return {"code": fingerprint(stage), "versions": versions()}
@@ -58,6 +62,8 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
         return 0
     except Lost:
         return 0  # the stage is gone, and has no ear for why
+    except Refused:
+        raise
     except Exception as error:
         line = error if isinstance(error, UserError) else refused(error)
         if line is None:
@@ -87,7 +93,7 @@ def _greet(channel: Channel) -> tuple[str, dict[str, Any]]:
 def _next(channel: Channel) -> dict[str, Any]:
     message = channel.receive()
     if "refused" in message:
-        raise UserError(message["refused"])
+        raise Refused(message["refused"])
     if "end" in message:
         raise Ended
     return message

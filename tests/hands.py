@@ -1,0 +1,59 @@
+"""Toy work for a real worker: `python -m tests.hands` is `python -m gift.worker` with a kind that writes a text."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gift import worker
+from gift.project.console import within
+from gift.project.errors import UserError
+
+Make = Callable[[dict[str, Any], Path], dict[str, Any]]
+
+
+def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
+    """What a task says is done to it: see `make`; `start` is done while loading."""
+    act(setup.get("start", ""), Path(setup["folder"]))
+
+    def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+        within(0.5, 7)
+        act(task.get("do", ""), Path(setup["folder"]))
+        (folder / f"{task['index']}.txt").write_text(task["text"])
+        return {"tokens": len(task["text"]), "pid": os.getpid()}
+
+    return make, setup.get("note")
+
+
+def act(what: str, folder: Path) -> None:
+    """die, break, fail, hang, stop; with `once ` before it only if nobody did so in this folder; `sleep N`."""
+    once, what = what.startswith("once "), what.removeprefix("once ")
+    mark = folder / what
+    if not what or (once and mark.exists()):
+        return
+    mark.write_text(str(os.getpid()))
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "break":
+        raise ValueError("a bug")
+    if what == "fail":
+        raise UserError("params.yaml: a mistake")
+    time.sleep({"hang": 600.0}.get(what) or float(what.split()[1]))
+
+
+if __name__ == "__main__":
+    worker.KINDS["toy"] = "tests.hands"
+    if other := os.environ.get("OTHER_VERSION"):
+        from gift.workers import worker as side
+
+        own = side.identity
+        side.identity = lambda stage: {**own(stage), **json.loads(other)}
+    code = worker.main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)
