@@ -222,11 +222,19 @@ def test_ray_on_two_nodes_makes_the_bytes_of_one_process_though_one_is_lost(copi
         run(copied, "generate@r1", launch, env)
         assert made(copied) == before
         stage = start(copied, "generate@r1", launch, env)
-        while len(at_work(copied, "generate@r1")) < 2:
-            time.sleep(0.02)
+        held: set[int] = set()
+        while len(held) < 2:  # each is held at its part, until the other has one too
+            for pid in {*at_work(copied, "generate@r1")} - held:
+                os.kill(pid, signal.SIGSTOP)
+                held.add(pid)
+            time.sleep(0.01)
             assert stage.poll() is None, stage.communicate()[0]
         cluster.remove_node(second, allow_graceful=False)
+        assert len(psutil.wait_procs([psutil.Process(pid) for pid in held], 30)[1]) == 1, "one node's worker ended"
+        for pid in filter(psutil.pid_exists, held):
+            os.kill(pid, signal.SIGCONT)
         said, _ = stage.communicate()
+        assert "died at part" in said, said
         assert stage.returncode == 0, said
         assert made(copied) == before
     finally:

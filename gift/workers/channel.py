@@ -44,6 +44,9 @@ class Channel:
             raise EOFError(f"no message: {error}") from None
 
     def close(self) -> None:
+        """Of both ends, also where another thread waits here: to close a descriptor that is read from wakes nobody."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
         with suppress(OSError):
             self.connection.close()
 

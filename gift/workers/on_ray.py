@@ -61,7 +61,7 @@ class RayWorkers:
             ray.init(
                 settings.address,
                 include_dashboard=None if settings.address else False,
-                log_to_driver=True,
+                log_to_driver=loud,
                 logging_level="INFO" if loud else "ERROR",
                 configure_logging=loud,
             )
