@@ -989,13 +989,24 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"update": {"launcher": "deepspeed", "num_processes": 4}}, 2, "error", "launch.yaml: update.num_processes"),
         ({"update": {"launcher": "deepspeed", "num_processes": 2}}, 2, None, ""),
-        ({}, 2, "note", "launch.yaml: update.launcher"),
+        ({"generate": {"engines": 2}}, 1, "error", "launch.yaml: generate.engines"),
+        ({"reference": {"processes": 999}}, 0, "warning", "launch.yaml: reference.processes"),
+        ({"workers": {"kind": "connect"}}, 0, "error", "launch.yaml: workers.kind"),
+        ({"workers": {"kind": "srun", "listen": "0.0.0.0:0"}}, 0, "warning", "launch.yaml: workers.kind"),
         ({}, 1, None, ""),
     ],
 )
 def test_a_launch_profile_is_held_against_the_gpus(launch: dict[str, Any], gpus: int, level: str, where: str) -> None:
     found = [each for each in machine_findings(settings(launch), Gpus(gpus)) if each.level != "ok"]
     assert [(each.level, each.where) for each in found] == ([(level, where)] if level else [])
+
+
+def test_engines_without_a_part_are_noted() -> None:
+    own = {"prompts_per_round": 64, "groups_per_part": 32}
+    project = settings({"update": {"launcher": "deepspeed", "num_processes": 4}}, generate=own)
+    found = [each for each in machine_findings(project, Gpus(4)) if each.level == "note"]
+    assert [each.where for each in found] == ["params.yaml: generate.groups_per_part"]
+    assert "makes 2 parts, so that 2 of 4 engines have nothing to do; lower it to 16" in found[0].text
 
 
 def test_tasks_that_see_one_gpu_each_are_noted() -> None:

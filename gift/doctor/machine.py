@@ -19,6 +19,9 @@ from gift.training.launcher import allocation_problem, hostfile, hosts_problem, 
 from gift.training.settings import UpdateLaunch
 from gift.upkeep.look import dvc_cache, dvc_links
 from gift.upkeep.repro import above, dvc_problems
+from gift.workers.local import gpus_problem
+from gift.workers.on_ray import ray_problem
+from gift.workers.remote import listen_problem, slurm_problem
 
 say, storage = Theme("machine"), Theme("storage")
 NUM_SHOWN = 5
@@ -33,11 +36,9 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
     yield say.ok(f"Python {'.'.join(map(str, sys.version_info[:3]))}, {os.cpu_count()} cores, {shown}")
     shares = project.launch.generate.tensor_parallel_size
     line = f"launch.yaml: generate.tensor_parallel_size: {shares}"
-    if shares > 1 and "vllm" in (params.generate.engine, params.evaluate.engine):
-        if shares > gpus.count > 0:
-            yield say.error(f"{line}: this machine has {gpus.count} GPUs, and sampling is one engine on it; lower it")
-        if not gpus.count:
-            yield say.warning(f"{line}: there is no GPU here; right only where the stages will run on another machine")
+    if shares > 1 and "vllm" in (params.generate.engine, params.evaluate.engine) and not gpus.count:
+        yield say.warning(f"{line}: there is no GPU here; right only where the stages will run on another machine")
+    yield from _worker_findings(project, gpus)
     for section, sampling in params.samplings.items() if params.update.lora else ():
         # Said here, for without a check the first round would train before the next one fails.
         if reason := adapter_dtype_refusal(sampling.engine, sampling.dtype, gpus.count > 0):
@@ -58,6 +59,38 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
             yield say.error(f"{line}: this machine has {gpus.count} GPUs, one for each process; lower it")
         if not gpus.count and processes > (os.cpu_count() or 1):
             yield say.warning(f"{line}: more processes than this machine's {os.cpu_count()} cores, and no GPU")
+
+
+def _worker_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
+    """Whether the workers of this launch profile can start here, and have something to do."""
+    params, launch = project.params, project.launch
+    workers, generate = launch.workers, launch.generate
+    if problem := listen_problem(workers) or (ray_problem() if workers.kind == "ray" else None):
+        yield say.error(problem)
+    if workers.kind == "srun" and (problem := slurm_problem()):  # on another machine, perhaps
+        yield say.warning(problem)
+    if workers.kind != "local":
+        return
+    numbers = {
+        "generate.engines": (generate.tensor_parallel_size, generate.engines),
+        "reference.processes": (1, launch.reference.processes),
+        "score.processes": (1, launch.score.processes),
+    }
+    for key, (each, number) in numbers.items():
+        line = f"launch.yaml: {key}: {number}" if number else f"launch.yaml: generate.tensor_parallel_size: {each}"
+        if gpus.count and (problem := gpus_problem(gpus.count, each, number)):
+            yield say.error(f"{line}: {problem}")
+        elif not gpus.count and (number or 1) > (cores := os.cpu_count() or 1):
+            yield say.warning(f"{line}: more workers than this machine's {cores} cores, and no GPU; lower it")
+    engines = generate.engines or gpus.count // generate.tensor_parallel_size
+    groups = {"generate": params.generate.most[0], "evaluate": params.prepare.num_eval}
+    for section, sampling in params.samplings.items():
+        parts = -(-groups[section] // sampling.groups_per_part)
+        if parts < engines:
+            most = max(groups[section] // engines, 1)
+            text = f"makes {counted(parts, 'part')}, so that {engines - parts} of {engines} engines have nothing to do"
+            line = f"params.yaml: {section}.groups_per_part: {sampling.groups_per_part}"
+            yield say.note(f"{line}: {text}; lower it to {most} before the first round")
 
 
 def host_findings(launch: UpdateLaunch) -> list[Finding]:

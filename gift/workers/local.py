@@ -33,12 +33,9 @@ def shares(gpus: int, number: int | None) -> list[dict[str, str]]:
     """
     visible = visible_gpus()
     if visible:
+        if problem := gpus_problem(len(visible), gpus, number):
+            raise UserError(f"launch.yaml: {problem}")
         groups = [visible[start : start + gpus] for start in range(0, len(visible) - gpus + 1, gpus)]
-        if not groups or (number or 0) > len(groups):
-            raise UserError(
-                f"launch.yaml: {counted(number or 1, 'worker')} of {counted(gpus, 'GPU')} each, and this machine has "
-                f"{counted(len(visible), 'GPU')}; lower the number of workers, or tensor_parallel_size"
-            )
         return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:number]]
     cores, count = sorted(os.sched_getaffinity(0)), number or 1
     cuts = [len(cores) * index // count for index in range(count + 1)]
@@ -47,6 +44,16 @@ def shares(gpus: int, number: int | None) -> list[dict[str, str]]:
         {"GIFT_CORES": ",".join(map(str, each)), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(each)))}
         for each in own
     ]
+
+
+def gpus_problem(there: int, gpus: int, number: int | None) -> str | None:
+    """Fewer GPUs than the workers of this machine take."""
+    if (number or 1) * gpus <= there:
+        return None
+    return (
+        f"{counted(number or 1, 'worker')} of {counted(gpus, 'GPU')} each, and this machine has "
+        f"{counted(there, 'GPU')}; lower the number of workers, or tensor_parallel_size"
+    )
 
 
 def start_worker(way: list[str], environment: dict[str, str], *descriptors: int) -> "subprocess.Popen[bytes]":
@@ -89,7 +96,7 @@ class LocalWorkers:
             ours, theirs = pair()
             with theirs:
                 process = start_worker(["--fd", str(theirs.fileno())], share, theirs.fileno())
-            link = Link(ours, f"worker {process.pid}", partial(kill, process), partial(ending, process))
+            link = Link(ours, kill=partial(kill, process), how=partial(ending, process))
             self.of[link] = process, share
             new.append(link)
         return new

@@ -98,7 +98,7 @@ class RayWorkers:
         ours, theirs = pair()
         inner = channel_of(theirs)
         why = ["its node or its actor was lost"]
-        link = Link(ours, "a worker of Ray's", lambda: self._kill(actor), lambda: why[0])
+        link = Link(ours, kill=lambda: self._kill(actor), how=lambda: why[0])
         threading.Thread(target=self._speak, args=(actor, inner), daemon=True).start()
         threading.Thread(target=self._hear, args=(actor, inner, why), daemon=True).start()
         self.groups[link] = group
