@@ -33,13 +33,14 @@ NAMED = {
         "gift.tables.parts:read_table",
         "gift.tables.parts:write_part",
         "gift.tables.prompts:read_prompts",
-        "gift.training.saving:save_state",
-        "gift.training.saving:load_state",
-        "gift.training.saving:save_policy",
+        "gift.training.saving.state:write_state",
+        "gift.training.saving.state:Unsealed.seal",
+        "gift.training.saving.state:Stored.__init__",
+        "gift.training.saving.policy:write_policy",
         "gift.project.work:Work.publish",
         "gift.project.work:write_json",
     ),
-    "check of the saved policy": ("gift.training.saving:check_saved",),
+    "check of the saved policy": ("gift.training.saving.policy:check_saved",),
 }
 
 

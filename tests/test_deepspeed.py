@@ -15,9 +15,10 @@ from gift.policy.folder import PolicyFiles, stored_in_bfloat16
 from gift.policy.open import Training, open_policy
 from gift.project.errors import UserError
 from gift.training.deepspeed_config import PASSES, deepspeed_config, key_problems
-from gift.training.engine import Engine, FullState, start_engine
+from gift.training.engine import Engine, start_engine
 from gift.training.ranks import distributed
 from tests.ranks import run_as_rank, run_ranks
+from tests.states import FullState, full_state
 from tests.test_engine import Logprobs, difference, load_state, one_step, plain_torch, save_state, settings
 
 OPTIMIZER, PARAMETERS = {"offload_optimizer": True}, {"offload_parameters": True}
@@ -91,7 +92,7 @@ def run(name: str) -> tuple[list[float], FullState | None]:
     dtype, stage, more = CASES[name]
     engine = Engine(Logprobs(checkpointing=list(CASES).index(name) % 2 == 0), settings(stage, dtype, **more))
     norms = [one_step(engine, step) for step in range(2)]
-    state = engine.full_state()
+    state = full_state(engine)
     engine.close()
     return norms, state
 
@@ -141,9 +142,10 @@ def test_the_engine_starts_from_exactly_the_weights_of_the_file(
         policy = open_policy(PolicyFiles(tmp_path), dtype, training=Training(None, 0))
         model = TokenLogprobs(policy, 1.0, "auto")
         engine = start_engine(model, settings(stage, dtype), checkpointing=False)
-        weights = engine.weights()
+        state = full_state(engine)
         engine.close()
-    assert weights is not None
+    assert state is not None
+    weights = state.tensors["weight"]
     assert weights.keys() == {f"model.{name}" for name in given}
     for name, tensor in given.items():
         assert torch.equal(weights[f"model.{name}"], tensor.float())
@@ -172,9 +174,9 @@ def test_one_process_with_offload_is_plain_torch(truth: dict, dtype: str, stage:
     states, norms = truth[dtype]
     with distributed():
         engine = Engine(Logprobs(), settings(stage, dtype, **offload))
-        engine.load_full_state(states[0])
+        engine.load(states[0])
         assert [one_step(engine, step) for step in (1, 2)] == pytest.approx(norms[1:], rel=1e-6)
-        state = engine.full_state()
+        state = full_state(engine)
         assert state is not None
         assert difference(state, states[2]) < 1e-6
         engine.close()
@@ -205,7 +207,7 @@ def test_keys_that_measure_do_not_change_the_step(
     with distributed():
         engine = Engine(Logprobs(), settings(0, deepspeed=measuring))
         assert [one_step(engine, step) for step in range(3)] == pytest.approx(norms, rel=1e-6)
-        state = engine.full_state()
+        state = full_state(engine)
         assert state is not None
         assert difference(state, states[2]) < 1e-6
         engine.close()

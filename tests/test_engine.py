@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gift.project.errors import UserError
-from gift.training.engine import Engine, EngineSettings, FullState
+from gift.training.engine import Engine, EngineSettings
 from gift.training.ranks import distributed
 from tests.ranks import run_as_rank, run_two_ranks
+from tests.states import FullState, full_state
 
 LR = (1e-3, 2e-3, 5e-4)  # one a step; not constant, so that a step that ignores it is caught
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -144,14 +145,14 @@ def worker(folder: Path) -> None:
         for dtype, stage in CASES:
             engine = Engine(Logprobs(), settings(stage, dtype))
             norms = [one_step(engine, step) for step in (0, 1)]
-            states = [engine.full_state()]
+            states = [full_state(engine)]
             norms.append(one_step(engine, 2))
-            states.append(engine.full_state())
+            states.append(full_state(engine))
             engine.close()
             engine = Engine(Logprobs(), settings(stage, dtype))
-            engine.load_full_state(load_state(folder / f"{dtype}-one-1.safetensors") if engine.rank == 0 else None)
+            engine.load(load_state(folder / f"{dtype}-one-1.safetensors") if engine.rank == 0 else None)
             norms.append(one_step(engine, 2))
-            states.append(engine.full_state())
+            states.append(full_state(engine))
             engine.close()
             for name, state in zip(("two-1", "two-2", "resumed"), states, strict=True):
                 if state is not None:
@@ -174,7 +175,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
             norms = []
             for step in range(3):
                 norms.append(one_step(engine, step))
-                state = engine.full_state()
+                state = full_state(engine)
                 assert state is not None
                 save_state(state, folder / f"{dtype}-one-{step}.safetensors")
             save_file({"norms": torch.tensor(norms)}, folder / f"{dtype}-one-norms.safetensors")
@@ -219,9 +220,9 @@ def test_one_process_continues_what_two_ranks_wrote(two: Path, truth: dict, dtyp
     states, norms = truth[dtype]
     with distributed():
         engine = Engine(Logprobs(), settings(SIMPLEST[dtype], dtype))
-        engine.load_full_state(load_state(two / f"{dtype}-{stage}-two-1.safetensors"))
+        engine.load(load_state(two / f"{dtype}-{stage}-two-1.safetensors"))
         assert one_step(engine, 2) == pytest.approx(norms[2], rel=1e-6)
-        state = engine.full_state()
+        state = full_state(engine)
         assert state is not None
         assert difference(state, states[2]) < 1e-6
         engine.close()
@@ -232,9 +233,9 @@ def test_master_weights_keep_what_bfloat16_would_round_away() -> None:
     given = {name: p.detach().clone() for name, p in module.named_parameters()}
     with distributed():
         engine = Engine(module, settings(1, "bfloat16"))
-        weights = engine.weights()
-        assert weights is not None
-        assert farthest(weights, given) == 0
+        state = full_state(engine)
+        assert state is not None
+        assert farthest(state.tensors["weight"], given) == 0
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
         assert engine.steps == 0
         engine.close()
@@ -248,7 +249,7 @@ def test_only_trainable_weights_are_trained_and_kept() -> None:
     with distributed():
         engine = Engine(module, settings(0))
         one_step(engine, 0)
-        state = engine.full_state()
+        state = full_state(engine)
         assert state is not None
         assert all("norm" in name for name in state.tensors["weight"])
         assert farthest({n: p.detach() for n, p in module.named_parameters() if n in frozen}, frozen) == 0
@@ -263,7 +264,7 @@ def test_without_a_limit_nothing_is_clipped(truth: dict, stage: int) -> None:
     with distributed():
         engine = Engine(Logprobs(), replace(settings(stage), max_grad_norm=None))
         assert one_step(engine, 0) == pytest.approx(norms[0], rel=1e-6)
-        state = engine.full_state()
+        state = full_state(engine)
         engine.close()
     assert state is not None
     whole = {name: clipped * norms[0] / MAX_GRAD_NORM for name, clipped in states[0].tensors["exp_avg"].items()}
@@ -293,11 +294,11 @@ def test_refusals_name_what_is_wrong() -> None:
         with pytest.raises(UserError, match="stage"):
             Engine(nn.Linear(2, 2), settings(1, deepspeed={"zero_optimization": {"stage": 3}}))
         engine = Engine(nn.Linear(2, 2), settings(0))
-        state = engine.full_state()
+        state = full_state(engine)
         assert state is not None
         for wrong in ({}, {"weight": torch.zeros(2, 2)}, {"weight": torch.zeros(1, 2), "bias": torch.zeros(2)}):
             with pytest.raises(UserError, match="exp_avg does not fit the module"):
-                engine.load_full_state(FullState(0, {**state.tensors, "exp_avg": wrong}))
+                engine.load(FullState(0, {**state.tensors, "exp_avg": wrong}))
         engine.close()
 
 

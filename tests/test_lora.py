@@ -26,11 +26,12 @@ from gift.policy.settings import Lora
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
 from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
-from gift.training.engine import Engine, EngineSettings, FullState
+from gift.training.engine import Engine, EngineSettings
 from gift.training.ranks import distributed
-from gift.training.saving import save_policy
+from gift.training.saving.state import Stored
 from stages import update
 from tests.ranks import run_as_rank, run_two_ranks
+from tests.states import FullState, full_state, save_policy
 
 LORA = Lora(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
 ALL = Lora(r=3, lora_alpha=3)
@@ -214,7 +215,7 @@ def trained(base: Path, dtype: str, stage: int, stop: int = 3, state: FullState 
     module = Weighted(load_trainable(PolicyFiles(base), LORA, dtype, seed=0), checkpointing=True)
     engine = Engine(module, settings(dtype, stage))
     if state is not None:
-        engine.load_full_state(state if engine.rank == 0 else None)
+        engine.load(state if engine.rank == 0 else None)
     for step in range(engine.steps, stop):
         batches = micro_batches(step)
         mine = range(3) if engine.world_size == 1 else SHARES[engine.rank]
@@ -222,7 +223,7 @@ def trained(base: Path, dtype: str, stage: int, stop: int = 3, state: FullState 
         for ids, coefficients in [batches[i] for i in mine] + [(batches[0][0][:1, :2], torch.zeros(1))] * pads:
             engine.backward((coefficients * engine.forward(ids)).sum())
         engine.step(LR[step])
-    full = engine.full_state()
+    full = full_state(engine)
     engine.close()
     return full
 
@@ -370,13 +371,11 @@ def test_a_round_is_an_adapter_folder_on_the_base(rounds: Path) -> None:
 
 
 def test_the_next_round_goes_on_with_the_optimizer_state(rounds: Path) -> None:
-    from gift.training.saving import load_state
-
-    (first, _), (second, facts) = (load_state(rounds / name / "optimizer/state.safetensors") for name in ("r1", "r2"))
+    first, second = (Stored(rounds / name / "optimizer/state.safetensors") for name in ("r1", "r2"))
     steps = [json.loads((rounds / name / "metrics/update.json").read_text())["num_steps"] for name in ("r1", "r2")]
     assert (first.step, second.step) == (steps[0], sum(steps))
-    assert facts["policy"] == json.loads((rounds / "r2/policy/gift.json").read_text())["digest"]
-    assert all(".lora_" in name for name in second.tensors["exp_avg"])
+    assert second.facts["policy"] == json.loads((rounds / "r2/policy/gift.json").read_text())["digest"]
+    assert all(".lora_" in name for name in second.shapes["exp_avg"])
 
 
 def test_one_model_gives_both_log_probs_of_a_round(rounds: Path) -> None:

@@ -15,7 +15,8 @@ from gift.policy.folder import Lineage, PolicyFiles
 from gift.policy.open import open_policy
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.training.saving import Probe, check_saved, parents_state
+from gift.training.saving.policy import Probe, Written, check_saved, digest_of
+from gift.training.saving.state import parents_state
 
 PROMPT, COMPLETION = Ragged.of([[5, 6, 7]], np.int32), Ragged.of([np.arange(100) % 50], np.int32)
 
@@ -29,8 +30,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> PolicyFiles:
 
 
 def check(files: PolicyFiles, model: Any, dtype: str, trained: Tensor) -> None:
-    weights = {f"model.{name}": parameter.detach().float() for name, parameter in model.named_parameters()}
-    check_saved(files, weights, dtype, Probe(0.9, PROMPT, COMPLETION, trained))
+    digests = {name: digest_of(parameter) for name, parameter in model.named_parameters()}
+    check_saved(Written(files, digests), dtype, Probe(0.9, PROMPT, COMPLETION, trained))
 
 
 def logprobs(model: Any) -> Tensor:
@@ -48,7 +49,7 @@ def test_a_policy_that_is_not_the_trained_one_is_refused(saved: PolicyFiles, dty
         check(saved, model, dtype, trained * torch.nan)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[3, 3] *= 1.01  # which no log-prob tells
-    with pytest.raises(UserError, match=r"trained one in model.model.layers.0.mlp.up_proj.weight; nothing"):
+    with pytest.raises(UserError, match=r"trained one in model.layers.0.mlp.up_proj.weight; nothing"):
         check(saved, model, dtype, trained)
 
 

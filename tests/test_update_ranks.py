@@ -1,4 +1,4 @@
-"""The stage `update` on two ranks: rank 0 alone looks at files, says what is refused, and saves when the other is gone.
+"""The stage `update` on two ranks: rank 0 alone looks, says what is refused, and publishes when the other is gone.
 
 Run as a script it is one rank of the stage, with something that befalls it.
 """
@@ -30,7 +30,8 @@ def blind() -> None:
     """What this rank hashes or looks for is an error: on a shared file system it may see another file than rank 0."""
     from gift.policy import folder
     from gift.project import work
-    from gift.training import inputs, saving
+    from gift.training import inputs
+    from gift.training.saving import state
 
     exists = Path.exists
     Path.exists = lambda path, **more: never() if str(path).startswith("data") else exists(path, **more)  # type: ignore
@@ -38,7 +39,7 @@ def blind() -> None:
         (folder, "tree_digest"),
         (inputs, "tree_digest"),
         (work, "file_digest"),
-        (saving, "safe_open"),
+        (state, "safe_open"),
     ):
         setattr(module, name, never)
 
@@ -61,15 +62,15 @@ def ended(pid: int) -> bool:
         return True
 
 
-def save_alone(save: Callable[..., Any]) -> Callable[..., Any]:
-    """Saving that waits until rank 1 has ended."""
+def look_alone(look: Callable[..., Any]) -> Callable[..., Any]:
+    """A look at the saved policy that waits until rank 1 has ended."""
 
     def patient(*arguments: Any) -> Any:
         other, start = int(Path("pid1").read_text()), time.monotonic()
         while not ended(other):
-            assert time.monotonic() - start < 60, "rank 1 waits for rank 0 to save"
+            assert time.monotonic() - start < 60, "rank 1 waits for rank 0 to publish"
             time.sleep(0.05)
-        return save(*arguments)
+        return look(*arguments)
 
     return patient
 
@@ -85,17 +86,17 @@ def run_rank(folder: Path) -> None:
     if rank == "1":
         blind()
     if fate == "a full disk at the first checkpoint" and rank == "0":
-        training.save_state = after(training.save_state, "no space left")
-    training.save_policy = save_alone(training.save_policy)
-    if fate == "a full disk when it saves":
-        training.save_policy = after(training.save_policy, "no space left")
+        training.write_checkpoint = after(training.write_checkpoint, "no space left")
+    training.check_saved = look_alone(training.check_saved)
+    if fate == "a full disk when it publishes":
+        training.check_saved = after(training.check_saved, "no space left")
     _, module, *arguments = mini.command(Path(), "update@r1")
     sys.argv = arguments if module == "gift.launch" else [module, *arguments]
     console.run(update.main)
 
 
 @pytest.mark.slow
-def test_rank_0_looks_refuses_and_saves_alone(copied: Path) -> None:
+def test_rank_0_looks_refuses_and_publishes_alone(copied: Path) -> None:
     """A rank that is blind, killed rounds that go on, and failures that end both ranks: in one project, in turn."""
     one = Path(shutil.copytree(copied / "data/rounds/r1", copied / "one"))
     mini.remove_outputs(copied, "update@r1")
@@ -108,7 +109,7 @@ def test_rank_0_looks_refuses_and_saves_alone(copied: Path) -> None:
     assert (other, why) == (1, "error: rank 1: another rank ended; its own message says why\n")
     assert (copied / "data/.work/update@r1/checkpoint.safetensors").exists()
 
-    (code, said), alone = run("a full disk when it saves")
+    (code, said), alone = run("a full disk when it publishes")
     assert code == 1
     assert "steps were finished before; going on" in said
     assert said.endswith("error: no space left\n")

@@ -185,7 +185,7 @@ def test_logprobs_under_an_adapter_are_those_of_the_trainers_forward(
     from gift.policy.adapter import adapter_config, adapter_weights, fill
     from gift.policy.open import Training, open_policy
     from gift.policy.settings import Lora
-    from gift.training.saving import save_policy
+    from tests.states import save_policy
 
     base = PolicyFiles(policy)
     model = open_policy(base, "float32", training=Training(Lora(r=4, lora_alpha=6), 0))

@@ -22,6 +22,8 @@ class Training:
 def open_policy(files: PolicyFiles, dtype: str, device: str = "cpu", training: Training | None = None) -> Any:
     """The causal LM of a policy in evaluation mode, on `device`, in 'float32' or 'bfloat16', with its adapter on.
 
+    On 'meta' no weight is read: the model has shapes and configuration, and knows how its files name the weights.
+
     To be trained whole it comes in float32, also for bfloat16, where the engine makes its masters of these weights; but
     if it is stored in bfloat16 it is read so, and its weights stay the file's pages, which the ranks of a host share.
     To be trained through an adapter it is frozen in `dtype`; the adapter, the parent's or a new one, is in float32.
@@ -58,11 +60,13 @@ def _open_model(folder: Path, dtype: str, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_files(folder)
-    common = {"local_files_only": True, "trust_remote_code": False}
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(folder, **common)  # with transformers' defaults, before any weight is read
     text = config.get_text_config().to_dict()
     for reason in config_refusals(text_config({**config.to_dict(), "text_config": text})):
         raise UserError(f"{folder}: {reason}")
+    if device == "meta":
+        common |= {"device_map": device}
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa", **common
     )

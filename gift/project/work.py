@@ -232,11 +232,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
-    if path.parts[: len(ROOT.parts)] == ROOT.parts:
+    if _is_work(path):
+        note_unit(path, file_digest(temporary))
+    os.replace(temporary, path)
+
+
+def note_unit(path: Path, digest: str) -> None:
+    """Note the sha256 of a unit of unfinished work; one process of a stage notes those of all, outside it is nothing.
+
+    Several that append over a network would write over each other.
+    """
+    if _is_work(path):
         label, *inside = path.parts[len(ROOT.parts) :]
         with (ROOT / label / UNITS).open("a", encoding="utf-8") as notes:
-            notes.write(f"{file_digest(temporary)} {'/'.join(inside)}\n")
-    os.replace(temporary, path)
+            notes.write(f"{digest} {'/'.join(inside)}\n")
+
+
+def _is_work(path: Path) -> bool:
+    return path.parts[: len(ROOT.parts)] == ROOT.parts
 
 
 def write_text(path: Path, content: str) -> None:

@@ -11,8 +11,8 @@ Rules for the caller, the same at every ZeRO stage and world size:
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,23 @@ from gift.project.errors import UserError
 from gift.training.deepspeed_config import WHERE, EngineSettings, deepspeed_config
 from gift.training.ranks import own_device, quiet
 
-_STATES = ("weight", "exp_avg", "exp_avg_sq")
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 
 
-@dataclass(frozen=True)
-class FullState:
-    """What AdamW needs to continue, whole and fp32 on CPU; independent of world size, ZeRO stage and dtype."""
+class State(Protocol):
+    """What AdamW needs to continue, in float32; independent of world size, ZeRO stage and dtype."""
 
-    step: int  # optimizer steps done so far
-    tensors: dict[str, dict[str, Tensor]]  # "weight", "exp_avg", "exp_avg_sq", each by parameter name
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+
+    @property
+    def shapes(self) -> Mapping[str, Mapping[str, torch.Size]]:
+        """By kind, and by parameter."""
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        """Whole, on the CPU."""
 
 
 class Engine:
@@ -103,36 +111,45 @@ class Engine:
         return int(self._adamw.state[self._flats[0]]["step"])
 
     @property
-    def names(self) -> set[str]:
-        """Of the trainable parameters."""
-        return set(self._params)
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the trainable parameters, in their order."""
+        return self._shapes
 
-    def weights(self) -> dict[str, Tensor] | None:
-        """The trainable weights by name, whole, fp32, on CPU, on rank 0; None elsewhere."""
-        return self._gather("weight")
+    def tensor(self, kind: str, name: str) -> Tensor:
+        """A trainable weight, or a moment of it, whole and in float32; a call of all ranks, and each gets it.
 
-    def full_state(self) -> FullState | None:
-        """All that is needed to continue exactly, on rank 0 (12 bytes of memory a parameter there); None elsewhere."""
-        tensors = {key: self._gather(key) for key in _STATES}
-        return FullState(self.steps, {key: whole for key, whole in tensors.items() if whole}) if not self.rank else None
+        It is on this rank's device, and may be what the next step changes.
+        """
+        param = self._params[name]
+        if self._stage == 0:
+            found = param if kind == "weight" else self._adamw.state[param][kind]
+        elif kind == "weight":
+            found = self._tensors.safe_get_full_fp32_param(param)
+        else:
+            found = self._tensors.safe_get_full_optimizer_state(param, kind)
+        tensor: Tensor = found.detach()
+        return tensor
 
-    def load_full_state(self, state: FullState | None) -> None:
-        """Continue from `state`, given on rank 0 (None elsewhere), whatever world size, stage and dtype wrote it."""
+    def load(self, state: State | None) -> None:
+        """Continue from `state`, given on rank 0 (None elsewhere), whatever world size, stage and dtype wrote it.
+
+        Tensor after tensor is read and sent: no rank holds more than one of them beside its share.
+        """
         step = torch.zeros((), dtype=torch.int64, device=self.device)
         if state is not None:
             step.fill_(state.step)
-            for key in _STATES:
-                found = {name: tensor.shape for name, tensor in state.tensors.get(key, {}).items()}
+            for kind in KINDS:
+                found = state.shapes.get(kind, {})
                 if wrong := sorted(name for name, _ in found.items() ^ self._shapes.items()):
-                    raise UserError(f"state: {key} does not fit the module: missing, unknown or misshapen {wrong[0]}")
+                    raise UserError(f"state: {kind} does not fit the module: missing, unknown or misshapen {wrong[0]}")
         torch.distributed.broadcast(step, 0)
         for name, param in self._params.items():
-            for key in _STATES:
+            for kind in KINDS:
                 value = torch.empty(self._shapes[name], dtype=torch.float32, device=self.device)
                 if state is not None:
-                    value.copy_(state.tensors[key][name])
+                    value.copy_(state.tensor(kind, name))
                 torch.distributed.broadcast(value, 0)
-                self._set(param, key, value)
+                self._set(param, kind, value)
         if self._stage in (1, 2):
             self._engine.optimizer.update_lp_params()
         for flat in self._flats:
@@ -167,19 +184,6 @@ class Engine:
             self._adamw.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
         if self._stage in (1, 2):
             optimizer._lazy_init_hp_params_optimizer_state()  # as it does itself after its first step
-
-    def _gather(self, key: str) -> dict[str, Tensor] | None:
-        whole = {}
-        for name, param in self._params.items():
-            if self._stage == 0:
-                tensor = param if key == "weight" else self._adamw.state[param][key]
-            elif key == "weight":
-                tensor = self._tensors.safe_get_full_fp32_param(param)
-            else:
-                tensor = self._tensors.safe_get_full_optimizer_state(param, key)
-            if self.rank == 0:
-                whole[name] = tensor.detach().to("cpu", torch.float32, copy=True)
-        return whole if self.rank == 0 else None
 
     @torch.no_grad()
     def _set(self, param: Tensor, key: str, value: Tensor) -> None:

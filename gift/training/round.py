@@ -16,11 +16,12 @@ from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.work import Work, write_json
 from gift.training.deepspeed_config import EngineSettings, engine_settings
-from gift.training.engine import FullState, start_engine
+from gift.training.engine import start_engine
 from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
-from gift.training.learned import PREFIX, policy_module
+from gift.training.learned import policy_module
 from gift.training.ranks import distributed, from_rank_0, share_cores
-from gift.training.saving import Probe, check_saved, go_on, load_state, parents_state, save_policy, save_state
+from gift.training.saving.policy import Probe, Written, check_saved, write_policy
+from gift.training.saving.state import Unsealed, go_on, parents_state, read_checkpoint, write_checkpoint, write_state
 from gift.training.settings import Update
 from gift.training.steps import learning_rate
 from gift.training.trainer import COMMON, Trainer
@@ -30,18 +31,19 @@ WORK = ("grad_norm", "learning_rate", "num_groups", "num_tokens")
 
 @dataclass(frozen=True)
 class Trained:
-    """What the ranks hand to rank 0: a row of metrics a step, weights and moments, what the policy is checked by."""
+    """What the ranks leave to rank 0: a row of metrics a step, what they wrote, and what the policy is checked by."""
 
     rows: list[dict[str, float | None]]
-    state: FullState
-    adapter: dict[str, Any] | None  # its config; None where the whole model was trained
+    policy: Written
+    state: Unsealed
     probe: Probe
 
 
 def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, float | int] | None:
     """Train a round and publish its policy, optimizer state and metrics; returns these on rank 0, None elsewhere.
 
-    Rank 0 alone looks at files, but for the tables, which every rank reads. The other ranks have ended when it saves.
+    Rank 0 alone looks at files, but for the tables, which every rank reads, and the shards that each writes. The other
+    ranks have ended when it opens the policy and publishes.
     """
     launch = settings.launch
     engine = engine_settings(settings.update, launch)
@@ -50,7 +52,7 @@ def update_policy(label: str, paths: Paths, settings: Settings) -> dict[str, flo
         plan = plan_round(paths, settings, *from_rank_0(lambda: find_parent(paths, settings)))
         work = from_rank_0(lambda: Work(label, work_inputs(paths, settings, plan.lineage)))
         trained = _train(work, paths, settings, engine, plan)
-    return _save(work, paths, settings, plan, trained) if trained else None
+    return _publish(work, paths, settings, plan, trained) if trained else None
 
 
 def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, plan: Plan) -> Trained | None:
@@ -63,27 +65,27 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
             click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
     if update.optimizer_state == "carry":
-        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage, engine.names))
+        go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage, engine.shapes))
     rows, probed = plan.rows, [plan.rows.shortest]
     trainer = Trainer(engine, rows, plan.chosen, update, launch.tokens_per_batch, model.layout)
     step_rows = _train_steps(trainer, plan, work, launch.checkpoint_every_steps)
     with torch.no_grad():
         logprobs = trainer.outputs(probed).logprobs
-    state = engine.full_state()
+    adapter = adapter_config(policy) if update.lora else None
+    written = write_policy(engine, work.folder / "policy", plan.files, update.dtype, adapter)
+    state = write_state(engine, work.folder / "optimizer" / "state.safetensors")
     engine.close()
-    if state is None:
+    if written is None or state is None:
         return None
     probe = Probe(temperature, rows.prompt_ids.take(probed), rows.completion_ids.take(probed), logprobs)
-    return Trained(step_rows, state, adapter_config(policy) if update.lora else None, probe)
+    return Trained(step_rows, written, state, probe)
 
 
-def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:
-    """Write what was trained, open the policy as the next stage will, and publish all of it."""
-    folder, dtype, lineage = work.folder, settings.update.dtype, plan.lineage
-    weights = {name: each for name, each in trained.state.tensors["weight"].items() if not name.startswith(PREFIX)}
+def _publish(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:
+    """Open the policy as the next stage will, write what tells of it, and publish all that was made."""
+    folder, lineage = work.folder, plan.lineage
     metrics = settings.update.objective.metrics
-    saved = save_policy(folder / "policy", plan.files, weights, dtype, trained.adapter)
-    check_saved(saved, weights, dtype, trained.probe)
+    check_saved(trained.policy, settings.update.dtype, trained.probe)
     numbers = {**round_metrics(trained.rows, metrics), **plan.chosen.ledger}
     new = write_lineage(
         folder / "policy",
@@ -94,7 +96,7 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
         optimizer_steps=lineage.optimizer_steps + len(plan.steps),
         completion_tokens=lineage.completion_tokens + numbers["num_tokens_trained"],
     )
-    save_state(folder / "optimizer" / "state.safetensors", trained.state, {"policy": new.digest})
+    trained.state.seal({"policy": new.digest})
     with (folder / "steps.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ("step", *COMMON, *metrics, *WORK), lineterminator="\n")
         writer.writeheader()
@@ -108,12 +110,11 @@ def _save(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Tra
 def _train_steps(trainer: Trainer, plan: Plan, work: Work, keep_every: int) -> list[dict[str, float | None]]:
     """Run the optimizer steps of a round and return one row of metrics a step.
 
-    Every `keep_every` steps it leaves a checkpoint; that of an interrupted run of the same round is continued. Only
-    rank 0 reads and writes.
+    Every `keep_every` steps it leaves a checkpoint; that of an interrupted run of the same round is continued.
     """
     engine, settings, steps = trainer.engine, trainer.update, plan.steps
     path = work.folder / "checkpoint.safetensors"
-    found = go_on(engine, lambda: load_state(path) if path.exists() else None)
+    found = go_on(engine, lambda: read_checkpoint(path))
     rows: list[dict[str, float | None]] = found["rows"] if found else []
     for row in rows:
         trainer.adapt(row)
@@ -128,9 +129,7 @@ def _train_steps(trainer: Trainer, plan: Plan, work: Work, keep_every: int) -> l
             if engine.rank == 0:
                 progress.advance(1, int(metrics["num_tokens"] or 0))
             if (index + 1) % keep_every == 0 and index + 1 < len(steps):
-                full = engine.full_state()
-                if full is not None:
-                    save_state(path, full, {"rows": rows})
+                write_checkpoint(engine, path, {"rows": rows})
     return rows
 
 
