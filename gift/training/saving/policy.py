@@ -94,9 +94,10 @@ def _write_shard(
     """
     place = folder / f"{name}.tmp"
     shutil.rmtree(place, ignore_errors=True)
-    open_policy(PolicyFiles(parent.model), dtype, "meta").save_pretrained(
-        place, state_dict=dict(weights), max_shard_size=2 * sum(each.nbytes for each in weights.values())
-    )
+    model = open_policy(PolicyFiles(parent.model), dtype, "meta")
+    model.should_save_on_this_rank = lambda is_main_process: True  # else no rank but 0 writes a file
+    whole = 1 + sum(each.nbytes for each in weights.values())
+    model.save_pretrained(place, state_dict=dict(weights), max_shard_size=whole)
     found = check_written(place / _WEIGHTS, weights)
     for path in sorted(place.iterdir()):
         if path.name == _WEIGHTS:

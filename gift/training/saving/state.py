@@ -64,17 +64,19 @@ class Stored:
         try:
             index = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else None
             facts: Any = json.loads(index["metadata"]["gift"]) if index else None
-            for name in sorted(set(index["weight_map"].values())) if index else [path.name]:
+            placed: dict[str, set[str]] = {}
+            for key, name in index["weight_map"].items() if index else ():
+                placed.setdefault(name, set()).add(key)
+            for name in sorted(placed) if index else [path.name]:
                 reading = path.with_name(name)
                 file = safe_open(reading, framework="pt")
                 own = json.loads((file.metadata() or {})["gift"])
                 facts = facts or own
                 if own["optimizer_step"] != facts["optimizer_step"]:
                     raise ValueError("it belongs to another optimizer step")
+                if index and (wrong := sorted(placed[name] ^ set(file.keys()))):
+                    raise ValueError(f"it should have other tensors: {wrong[0]}")
                 self._files |= dict.fromkeys(file.keys(), file)
-            reading = path
-            if index and (wrong := sorted(index["weight_map"].keys() ^ self._files.keys())):
-                raise ValueError(f"{wrong[0]} is not where it says")
             self.facts: dict[str, Any] = facts
             self.step = int(facts["optimizer_step"])
             for key, file in self._files.items():
