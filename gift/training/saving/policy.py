@@ -61,6 +61,8 @@ def write_policy(
     shards = [list(sizes)] if adapter is not None else cut(sizes)
     names = file_names(Path(_WEIGHTS).stem, len(shards))
     from_rank_0(lambda: _make_empty(folder))
+    # Without weights: it knows what they are called in files, and has the configuration.
+    model = open_policy(PolicyFiles(parent.model), dtype, "meta") if adapter is None else None
 
     def write(number: int, tensors: dict[Key, Tensor]) -> tuple[dict[str, int], dict[str, str]]:
         own = {name.removeprefix("model."): tensor for (_, name), tensor in tensors.items()}
@@ -68,13 +70,13 @@ def write_policy(
         if adapter is not None:
             save_adapter(folder, adapter, own, dtype)
             return {}, digests
-        return _write_shard(folder, names[number], own, parent, dtype, with_config=number == 0), digests
+        return _write_shard(folder, names[number], own, model, with_config=number == 0), digests
 
     written = of_all_ranks(in_waves(engine, shards, getattr(torch, dtype), write))
     if engine.rank:
         return None
     if len(shards) > 1:
-        _write_index(folder, dict(zip(names, (sizes for sizes, _ in written), strict=True)), parent, dtype)
+        _write_index(folder, model, dict(zip(names, (found for found, _ in written), strict=True)))
     copy_companions(*((parent.folder, folder, MODEL_CONFIGS) if adapter is not None else (parent.model, folder)))
     files = PolicyFiles(folder) if adapter is None else PolicyFiles(parent.model, folder)
     return Written(files, {name: digest for _, digests in written for name, digest in digests.items()})
@@ -85,16 +87,10 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write_shard(
-    folder: Path, name: str, weights: dict[str, Tensor], parent: PolicyFiles, dtype: str, with_config: bool
-) -> dict[str, int]:
-    """What save_pretrained makes of some of the weights, as the file `name`; returns the tensors in it and their bytes.
-
-    The model that is asked to save has no weights: it knows how they are called in files, and the configuration.
-    """
+def _write_shard(folder: Path, name: str, weights: dict[str, Tensor], model: Any, with_config: bool) -> dict[str, int]:
+    """What save_pretrained makes of some weights, as the file `name`; returns the tensors in it and their bytes."""
     place = folder / f"{name}.tmp"
     shutil.rmtree(place, ignore_errors=True)
-    model = open_policy(PolicyFiles(parent.model), dtype, "meta")
     model.should_save_on_this_rank = lambda is_main_process: True  # else no rank but 0 writes a file
     whole = 1 + sum(each.nbytes for each in weights.values())
     model.save_pretrained(place, state_dict=dict(weights), max_shard_size=whole)
@@ -108,7 +104,7 @@ def _write_shard(
     return found
 
 
-def _write_index(folder: Path, files: Mapping[str, Mapping[str, int]], parent: PolicyFiles, dtype: str) -> None:
+def _write_index(folder: Path, model: Any, files: Mapping[str, Mapping[str, int]]) -> None:
     """Hugging Face's, as save_pretrained writes it; files: the tensors in each, and their bytes."""
     placed: dict[str, str] = {}
     for file, names in files.items():
@@ -123,7 +119,7 @@ def _write_index(folder: Path, files: Mapping[str, Mapping[str, int]], parent: P
             )
         placed |= dict.fromkeys(names, file)
     metadata = {
-        "total_parameters": open_policy(PolicyFiles(parent.model), dtype, "meta").num_parameters(),
+        "total_parameters": model.num_parameters(),
         "total_size": sum(size for names in files.values() for size in names.values()),
     }
     content = json.dumps({"metadata": metadata, "weight_map": placed}, indent=2, sort_keys=True)

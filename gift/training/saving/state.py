@@ -173,7 +173,7 @@ def parents_state(optimizer: Path, parent: Lineage, names: Collection[str]) -> S
             f"{path}: belongs to policy {str(state.facts.get('policy'))[:12]}, the round starts from "
             f"{parent.digest[:12]}; `dvc checkout` brings the pair back, or set update.optimizer_state to reset"
         )
-    refuse_other_head(path, set(state.shapes["weight"]), set(names))
+    refuse_other_head(path, set(state.shapes.get("weight", {})), set(names))
     return state
 
 
