@@ -1,7 +1,7 @@
 """A round that is killed between two shards goes on from its last whole checkpoint, and ends with the same bytes.
 
 Run as a script, in a project: the stage is started with small shards, stopped by itself before one of them gets its
-name, and killed, as often as stops.json says; then it runs to its end.
+name, and killed, as often as stops.json says; then it runs to its end. With a RANK it is one rank of the stage.
 """
 
 import json
@@ -20,8 +20,8 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 BYTES = 150_000
 
 
-def watch(stop: int) -> None:
-    """Cut small, and stop for good when shard number `stop` of this process has been written, but not renamed."""
+def watch(stop: int, number: int = signal.SIGSTOP) -> None:
+    """Cut small, and send this process a signal when its shard number `stop` has been written, but not renamed."""
     from gift.training.saving import shards
 
     shards.SHARD_BYTES = BYTES
@@ -31,7 +31,7 @@ def watch(stop: int) -> None:
         nonlocal count
         count += bool(SHARD.search(str(target)))
         if stop and count == stop and SHARD.search(str(target)):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), number)
         replace(source, target)
 
     os.replace = counting
@@ -120,5 +120,40 @@ def test_wherever_it_is_killed_it_ends_with_the_same_bytes(world: Path, whole: P
         same(folder, whole)
 
 
+def run_rank(folder: Path) -> None:
+    """One of two ranks of the stage, which dies where the test says."""
+    os.chdir(folder)
+    from gift.project import console
+    from stages import update
+
+    watch(int(os.environ["STOP"]) if os.environ["RANK"] == os.environ["DIES"] else 0, signal.SIGKILL)
+    _, module, *arguments = mini.command(Path(), "update@r1")
+    sys.argv = arguments if module == "gift.launch" else [module, *arguments]
+    console.run(update.main)
+
+
+@pytest.mark.slow
+def test_of_two_ranks_one_is_killed_among_its_shards(world: Path, tmp_path: Path) -> None:
+    """Rank 0 or rank 1, in the second checkpoint, or among the shards of the policy; then both run again."""
+    from tests.ranks import run_two_ranks
+
+    def run_both(folder: Path, dies: int, stop: int) -> list[int]:
+        return [code for code, _ in run_two_ranks(__file__, folder, DIES=str(dies), STOP=str(stop), **mini.QUIET)]
+
+    projects = [Path(shutil.copytree(world, tmp_path / name)) for name in ("whole", "disturbed")]
+    for folder in projects:
+        mini.remove_outputs(folder, "update@r1")
+    assert run_both(projects[0], 0, 0) == [0, 0]
+    state, policy, steps = shard_counts(projects[0])
+    for dies in (0, 1):
+        for stop in (state // 2 + 2, (steps - 1) * (state // 2) + policy // 2):
+            mini.remove_outputs(projects[1], "update@r1")
+            codes = run_both(projects[1], dies, stop)
+            assert codes[dies] == -signal.SIGKILL
+            assert codes[1 - dies] == 1
+            assert run_both(projects[1], 0, 0) == [0, 0]
+            same(projects[1], projects[0])
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_rank(Path(sys.argv[1])) if "RANK" in os.environ else main(sys.argv[1])
