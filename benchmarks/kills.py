@@ -1,6 +1,7 @@
 """Kills: signals to a stage, DVC, make or all of them, at random moments and at file operations; one run mends each.
 
-A trial takes a small finished project, makes one stage of it stale, kills its run, and runs it again: that must end
+Workers too, and what of them and of the stage is killed: `--workers local`, `srun` (two tasks, made up) or `ray`. A
+trial takes a small finished project, makes one stage of it stale, kills its run, and runs it again: that must end
 well, with the same bytes, and leave nothing behind.
 """
 
@@ -31,14 +32,16 @@ from gift.project.yaml import blocks_of, read_yaml
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TARGETS = ("stage", "dvc", "make", "group")
 AIMS = ("moment", "operation of the stage", "operation of dvc", "publishing", "dvc.lock", "rwlock")
+OF_WORKERS = ("moment", "operation of the stage", "publishing", "operation of a worker")
+BY_WORKERS = ("generate_eval_base", "generate@r1", "score@r1", "reference@r1", "generate_eval@r1", "evaluate@r1")
 STAGES = (
     *("prepare", "base", "generate_eval_base", "overrides@r1", "generate@r1", "score@r1", "reference@r1"),
     *("update@r1", "generate_eval@r1", "evaluate@r1", "report"),
 )
 TINY = Path(__file__).with_name("tiny.yaml")
 HOOK = Path(__file__).with_name("killed")
-# What two undisturbed runs differ in too: times, DVC's own notes, what is kept for the next look.
-OTHERWISE = ("data/made", "data/.cache", ".dvc/tmp", ".dvc/cache/runs")
+# What two undisturbed runs differ in too: times (the page shows them), DVC's own notes, what is kept for the next look.
+OTHERWISE = ("data/made", "data/.cache", "data/report/report.html", ".dvc/tmp", ".dvc/cache/runs")
 LEFT = 15.0  # seconds after which a process that still works here is left over
 
 
@@ -59,22 +62,34 @@ class Trial:
 @click.option("--seed", default=0, show_default=True, help="Of the first trial; the others count on from it.")
 @click.option("--stage", "stages", multiple=True, help="Only these; without it all that make something.")
 @click.option("--ranks", default=1, show_default=True, help="Processes of update.")
+@click.option("--workers", type=click.Choice(["local", "srun", "ray"]), help="Two workers make the parts of stages.")
+@click.option("--shard-bytes", type=int, help="Of policy and state, whose shards are kill points then.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Three trials: does it run? Kept with --out alone.")
 @click.option("--out", type=Path, help="Result file; without it one in benchmarks/results.")
 def main(
-    trials: int, seed: int, stages: tuple[str, ...], ranks: int, threads: int, quick: bool, out: Path | None
+    trials: int,
+    seed: int,
+    stages: tuple[str, ...],
+    ranks: int,
+    workers: str | None,
+    shard_bytes: int | None,
+    threads: int,
+    quick: bool,
+    out: Path | None,
 ) -> None:
     """Trials with a finding, by what was killed and when."""
     trials = 3 if quick else trials
-    settings = start(threads, quick, trials=trials, seed=seed, ranks=ranks)
+    how = {"ranks": ranks, "workers": workers, "shard_bytes": shard_bytes}
+    settings = start(threads, quick, trials=trials, seed=seed, **how)
+    stages, aims = stages or (BY_WORKERS if workers else STAGES), OF_WORKERS if workers else AIMS
     found = []
     with tempfile.TemporaryDirectory() as work:
         whole = Path(work, "whole")
-        make_project(whole, ranks)
-        took = run_whole(whole, stages or STAGES)
+        make_project(whole, **how)
+        took = run_whole(whole, stages)
         for number in range(seed, seed + trials):
-            trial = one_trial(number, whole, Path(work, "trial"), stages or STAGES, took)
+            trial = one_trial(number, whole, Path(work, "trial"), stages, aims, took)
             found.append(asdict(trial))
             said = "; ".join(trial.findings) or "as undisturbed"
             say(f"{number}: {trial.signal} to {trial.target} of {trial.stage}, {trial.aim}: {said}")
@@ -93,9 +108,13 @@ def copy_tiny(folder: Path) -> None:
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 
-def make_project(folder: Path, ranks: int) -> None:
+def make_project(folder: Path, ranks: int, workers: str | None, shard_bytes: int | None) -> None:
     """A tiny project under git and DVC."""
     copy_tiny(folder)
+    if shard_bytes:
+        path = folder / "gift/training/saving/shards.py"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("SHARD_BYTES = 4 * 10**9", f"SHARD_BYTES = {shard_bytes}"), encoding="utf-8")
     (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n", encoding="utf-8")
     many = {"launcher": "deepspeed", "num_processes": ranks} if ranks > 1 else {}
     launch = {
@@ -103,6 +122,11 @@ def make_project(folder: Path, ranks: int) -> None:
         "update": {"checkpoint_every_steps": 1, **many},
         "repro": {"ask_from_minutes": 1e6},
     }
+    if workers:
+        each = 1 if workers == "srun" else 2  # of each of its two tasks
+        launch |= {"workers": {"kind": workers, "listen": "127.0.0.1:0" if workers == "srun" else None}}
+        launch |= {"generate": {"engines": each}, "reference": {"processes": each}}
+        launch["score"]["processes"] = each
     (folder / "launch.yaml").write_text(json.dumps(launch), encoding="utf-8")
     shutil.rmtree(folder / "data", ignore_errors=True)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a project"]):
@@ -115,7 +139,8 @@ def environment(folder: Path, kill: dict[str, Any] | None = None) -> dict[str, s
     own = {
         "PYTHONPATH": path,
         "DVC_NO_ANALYTICS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), str(HOOK), os.environ["PATH"]]),
+        "SLURM_JOB_NODELIST": "here",
     }
     return {**os.environ, **own, **({"GIFT_KILL": json.dumps(kill)} if kill else {})}
 
@@ -168,18 +193,23 @@ def inside(folder: Path) -> Any:
     return chdir(folder)
 
 
-def one_trial(seed: int, whole: Path, folder: Path, stages: tuple[str, ...], took: dict[str, float]) -> Trial:
+def one_trial(
+    seed: int, whole: Path, folder: Path, stages: tuple[str, ...], aims: tuple[str, ...], took: dict[str, float]
+) -> Trial:
     """Kill one run and look at the next."""
     draw = random.Random(seed)
-    stage, target, number, aim = draw.choice(stages), draw.choice(TARGETS), draw.choice(SIGNALS), draw.choice(AIMS)
+    stage, target, number, aim = draw.choice(stages), draw.choice(TARGETS), draw.choice(SIGNALS), draw.choice(aims)
     stale(whole, folder, stage)
     kill = None
     if aim != "moment":
         target = "dvc" if aim in ("operation of dvc", "dvc.lock", "rwlock") else "stage"
+        target = "worker" if aim == "operation of a worker" else target
         name = {"dvc.lock": "dvc.lock", "rwlock": "rwlock", "publishing": "data/rounds"}.get(aim, "")
         at = draw.randint(1, {"dvc.lock": 3, "rwlock": 40, "publishing": 4}.get(aim, 60))
         delay = draw.choice([0.0, draw.uniform(0, 0.03)])
-        kill = {"who": stage if target == "stage" else "dvc", "at": at, "name": name, "signal": number, "delay": delay}
+        kill = {"who": "dvc" if target == "dvc" else stage, "at": at, "name": name, "signal": number, "delay": delay}
+        if target == "worker":
+            kill |= {"worker": str(folder / "data/.cache.worker"), "at": draw.randint(1, 12), "name": ""}
     run = repro(folder, kill)
     with suppress(subprocess.TimeoutExpired):
         run.wait(draw.uniform(0.0, took[stage]) if kill is None else 10 * took[stage] + 60)
@@ -252,7 +282,7 @@ def content(folder: Path) -> dict[str, Any]:
             not path.is_file()
             or name.startswith((*OTHERWISE, ".git/"))
             or "__pycache__" in name
-            or name == "data/.cache.log"
+            or name in ("data/.cache.log", "data/.cache.worker")
         ):
             continue
         found[name] = json.dumps(read_yaml(path), sort_keys=True) if name == "dvc.lock" else path.read_bytes()
@@ -262,7 +292,7 @@ def content(folder: Path) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """A row for each aim: trials, and those with a finding."""
     rows = []
-    for aim in AIMS:
+    for aim in dict.fromkeys((*AIMS, *OF_WORKERS)):
         trials = [each for each in result["trials"] if each["aim"] == aim]
         bad = [each for each in trials if each["findings"]]
         if trials:

@@ -1,7 +1,8 @@
 """Kills the Python that it is loaded into at a chosen file operation; benchmarks/kills.py puts it on PYTHONPATH.
 
 GIFT_KILL is JSON: `who` (the address of a stage, or `dvc`), `at` (the number of the operation), `name` (a piece of the
-paths that alone count; "" for all), `signal`, and `delay`, the seconds from the operation to the signal.
+paths that alone count; "" for all), `signal`, and `delay`, the seconds from the operation to the signal. `worker` is a
+file: then one worker of the stage is killed, which makes it; without it none.
 """
 
 import json
@@ -16,7 +17,8 @@ WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symli
 def _is(who):
     if who == "dvc":
         return "gift.upkeep.dvc" in sys.orig_argv
-    return os.environ.get("DVC_STAGE") == who
+    is_worker = any(word in ("gift.worker", "worker") for word in sys.orig_argv)
+    return os.environ.get("DVC_STAGE") == who and is_worker == bool(_plan.get("worker"))
 
 
 def _install(plan):
@@ -35,13 +37,23 @@ def _install(plan):
         if plan["name"] not in str(path) or str(path).startswith(("/dev", "/proc")):
             return
         count += 1
-        if count == plan["at"]:
+        if count == plan["at"] and _is_first(plan):
             if plan["delay"]:
                 threading.Thread(target=_later, args=(plan,), daemon=True).start()
             else:
                 os.kill(os.getpid(), plan["signal"])
 
     sys.addaudithook(hook)
+
+
+def _is_first(plan):
+    if not (mark := plan.get("worker")):
+        return True
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _later(plan):
