@@ -63,6 +63,7 @@ class Trial:
 @click.option("--stage", "stages", multiple=True, help="Only these; without it all that make something.")
 @click.option("--ranks", default=1, show_default=True, help="Processes of update.")
 @click.option("--workers", type=click.Choice(["local", "srun", "ray"]), help="Two workers make the parts of stages.")
+@click.option("--preload", is_flag=True, help="Stages are forks of a server; kills are at moments alone.")
 @click.option("--shard-bytes", type=int, help="Of policy and state, whose shards are kill points then.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Three trials: does it run? Kept with --out alone.")
@@ -73,6 +74,7 @@ def main(
     stages: tuple[str, ...],
     ranks: int,
     workers: str | None,
+    preload: bool,
     shard_bytes: int | None,
     threads: int,
     quick: bool,
@@ -80,9 +82,10 @@ def main(
 ) -> None:
     """Trials with a finding, by what was killed and when."""
     trials = 3 if quick else trials
-    how = {"ranks": ranks, "workers": workers, "shard_bytes": shard_bytes}
+    how = {"ranks": ranks, "workers": workers, "preload": preload, "shard_bytes": shard_bytes}
     settings = start(threads, quick, trials=trials, seed=seed, **how)
-    stages, aims = stages or (BY_WORKERS if workers else STAGES), OF_WORKERS if workers else AIMS
+    stages = stages or (BY_WORKERS if workers else STAGES)
+    aims = ("moment",) if preload else OF_WORKERS if workers else AIMS
     found = []
     with tempfile.TemporaryDirectory() as work:
         whole = Path(work, "whole")
@@ -108,7 +111,7 @@ def copy_tiny(folder: Path) -> None:
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 
-def make_project(folder: Path, ranks: int, workers: str | None, shard_bytes: int | None) -> None:
+def make_project(folder: Path, ranks: int, workers: str | None, preload: bool, shard_bytes: int | None) -> None:
     """A tiny project under git and DVC."""
     copy_tiny(folder)
     if shard_bytes:
@@ -120,7 +123,7 @@ def make_project(folder: Path, ranks: int, workers: str | None, shard_bytes: int
     launch = {
         "score": {"workers": 1},
         "update": {"checkpoint_every_steps": 1, **many},
-        "repro": {"ask_from_minutes": 1e6},
+        "repro": {"ask_from_minutes": 1e6, "preload": preload},  # a fork's file operations are not heard of
     }
     if workers:
         each = 1 if workers == "srun" else 2  # of each of its two tasks

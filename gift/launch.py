@@ -7,19 +7,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gift.project.console import end_with_parent, interruptible
-from gift.project.errors import UserError, refused
-from gift.project.params import read_launch
-from gift.project.work import publish_again
-from gift.training.launcher import (
-    allocation_problem,
-    hosts_problem,
-    processes_problem,
-    program_problem,
-    unreached_problem,
-)
-from gift.training.settings import UpdateLaunch
+from gift.workers.preload import run
+
+if TYPE_CHECKING:
+    from gift.training.settings import UpdateLaunch
 
 MANY = ("stages.update",)
 """The stages that can run as several processes; launch.yaml says how."""
@@ -34,28 +27,48 @@ SIGNALS = {
 
 def main(arguments: list[str]) -> None:
     """`python -m gift.launch <module> ...`: run the stage as launch.yaml says; its exit code is ours."""
+    from gift.project.errors import UserError
+    from gift.project.params import read_launch
+    from gift.project.work import publish_again
+    from gift.training import launcher
+    from gift.training.settings import UpdateLaunch
+
     module, rest = arguments[0], arguments[1:]
     try:
         if finished := publish_again():
             print(f"{finished}: was finished before it was stopped; its outputs are in their places again")
             return
         launch = read_launch("update", UpdateLaunch) if module in MANY else UpdateLaunch()
-        for problem_of in (processes_problem, allocation_problem, program_problem, hosts_problem, unreached_problem):
+        for problem_of in launcher.PROBLEMS:
             if problem := problem_of(launch):
                 raise UserError(problem)
     except UserError as error:
         error.show()
         sys.exit(1)
     if launch.launcher == "in_process":
-        sys.argv = [module, *rest]
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except Exception as error:  # before the stage runs: its libraries do not load where there is no memory
-            if (line := refused(error)) is None:
-                raise
-            line.show()
-            sys.exit(1)
-        return
+        _here(module, rest)
+    else:
+        _by_launcher(launch, module, rest)
+
+
+def _here(module: str, rest: list[str]) -> None:
+    from gift.project.errors import refused
+
+    sys.argv = [module, *rest]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except Exception as error:  # before the stage runs: its libraries do not load where there is no memory
+        if (line := refused(error)) is None:
+            raise
+        line.show()
+        sys.exit(1)
+
+
+def _by_launcher(launch: "UpdateLaunch", module: str, rest: list[str]) -> None:
+    """Start the ranks, by DeepSpeed's launcher or srun, and end with them."""
+    from gift.project.console import end_with_parent
+    from gift.project.errors import UserError
+
     if launch.launcher == "deepspeed":
         level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
         starter = ["deepspeed", "--no_local_rank", "--log_level", level, "--num_gpus", str(launch.num_processes)]
@@ -93,5 +106,9 @@ def _srun_environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if (code := run(["gift.launch", *sys.argv[1:]])) is not None:
+        sys.exit(code)
+    from gift.project.console import interruptible
+
     with interruptible():  # also while torch is imported, or the ranks work
         main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """From requests to completions with log-probs: vLLM, or transformers; the only place that knows vLLM."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def _start_vllm(
     model = link or (constant_path(policy.model) if on_gpu else policy.model)
     llm, adapter = _load_vllm(policy, model, sampling, max_model_len, launch, on_gpu)
     told = _count_tokens(llm, sampling.max_tokens)
+    gc.freeze()  # vLLM looks for garbage many times, its last words included: not in what stays
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
         prompts: Any = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]
@@ -165,6 +167,7 @@ def _load_vllm(
     policy: PolicyFiles, model: Path, sampling: Sampling, max_model_len: int, launch: GenerateLaunch, on_gpu: bool
 ) -> tuple[Any, Any]:
     """vLLM with the policy's model (which `model` leads to), and its adapter (or None), which is loaded too."""
+    import torch
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -173,6 +176,9 @@ def _load_vllm(
     adapter = LoRARequest("policy", 1, str(policy.adapter)) if policy.adapter else None
     # vLLM rewinds the generator of a seeded request when a step takes only a part of its prompt, and a CPU's generator
     # cannot do that: there, whole prompts. 4096 is vLLM's own default; the other two are the least it accepts.
+    eager = launch.enforce_eager if launch.enforce_eager is not None else not on_gpu
+    if eager and not on_gpu:  # else a function that counts ranks, which nobody reads, is compiled for two seconds
+        torch._dynamo.config.disable = True
     tokens = max(4096, max_model_len, launch.max_num_seqs or MAX_NUM_SEQS)
     whole_prompts: dict[str, Any] = {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
     try:
@@ -184,7 +190,7 @@ def _load_vllm(
             gpu_memory_utilization=launch.gpu_memory_utilization,
             max_num_seqs=launch.max_num_seqs or (None if on_gpu else MAX_NUM_SEQS),
             hf_overrides={"head_dtype": "float32"} if sampling.dtype == "bfloat16" else {},
-            enforce_eager=launch.enforce_eager if launch.enforce_eager is not None else not on_gpu,
+            enforce_eager=eager,
             logprobs_mode="processed_logprobs",
             trust_remote_code=False,
             disable_log_stats=True,

@@ -121,3 +121,7 @@ def _argument(launch: UpdateLaunch, *names: str) -> str | None:
         if name in names:
             return value if equals else after
     return None
+
+
+PROBLEMS = (processes_problem, allocation_problem, program_problem, hosts_problem, unreached_problem)
+"""In the order in which they are looked for."""

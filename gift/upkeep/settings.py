@@ -11,7 +11,9 @@ Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 class ReproLaunch(Section):
     """`ask_from_minutes`: finished work that took so long does not run again without being asked for. `export`: the
-    trackers that get the history after each round (`gift export`)."""
+    trackers that get the history after each round (`gift export`). `preload`: stages are forks of a Python that has
+    imported their libraries; null: where there is no GPU."""
 
     ask_from_minutes: Annotated[float, Field(ge=0)] = 15.0
+    preload: bool | None = None
     export: tuple[Tracker, ...] = ()
