@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown
 from benchmarks.shapes import ROOT, make_model, shape_of
 from gift.project.yaml import read_yaml
+from gift.workers.preload import modules_for, preloaded
 
-CASES = ("embedded", "hundred")
+CASES = ("embedded", "preloaded", "hundred")  # the second is the first as `gift repro` runs it on a CPU
 COMPUTE = ("sampling", "log-probs", "optimizer steps")
 ORDER = (
     *COMPUTE,
@@ -38,7 +41,11 @@ ORDER = (
 # Before and after each stage's Python, as DVC starts it.
 SCRIPT = """\
 export STAGE_BEGUN=$(date +%s.%N)
-python timed_stage.py "$@" || exit
+if [ -n "$GIFT_PRELOADED" ]; then
+    python -c 'import sys; from gift.workers.preload import run; sys.exit(run(["timed_stage", *sys.argv[1:]]))' "$@" || exit
+else
+    python timed_stage.py "$@" || exit
+fi
 date +%s.%N >> "$STAGE_TIMES.ends"
 """
 # The model of random weights is never right, so its groups are told apart by a reward of no meaning.
@@ -74,16 +81,17 @@ def main(run: Run, cases: tuple[str, ...], rounds: int) -> None:
     for name in cases or CASES:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, "project")
-            parameters = make_project(folder, Path(work, "model"), name, run.quick)
+            parameters = make_project(folder, Path(work, "model"), name.replace("preloaded", "embedded"), run.quick)
             count = max(1, rounds - (name == "hundred"))
             content = "".join(f"  r{n}: {{from: {f'r{n - 1}' if n > 1 else 'base'}}}\n" for n in range(1, count + 1))
             (folder / "rounds.yaml").write_text("rounds:\n" + content, encoding="utf-8")
             say(f"{name}: what comes before the rounds")
             repro(folder, "evaluate_base")
             each = []
-            for number in range(1, count + 1):
-                each.append(one_round(folder, f"r{number}"))
-                say(f"{name}, round {number} of {count}: {each[-1]['wall']:.3g} s")
+            with served(folder, name == "preloaded") as env:
+                for number in range(1, count + 1):
+                    each.append(one_round(folder, f"r{number}", env))
+                    say(f"{name}, round {number} of {count}: {each[-1]['wall']:.3g} s")
             nothing = repro(folder, f"evaluate@r{count}")
         found[name] = {
             "parameters": parameters,
@@ -124,12 +132,25 @@ def make_project(folder: Path, model: Path, name: str, quick: bool) -> int:
     return parameters
 
 
-def one_round(folder: Path, name: str) -> dict[str, Any]:
+@contextmanager
+def served(folder: Path, preload: bool) -> Iterator[dict[str, str]]:
+    """The environment of rounds, with a server that has imported their libraries where that is asked for."""
+    env = environment(folder)
+    if not preload:
+        yield env
+        return
+    modules = modules_for(["generate@r1", "update@r1"], read_yaml(folder / "params.yaml"), True)
+    with chdir(folder), preloaded(modules, env) as own:
+        time.sleep(30)  # as long as what comes before the first round takes
+        yield own
+
+
+def one_round(folder: Path, name: str, env: dict[str, str]) -> dict[str, Any]:
     """Seconds of a round, from generate to evaluate, by what took them; DVC's are those outside its stages."""
     times = folder / "times"
     for path in (times, Path(f"{times}.ends")):
         path.unlink(missing_ok=True)
-    wall = repro(folder, f"evaluate@{name}")
+    wall = repro(folder, f"evaluate@{name}", env)
     stages = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()]
     ends = [float(line) for line in Path(f"{times}.ends").read_text().split()]
     seconds: dict[str, float] = {}
@@ -142,11 +163,11 @@ def one_round(folder: Path, name: str) -> dict[str, Any]:
     return {"wall": wall, "seconds": seconds, "stages": stages}
 
 
-def repro(folder: Path, target: str) -> float:
-    """`dvc repro` of a stage and what it needs, with nothing of this machine's DVC; returns its wall time."""
+def environment(folder: Path) -> dict[str, str]:
+    """Of a run with nothing of this machine's DVC."""
     home = folder.parent
     places = {f"DVC_{name}_DIR": str(home / name.lower()) for name in ("SITE_CACHE", "GLOBAL_CONFIG", "SYSTEM_CONFIG")}
-    environment = {
+    return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         **places,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -154,9 +175,15 @@ def repro(folder: Path, target: str) -> float:
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
     }
+
+
+def repro(folder: Path, target: str, env: dict[str, str] | None = None) -> float:
+    """`dvc repro` of a stage and what it needs; returns its wall time."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", target]
     begin = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=env or environment(folder), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise click.ClickException(f"dvc repro {target}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return time.perf_counter() - begin

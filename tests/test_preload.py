@@ -1,0 +1,139 @@
+"""A stage as a fork of a Python that has its libraries: the same streams, signals, end and code as one started anew."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mini
+import psutil
+import pytest
+
+from gift.workers.preload import LIBRARIES, VARIABLE, VLLM, modules_for, preloaded
+
+CLIENT = (
+    "import sys; from gift.workers.preload import run; code = run(sys.argv[1:]); sys.exit(77 if code is None else code)"
+)
+TOY = """
+import os, sys, time
+here, told = os.getcwd() == os.environ["PWD_TOLD"], os.environ.get("MORE")
+print("out", sys.argv, here, "colorsys" in sys.modules, told, flush=True)
+print("err", file=sys.stderr)
+if sys.argv[1] == "exit":
+    sys.exit(int(sys.argv[2]))
+if sys.argv[1] == "raise":
+    raise ValueError("a bug")
+if sys.argv[1] == "sleep":
+    open("pid", "w").write(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A server with one small library, and a project with one module."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.py").write_text(TOY)
+    env = {**os.environ, "PYTHONPATH": str(mini.ROOT), "PWD_TOLD": str(tmp_path)}
+    with preloaded(["colorsys"], env) as own:
+        while not any("gift.workers.preload" in each.cmdline() for each in psutil.Process().children()):
+            time.sleep(0.01)
+        time.sleep(0.3)  # it imports while nobody asks
+        yield own
+
+
+def ask(env: dict[str, str], *words: str) -> "subprocess.Popen[str]":
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", CLIENT, *words], env=env, **streams)
+
+
+def said(env: dict[str, str], *words: str) -> tuple[int, str, str]:
+    client = ask(env, *words)
+    out, err = client.communicate(timeout=30)
+    return client.returncode, out, err
+
+
+def test_a_fork_is_as_a_process_of_its_own(server: dict[str, str]) -> None:
+    code, out, err = said({**server, "MORE": "more"}, "toy", "exit", "3")
+    assert code == 3
+    name = str(Path("toy.py").absolute())
+    assert out == f"out {[name, 'exit', '3']} True True more\n"
+    assert err == "err\n"
+
+
+def test_a_bug_is_a_traceback_and_exit_code_1(server: dict[str, str]) -> None:
+    code, _, err = said(server, "toy", "raise")
+    assert code == 1
+    assert err.rstrip().endswith("ValueError: a bug")
+
+
+def test_code_that_was_edited_meanwhile_runs_as_it_is_now(server: dict[str, str]) -> None:
+    assert said(server, "toy", "exit", "0")[0] == 0
+    Path("toy.py").write_text("raise SystemExit(5)")
+    assert said(server, "toy")[0] == 5
+
+
+def test_a_process_with_other_threads_starts_by_itself(server: dict[str, str]) -> None:
+    assert said({**server, "OMP_NUM_THREADS": "7"}, "toy", "exit", "0")[0] == 77
+    assert said({**server, VARIABLE: "gift-of-nobody"}, "toy", "exit", "0")[0] == 77
+    assert said({name: value for name, value in server.items() if name != VARIABLE}, "toy", "exit", "0")[0] == 77
+
+
+def sleeping(env: dict[str, str]) -> tuple["subprocess.Popen[str]", psutil.Process]:
+    client = ask(env, "toy", "sleep")
+    while not (path := Path("pid")).exists() or not path.read_text():
+        time.sleep(0.01)
+    return client, psutil.Process(int(path.read_text()))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1), (signal.SIGHUP, 129)])
+def test_a_signal_goes_to_the_fork_and_its_end_is_that_of_the_process(
+    server: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    client, fork = sleeping(server)
+    client.send_signal(number)
+    client.communicate(timeout=10)
+    assert client.returncode == code
+    assert not fork.is_running()
+
+
+def test_a_fork_ends_with_who_asked_for_it(server: dict[str, str]) -> None:
+    client, fork = sleeping(server)
+    client.kill()
+    client.communicate()
+    assert not psutil.wait_procs([fork], 10)[1]
+    assert said(server, "toy", "exit", "0")[0] == 0, "the server goes on"
+
+
+def test_two_forks_run_at_once(server: dict[str, str]) -> None:
+    client, fork = sleeping(server)
+    assert said(server, "toy", "exit", "4")[0] == 4
+    assert fork.is_running()
+    client.terminate()
+    client.communicate()
+
+
+def test_nothing_is_left_of_a_server() -> None:
+    before = {each.pid for each in psutil.Process().children()}
+    with preloaded([], dict(os.environ)):
+        assert len({each.pid for each in psutil.Process().children()} - before) == 1
+    assert {each.pid for each in psutil.Process().children()} <= before
+
+
+@pytest.mark.parametrize(
+    ("stages", "params", "in_process", "found"),
+    [
+        (["evaluate@r1", "report", "update@r1"], {}, True, []),
+        (["score@r1", "reference@r1", "update@r1"], {}, True, [*LIBRARIES, "deepspeed"]),
+        (["reference@r1", "update@r1"], {"update": {"lora": {"r": 8}}}, False, [*LIBRARIES, "peft"]),
+        (["generate_eval_base", "generate@r1"], {}, True, [*LIBRARIES, *VLLM]),
+        (["generate@r1", "base"], {"generate": {"engine": "transformers"}}, True, list(LIBRARIES)),
+    ],
+)
+def test_only_what_the_stages_import_is_loaded(
+    stages: list[str], params: dict[str, dict[str, object]], in_process: bool, found: list[str]
+) -> None:
+    assert modules_for(stages, params, in_process) == found
