@@ -1,7 +1,6 @@
 """Kills: signals to a stage, DVC, make or all of them, at random moments and at file operations; one run mends each.
 
-Workers too, and what of them and of the stage is killed: `--workers local`, `srun` (two tasks, made up) or `ray`. A
-trial takes a small finished project, makes one stage of it stale, kills its run, and runs it again: that must end
+A trial takes a small finished project, makes one stage of it stale, kills its run, and runs it again: that must end
 well, with the same bytes, and leave nothing behind.
 """
 
@@ -38,6 +37,16 @@ STAGES = (
     *("prepare", "base", "generate_eval_base", "overrides@r1", "generate@r1", "score@r1", "reference@r1"),
     *("update@r1", "generate_eval@r1", "evaluate@r1", "report"),
 )
+WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": (STAGES, AIMS),
+    "local": (BY_WORKERS, OF_WORKERS),  # two workers
+    "srun": (BY_WORKERS, OF_WORKERS),  # two tasks, made up, with a worker each
+    "ray": (BY_WORKERS, OF_WORKERS),  # two actors
+    "shards": (("update@r1",), AIMS),  # of policy and state
+    "preload": (STAGES, ("moment",)),  # the file operations of forks are not heard of
+}
+"""How the stages run: which of them are made stale, and what is aimed at."""
+SHARD_BYTES = 100_000
 TINY = Path(__file__).with_name("tiny.yaml")
 HOOK = Path(__file__).with_name("killed")
 # What two undisturbed runs differ in too: times (the page shows them), DVC's own notes, what is kept for the next look.
@@ -62,9 +71,9 @@ class Trial:
 @click.option("--seed", default=0, show_default=True, help="Of the first trial; the others count on from it.")
 @click.option("--stage", "stages", multiple=True, help="Only these; without it all that make something.")
 @click.option("--ranks", default=1, show_default=True, help="Processes of update.")
-@click.option("--workers", type=click.Choice(["local", "srun", "ray"]), help="Two workers make the parts of stages.")
-@click.option("--preload", is_flag=True, help="Stages are forks of a server; kills are at moments alone.")
-@click.option("--shard-bytes", type=int, help="Of policy and state, whose shards are kill points then.")
+@click.option(
+    "--by", multiple=True, default=["plain"], type=click.Choice(list(WAYS)), help="How stages run; each in turn."
+)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="Three trials: does it run? Kept with --out alone.")
 @click.option("--out", type=Path, help="Result file; without it one in benchmarks/results.")
@@ -73,30 +82,27 @@ def main(
     seed: int,
     stages: tuple[str, ...],
     ranks: int,
-    workers: str | None,
-    preload: bool,
-    shard_bytes: int | None,
+    by: tuple[str, ...],
     threads: int,
     quick: bool,
     out: Path | None,
 ) -> None:
     """Trials with a finding, by what was killed and when."""
     trials = 3 if quick else trials
-    how = {"ranks": ranks, "workers": workers, "preload": preload, "shard_bytes": shard_bytes}
-    settings = start(threads, quick, trials=trials, seed=seed, **how)
-    stages = stages or (BY_WORKERS if workers else STAGES)
-    aims = ("moment",) if preload else OF_WORKERS if workers else AIMS
+    settings = start(threads, quick, trials=trials, seed=seed, ranks=ranks, by=list(by))
     found = []
-    with tempfile.TemporaryDirectory() as work:
-        whole = Path(work, "whole")
-        make_project(whole, **how)
-        took = run_whole(whole, stages)
-        for number in range(seed, seed + trials):
-            trial = one_trial(number, whole, Path(work, "trial"), stages, aims, took)
-            found.append(asdict(trial))
-            said = "; ".join(trial.findings) or "as undisturbed"
-            say(f"{number}: {trial.signal} to {trial.target} of {trial.stage}, {trial.aim}: {said}")
-    finish("kills", settings, {"trials": found}, table, out)
+    for way in by:
+        own, aims = WAYS[way]
+        with tempfile.TemporaryDirectory() as work:
+            whole = Path(work, "whole")
+            make_project(whole, ranks, way)
+            took = run_whole(whole, stages or own)
+            for number in range(seed, seed + trials):
+                trial = one_trial(number, whole, Path(work, "trial"), stages or own, aims, took)
+                found.append({"by": way, **asdict(trial)})
+                said = "; ".join(trial.findings) or "as undisturbed"
+                say(f"{way} {number}: {trial.signal} to {trial.target} of {trial.stage}, {trial.aim}: {said}")
+    finish("kills" if by == ("plain",) else "kills_by", settings, {"trials": found}, table, out)
     if any(trial["findings"] for trial in found):
         raise SystemExit(1)
 
@@ -111,23 +117,23 @@ def copy_tiny(folder: Path) -> None:
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 
-def make_project(folder: Path, ranks: int, workers: str | None, preload: bool, shard_bytes: int | None) -> None:
+def make_project(folder: Path, ranks: int, way: str) -> None:
     """A tiny project under git and DVC."""
     copy_tiny(folder)
-    if shard_bytes:
+    if way == "shards":
         path = folder / "gift/training/saving/shards.py"
         text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace("SHARD_BYTES = 4 * 10**9", f"SHARD_BYTES = {shard_bytes}"), encoding="utf-8")
+        path.write_text(text.replace("SHARD_BYTES = 4 * 10**9", f"SHARD_BYTES = {SHARD_BYTES}"), encoding="utf-8")
     (folder / "rounds.yaml").write_text("rounds:\n  r1: {from: base}\n", encoding="utf-8")
     many = {"launcher": "deepspeed", "num_processes": ranks} if ranks > 1 else {}
     launch = {
         "score": {"workers": 1},
         "update": {"checkpoint_every_steps": 1, **many},
-        "repro": {"ask_from_minutes": 1e6, "preload": preload},  # a fork's file operations are not heard of
+        "repro": {"ask_from_minutes": 1e6, "preload": way == "preload"},
     }
-    if workers:
-        each = 1 if workers == "srun" else 2  # of each of its two tasks
-        launch |= {"workers": {"kind": workers, "listen": "127.0.0.1:0" if workers == "srun" else None}}
+    if way in ("local", "srun", "ray"):
+        each = 1 if way == "srun" else 2  # of each of its two tasks
+        launch |= {"workers": {"kind": way, "listen": "127.0.0.1:0" if way == "srun" else None}}
         launch |= {"generate": {"engines": each}, "reference": {"processes": each}}
         launch["score"]["processes"] = each
     (folder / "launch.yaml").write_text(json.dumps(launch), encoding="utf-8")
@@ -293,16 +299,19 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row for each aim: trials, and those with a finding."""
+    """A row for each way and aim: trials, and those with a finding."""
     rows = []
-    for aim in dict.fromkeys((*AIMS, *OF_WORKERS)):
-        trials = [each for each in result["trials"] if each["aim"] == aim]
-        bad = [each for each in trials if each["findings"]]
-        if trials:
-            rows.append(
-                [aim, len(trials), len(bad), "; ".join(finding for each in bad[:3] for finding in each["findings"])]
-            )
-    return markdown(["killed at", "trials", "with a finding", "which"], rows)
+    ways = dict.fromkeys(each.get("by", "plain") for each in result["trials"])
+    for way in ways:
+        own = [each for each in result["trials"] if each.get("by", "plain") == way]
+        for aim in dict.fromkeys((*AIMS, *OF_WORKERS)):
+            trials = [each for each in own if each["aim"] == aim]
+            bad = [each for each in trials if each["findings"]]
+            named = "; ".join(finding for each in bad[:3] for finding in each["findings"])
+            first = [] if list(ways) == ["plain"] else [way]
+            rows += [[*first, aim, len(trials), len(bad), named]] if trials else []
+    header = ["killed at", "trials", "with a finding", "which"]
+    return markdown(header if list(ways) == ["plain"] else ["stages run", *header], rows)
 
 
 if __name__ == "__main__":

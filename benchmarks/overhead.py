@@ -42,12 +42,13 @@ ORDER = (
 SCRIPT = """\
 export STAGE_BEGUN=$(date +%s.%N)
 if [ -n "$GIFT_PRELOADED" ]; then
-    python -c 'import sys; from gift.workers.preload import run; sys.exit(run(["timed_stage", *sys.argv[1:]]))' "$@" || exit
+    python -c "$FORK" "$@" || exit
 else
     python timed_stage.py "$@" || exit
 fi
 date +%s.%N >> "$STAGE_TIMES.ends"
 """
+FORK = 'import sys; from gift.workers.preload import run; sys.exit(run(["timed_stage", *sys.argv[1:]]))'
 # The model of random weights is never right, so its groups are told apart by a reward of no meaning.
 REWARD = '''"""A reward of no meaning, so that a model of random weights has groups to train on."""
 
@@ -174,6 +175,7 @@ def environment(folder: Path) -> dict[str, str]:
         "STAGE_TIMES": str(folder / "times"),
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
+        "FORK": FORK,
     }
 
 

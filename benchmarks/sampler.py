@@ -77,6 +77,7 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
     from gift.doctor.whole import read_launch
     from gift.policy.folder import PolicyFiles, load_tokenizer
     from gift.sampling.engine import Request, start_sampler
+    from gift.sampling.parts import Ask, Here
     from gift.sampling.rollouts import write_rollouts
 
     sampling = check(Sampling, settings, "benchmark")
@@ -102,7 +103,8 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
         with tempfile.TemporaryDirectory() as parts:
             metadata = {"artifact": "rollouts", "policy": "benchmark"}
             decode = partial(tokenizer.decode, skip_special_tokens=True)
-            write_rollouts(Path(parts), groups, sampling.groups_per_part, metadata, lambda: started, decode, "sampler")
+            here = Here(lambda: started, decode)
+            write_rollouts(Ask(Path(parts), metadata, {}), groups, sampling.groups_per_part, here, "sampler")
 
     def bare() -> int:
         prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests]

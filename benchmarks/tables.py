@@ -28,6 +28,7 @@ from benchmarks import (
     sampler,
     study,
     update,
+    workers,
 )
 
 README = Path(__file__).parent / "README.md"
@@ -49,6 +50,8 @@ TABLES = {
     "report": report.table,
     "bookkeeping": bookkeeping.table,
     "kills": kills.table,
+    "kills_by": kills.table,
+    "workers": workers.table,
     "overhead": overhead.table,
     "real_model": real_model.table,
     "closed_form": closed_form.table,

@@ -29,6 +29,7 @@ from benchmarks import (
     tables,
     timed_stage,
     update,
+    workers,
 )
 from benchmarks.real_project.rewards import chats
 from gift.compare.plan import changes_of, check_content, laid_over, read_plan
@@ -38,7 +39,7 @@ from gift.training.settings import Update
 
 COMMANDS = (
     *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
-    *(closed_form, overfit),
+    *(closed_form, overfit, workers),
 )
 
 
