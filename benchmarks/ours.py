@@ -26,10 +26,11 @@ def update_steps(
     steps: int,
     packing: str = "auto",
     method: dict[str, Any] | None = None,
+    checkpointing: Any = False,
 ) -> dict[str, Any]:
     """Optimizer steps on all of the rollouts, again and again; what `Recorder.results` says of them.
 
-    method: keys of `update`, as in a file of presets/methods; without it GIFT.
+    method: keys of `update`, as in a file of presets/methods; without it GIFT. checkpointing: as in launch.yaml.
     """
     import deepspeed  # noqa: F401 - an import of the engine's, so that it counts as a library
     import torch
@@ -39,7 +40,7 @@ def update_steps(
 
     with distributed() as device:
         recorder = Recorder(warmup, device.type == "cuda")
-        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, packing, method)
+        trainer, close = start_trainer(folder, rollouts, dtype, tokens_per_batch, packing, method, checkpointing)
         groups = list(range(len(rollouts.rewards) // rollouts.group_size))
         metrics: dict[str, Any] = {}
 
@@ -53,7 +54,7 @@ def update_steps(
     return {**found, "num_tokens": metrics["num_tokens"], "threads": torch.get_num_threads()}
 
 
-def step_bytes(folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, checkpointing: bool) -> int:
+def step_bytes(folder: Path, rollouts: Rollouts, dtype: str, tokens_per_batch: int, checkpointing: Any) -> int:
     """Bytes that torch allocates for a step of all rollouts at its peak, above what is there between steps."""
     import torch
 
@@ -85,7 +86,7 @@ def start_trainer(
     tokens_per_batch: int,
     packing: Any = "auto",
     method: dict[str, Any] | None = None,
-    checkpointing: bool = False,
+    checkpointing: Any = False,
 ) -> tuple[Any, Callable[[], None]]:
     """A trainer of the rollouts, as stages/update.py starts it, and what closes its engine."""
     import torch

@@ -12,6 +12,8 @@ from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import SHAPES
 
 SPEED_GOAL, MEMORY_GOAL = 3.0, 0.4
+OURS: dict[str, Any] = {"ours": False, "ours, selective": "selective", "ours, checkpointed": True}
+"""Our sides, and launch.yaml's `gradient_checkpointing` of each."""
 
 
 @measured(quick={"repeats": 1, "steps": 2}, repeats=3, steps=3, warmup=1, tokens_per_batch=16384)
@@ -24,17 +26,19 @@ SPEED_GOAL, MEMORY_GOAL = 3.0, 0.4
 )
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(peer_trl.VARIANTS)), help="TRL's; all.")
 def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
-    """Seconds a step and memory, against TRL; goals: 3 times its tokens/s at 40% of its peak on the wide model."""
+    """Seconds a step and memory, against TRL and without checkpointing; goals: 3 times TRL's tokens/s at 40% of its
+    peak on the wide model."""
     found = {}
     shapes = [name for name in models or SHAPES if name != REAL]
     for case in chain(cases(shapes, run.quick) if shapes else (), [real_case(run.quick)] if REAL in models else ()):
         rollouts = case.rollouts
         runs: dict[str, list[dict[str, Any]]] = {}
         for turn in range(run.repeats):
-            for side in ("ours", *(variants or peer_trl.VARIANTS)):
+            for side in (*OURS, *(variants or peer_trl.VARIANTS)):
                 common = (case.folder, rollouts, run.dtype)
-                if side == "ours":
-                    done = fresh(ours.update_steps, *common, run.tokens_per_batch, run.warmup, run.steps)
+                if side in OURS:
+                    how = (run.tokens_per_batch, run.warmup, run.steps, "auto", None, OURS[side])
+                    done = fresh(ours.update_steps, *common, *how)
                 else:
                     done = fresh(peer_trl.update_steps, *common, side, run.warmup, run.steps)
                 if done["num_tokens"] != rollouts.num_tokens:
@@ -53,16 +57,16 @@ def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A row a side: median seconds a step, completion tokens/s, MiB; ratios are ours against that row of TRL."""
+    """A row a side: median seconds a step, completion tokens/s, MiB; ratios are of `ours` against that row."""
     rows = []
     for name in (each for each in (*SHAPES, REAL) if each in result["models"]):
         model = result["models"][name]
         own = model["sides"]["ours"]
-        for side in (each for each in ("ours", *peer_trl.VARIANTS) if each in model["sides"]):
+        for side in (each for each in (*OURS, *peer_trl.VARIANTS) if each in model["sides"]):
             numbers = model["sides"][side]
             row = [
                 f"{name}, {model['parameters'] / 1e6:.3g}M",
-                side if side == "ours" else f"TRL, {side}",
+                side if side in OURS else f"TRL, {side}",
                 f"{numbers['seconds']:.3g} ({numbers['fastest']:.3g} to {numbers['slowest']:.3g})",
                 f"{model['completion_tokens'] / numbers['seconds']:,.0f}",
                 *(f"{numbers[key]:,.0f}" for key in ("libraries_mib", "rest_mib", "peak_mib")),
@@ -84,7 +88,7 @@ def table(result: dict[str, Any]) -> str:
         "peak - rest",
     ]
     lines = [markdown([*header, "our speed", "our peak"], rows)]
-    peers = {side: n for side, n in result["models"].get("wide", {"sides": {}})["sides"].items() if side != "ours"}
+    peers = {side: n for side, n in result["models"].get("wide", {"sides": {}})["sides"].items() if side not in OURS}
     if peers:
         own = result["models"]["wide"]["sides"]["ours"]
         speed = min(n["seconds"] for side, n in peers.items() if side != "compact head") / own["seconds"]

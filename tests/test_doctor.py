@@ -1089,12 +1089,13 @@ def test_a_batch_is_estimated_and_the_one_that_fits_is_named() -> None:
     gigabyte = 10**9
     large = found(gigabyte, 1_000_000)
     assert (large.level, large.where) == ("warning", "launch.yaml: update.tokens_per_batch")
-    numbers = re.findall(r"(?:batch|checkpointing) ([\d,]+)", large.text)
-    fit, saving = (int(each.replace(",", "")) for each in numbers[-2:])
-    assert 1000 < fit < saving < 1_000_000
+    numbers = re.findall(r"(?:batch|selective|true) ([\d,]+)", large.text)
+    fit, selective, saving = (int(each.replace(",", "")) for each in numbers[-3:])
+    assert 1000 < fit < selective < saving < 1_000_000
     assert [found(gigabyte, tokens).level for tokens in (fit, fit + 1000)] == ["ok", "warning"]
-    also = [found(gigabyte, tokens, gradient_checkpointing=True).level for tokens in (saving, saving + 1000)]
-    assert also == ["ok", "warning"]
+    for how, most in (("selective", selective), (True, saving)):
+        also = [found(gigabyte, tokens, gradient_checkpointing=how).level for tokens in (most, most + 1000)]
+        assert also == ["ok", "warning"]
     assert found(None, 1000).level == "ok"
     assert "whose memory is not known" in found(None, 1000).text
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM
 
-from gift.logprobs.layouts import token_batch
+from gift.logprobs.checkpointing import checkpoint_selectively
+from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.tokens import TokenLogprobs
 from gift.project.ragged import Ragged
-from gift.training.memory import Decoder
+from gift.training.memory import Checkpointing, Decoder
 
+CHOICES: tuple[Checkpointing, ...] = (False, "selective", True)
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 160, "vocab_size": 500}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=4),
@@ -20,8 +22,10 @@ CONFIGS = {
 }
 
 
-def kept(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, int]) -> tuple[int, TokenLogprobs]:
-    """Bytes of the storages that a forward keeps for its backward, those of the weights left out."""
+def policy(
+    config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, int]
+) -> tuple[TokenLogprobs, TokenBatch]:
+    """A model of this many layers, and a batch for it."""
     from transformers import AutoModelForCausalLM
 
     config = type(config)(**config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
@@ -30,6 +34,12 @@ def kept(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, 
     draw = np.random.default_rng(0).integers
     prompts = Ragged.of([draw(0, 500, prompt)] * rows, np.int32)
     completions = Ragged.of([draw(0, 500, completion) for _ in range(rows)], np.int32)
+    return model, token_batch(prompts, completions, model.layout)
+
+
+def kept(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, int]) -> tuple[int, TokenLogprobs]:
+    """Bytes of the storages that a forward keeps for its backward, those of the weights left out."""
+    model, batch = policy(config, layers, dtype, lengths)
     weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
     found: dict[int, torch.UntypedStorage] = {}
 
@@ -40,7 +50,7 @@ def kept(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(token_batch(prompts, completions, model.layout))
+        model(batch)
     return sum(storage.nbytes() for storage in found.values()), model
 
 
@@ -57,14 +67,37 @@ def test_a_layer_keeps_what_the_formula_says(name: str, dtype: Any, lengths: tup
     assert two - one == pytest.approx(tokens * decoder.layer_bytes(dtype, keys), rel=0.02)
 
 
+def allocated(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, int, int]) -> int:
+    """Bytes that are there after a forward under selective checkpointing, and were not before, by torch's profiler."""
+    model, batch = policy(config, layers, dtype, lengths)
+    checkpoint_selectively(model.model)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        logprobs = model(batch)
+    assert logprobs.requires_grad
+    return sum(each.nbytes() for each in profile.profiler.kineto_results.events() if each.name() == "[memory]")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_selective_checkpointing_keeps_what_the_formula_says(name: str, dtype: Any) -> None:
+    config, lengths = CONFIGS[name], (4, 30, 60)
+    two, one = (allocated(config, layers, getattr(torch, dtype), lengths) for layers in (2, 1))
+    decoder = Decoder.of(config.to_dict(), {})
+    assert decoder is not None
+    tokens = 30 + 4 * 59
+    assert two - one == pytest.approx(tokens * decoder.kept_bytes(dtype, "selective"), rel=0.02)
+    assert decoder.kept_bytes(dtype, "selective") < 0.5 * decoder.kept_bytes(dtype, False)
+
+
 def test_the_tokens_that_fit_take_what_there_is() -> None:
     decoder = Decoder(512, 12, 512, 512, 1536, qk_norm=True)
-    for checkpointing in (False, True):
+    for checkpointing in CHOICES:
         for room in (10**9, 8 * 10**9):
             fit = decoder.num_tokens(room, "bfloat16", checkpointing)
             assert 0.98 * room < decoder.batch_bytes(fit, "bfloat16", checkpointing) <= room
     assert decoder.num_tokens(0, "float32", checkpointing=False) == 0
-    full, saving = (decoder.batch_bytes(4096, "float32", each) for each in (False, True))
+    full, selective, saving = (decoder.batch_bytes(4096, "float32", each) for each in CHOICES)
+    assert saving < selective < full / 2
     assert saving < full / 4
 
 

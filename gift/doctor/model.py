@@ -96,7 +96,7 @@ def model_findings(params: Params, launch: Launch, model: Model, num_gpus: int) 
     if model.config.get("auto_map"):
         text = "its config asks for code of its own, never run here; it works where transformers knows its model_type"
         yield say.warning(f"{WHERE}: {text}")
-    if launch.update.gradient_checkpointing and (dropout := refusals.dropout_refusal(model.config)):
+    if launch.update.gradient_checkpointing is True and (dropout := refusals.dropout_refusal(model.config)):
         yield say.error(f"launch.yaml: update.gradient_checkpointing: {dropout}")
     if "vllm" in (params.generate.engine, params.evaluate.engine):
         found = vllm_problems(model.config, launch.generate.tensor_parallel_size, on_gpu=num_gpus > 0)

@@ -11,7 +11,7 @@ from gift.methods.sample.epochs import supply_problem
 from gift.project.errors import amount, counted
 from gift.project.machine import Gpus
 from gift.training.deepspeed_config import engine_settings
-from gift.training.memory import Decoder
+from gift.training.memory import Checkpointing, Decoder
 from gift.training.steps import check_schedule, schedule_problem, steps_of_groups, warmup_problem
 
 say, memory = Theme("batches"), Theme("memory")
@@ -179,13 +179,15 @@ def _update_findings(
     batch = decoder.batch_bytes(launch.tokens_per_batch, *how)
     need = held + settings.bytes_of_a_step(trained, largest, batch)
     spare = room - held - settings.bytes_of_a_step(trained, 0, 0)
-    fits = [decoder.num_tokens(spare, params.update.dtype, saving, device) // 100 * 100 for saving in (False, True)]
+    ways: tuple[Checkpointing, ...] = (False, "selective", True)
+    fits = [decoder.num_tokens(spare, params.update.dtype, saving, device) // 100 * 100 for saving in ways]
     text = (
         f"update: about {amount(need)} {each} ({amount(held)} of weights, gradients and optimizer, {amount(batch)} for "
         f"a batch of {launch.tokens_per_batch:,} tokens), of {there}; up to tokens_per_batch {fits[0]:,} fit, "
-        f"with gradient_checkpointing {fits[1]:,}"
+        f"with gradient_checkpointing: selective {fits[1]:,}, with true {fits[2]:,}"
     )
-    yield _fits(need, room, text, "lower it, or gradient_checkpointing: true", "launch.yaml: update.tokens_per_batch")
+    remedy = "lower it, or gradient_checkpointing: selective or true"
+    yield _fits(need, room, text, remedy, "launch.yaml: update.tokens_per_batch")
 
 
 def _fits(need: int, there: int, text: str, remedy: str, where: str) -> Finding:

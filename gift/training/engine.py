@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gift.logprobs.checkpointing import checkpoint_selectively
 from gift.logprobs.head import LogprobHead
 from gift.logprobs.tokens import TokenLogprobs
 from gift.project.errors import UserError
 from gift.training.deepspeed_config import WHERE, EngineSettings, deepspeed_config
+from gift.training.memory import Checkpointing
 from gift.training.ranks import own_device, quiet
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -215,9 +217,11 @@ class Engine:
             set_moment(param, value, key)
 
 
-def start_engine(logprobs: TokenLogprobs, settings: EngineSettings, checkpointing: bool) -> Engine:
+def start_engine(logprobs: TokenLogprobs, settings: EngineSettings, checkpointing: Checkpointing) -> Engine:
     """An engine around a policy; with `checkpointing` it recomputes activations in the backward."""
-    if checkpointing:
+    if checkpointing == "selective":
+        checkpoint_selectively(logprobs.model)
+    elif checkpointing:
         logprobs.model.gradient_checkpointing_enable({"use_reentrant": False})
         logprobs.model.train()  # transformers checkpoints in training mode only; `dropout_refusal` saw that it is safe
     return Engine(logprobs, settings)

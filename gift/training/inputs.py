@@ -236,7 +236,7 @@ def find_parent(paths: Paths, settings: Settings) -> tuple[PolicyFiles, Lineage,
     refuse_existing(*paths.outputs)
     files, lineage = find_policy(paths.policy, paths.base)
     check_parent(files, lineage, settings.update.lora)
-    if settings.launch.gradient_checkpointing and (reason := dropout_refusal(read_config(files.model))):
+    if settings.launch.gradient_checkpointing is True and (reason := dropout_refusal(read_config(files.model))):
         raise UserError(f"launch.yaml: update.gradient_checkpointing: {files.model}: {reason}")
     return files, lineage, tree_digest(paths.rollouts)
 

@@ -6,10 +6,13 @@ The formula is this project's own, of transformers' decoder layers; `make bench 
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gift.logprobs.settings import TILE_BYTES
 from gift.project.sections import Dtype
+
+Checkpointing = Literal[False, "selective", True]
+"""What backward computes again: nothing, all of a layer but its matrix products, or all of it."""
 
 KEYS = 1.25
 """Keys that attention sees for each token of a batch: every completion has a copy of its prompt's."""
@@ -51,17 +54,29 @@ class Decoder:
         attention = self.queries * (5 + 2 * keys)
         return norm * norms + width * (attention + 4 * self.intermediate)
 
-    def batch_bytes(self, num_tokens: int, dtype: Dtype, checkpointing: bool, device: str = "cpu") -> int:
+    def kept_bytes(self, dtype: Dtype, checkpointing: Checkpointing) -> float:
+        """What is held of one layer between forward and backward, by token.
+
+        Selective: its input, queries, keys, values, what attention's output product made, gate and up.
+        """
+        if not checkpointing:
+            return self.layer_bytes(dtype)
+        products = self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
+        return (4 if dtype == "float32" else 2) * (self.hidden + (products if checkpointing == "selective" else 0))
+
+    def batch_bytes(self, num_tokens: int, dtype: Dtype, checkpointing: Checkpointing, device: str = "cpu") -> int:
         """Above weights, gradients and optimizer, at a batch's peak: in the head, or in the last layer's backward."""
         width = 4 if dtype == "float32" else 2
-        layer, inputs = self.layer_bytes(dtype), self.layers * width * self.hidden
-        in_head = (inputs if checkpointing else self.layers * layer) + self.hidden * (2 * width + 4)
+        layer, kept = self.layer_bytes(dtype), self.kept_bytes(dtype, checkpointing)
+        in_head = self.layers * kept + self.hidden * (2 * width + 4)
         # The gradients of the MLP's three inner tensors, and two of the residual stream.
         passing = width * (3 * self.intermediate + 2 * self.hidden)
-        in_layer = (inputs + layer if checkpointing else self.layers * layer) + passing
+        # The layer that is computed again holds its own products in what it keeps.
+        again = {False: 0.0, "selective": layer - kept, True: layer}[checkpointing]
+        in_layer = self.layers * kept + again + passing
         return int(max(num_tokens * in_head + TILE_BYTES[device], num_tokens * in_layer))
 
-    def num_tokens(self, num_bytes: float, dtype: Dtype, checkpointing: bool, device: str = "cpu") -> int:
+    def num_tokens(self, num_bytes: float, dtype: Dtype, checkpointing: Checkpointing, device: str = "cpu") -> int:
         """The most tokens whose `batch_bytes` fit; 0: none do."""
         most = range(1, 1 << 30)
         return bisect_right(most, num_bytes, key=lambda size: self.batch_bytes(size, dtype, checkpointing, device))

@@ -12,6 +12,7 @@ from gift.methods.objective import Correction, Kl, Objective
 from gift.policy.settings import Lora
 from gift.project.sections import Choice, Count, Dtype, Positive, Section, Share, choice
 from gift.training.final_answer import ANSWER
+from gift.training.memory import Checkpointing
 
 SUPPLIES: dict[Need, tuple[str, str]] = {
     "answers": ("final_answer", "the final answers; set final_answer, such as final_answer: {boxed: {}}"),
@@ -209,7 +210,9 @@ class UpdateLaunch(Section):
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
     tokens_per_batch: Count = 16384
     packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = Field(
+        False, description="recompute in backward: nothing, all of a layer, or (selective) all but its matrix products"
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     checkpoint_every_steps: Count = 8
