@@ -90,6 +90,8 @@ def test_gradients_are_the_same_bytes(name: str, layout: str, dtype: str) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_an_adapter_are_the_same_bytes(layout: str, dtype: str) -> None:
+    import deepspeed  # noqa: F401 - whose linear function, now everywhere, saves its input even where nothing trains
+
     check_same(CONFIGS["qwen3"], layout, dtype, lora=True)
 
 

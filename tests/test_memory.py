@@ -1,5 +1,6 @@
 """The estimate of what a batch takes: autograd keeps as many bytes of a layer as the formula says."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def allocated(config: Any, layers: int, dtype: torch.dtype, lengths: tuple[int, 
     """Bytes that are there after a forward under selective checkpointing, and were not before, by torch's profiler."""
     model, batch = policy(config, layers, dtype, lengths)
     checkpoint_selectively(model.model)
+    gc.collect()  # models of other tests, which would go meanwhile
     with torch.profiler.profile(profile_memory=True) as profile:
         logprobs = model(batch)
     assert logprobs.requires_grad

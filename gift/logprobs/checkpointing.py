@@ -119,7 +119,7 @@ def _product(module: nn.Module, forward: Forward, x: Tensor) -> Tensor:
     run = _RUN.get()
     if run is None:
         return forward(x)
-    place = _Place.apply(x).grad_fn
+    place = _Place(x)
     if run.again and run.made:
         return run.made.popleft()[0]
     if run.again:
@@ -131,9 +131,21 @@ def _product(module: nn.Module, forward: Forward, x: Tensor) -> Tensor:
     return out
 
 
-class _Place(torch.autograd.Function):
-    """A node that saves a tensor at its place among those of the layer, for torch's checkpoint to bring back."""
+class _Place:
+    """A product's input, saved at its place among the layer's tensors, for torch's checkpoint to bring back."""
 
+    def __init__(self, x: Tensor) -> None:
+        self.node: Any = _Save.apply(x).grad_fn  # None without gradient
+        self.found: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """For each that saved it, as torch brings it back once: with an adapter they are two. Goes with the last."""
+        if self.found is None:
+            self.found = self.node.saved_tensors[0]
+        return self.found
+
+
+class _Save(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -148,14 +160,14 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _pack(module: nn.Module, address: int, place: Any, tensor: Tensor) -> tuple[Any, Any]:
+def _pack(module: nn.Module, address: int, place: _Place, tensor: Tensor) -> tuple[Any, Any]:
     """What stands in the graph for a tensor that a product saves: its input's place, a weight itself, or the tensor.
 
     address: where the input's storage is; the hooks live as long as the graph, and must not hold the input. Of a weight
     the storage is not held either: under ZeRO-3 that comes and goes, inside this call too.
     """
     own, layout = _address(tensor), (tensor.shape, tensor.stride(), tensor.storage_offset())
-    if own == address and place is not None:
+    if own == address and place.node is not None:
         return place, layout
     weight = next((weight for weight in module.parameters() if _address(weight) == own != 0), None)
     return (tensor, None) if weight is None else (weight, layout)
@@ -165,5 +177,5 @@ def _unpack(packed: tuple[Any, Any]) -> Tensor:
     source, layout = packed
     if layout is None:
         return source
-    tensor: Tensor = source.detach() if isinstance(source, Tensor) else source.saved_tensors[0]
+    tensor = source.tensor() if isinstance(source, _Place) else source.detach()
     return tensor.as_strided(*layout)
