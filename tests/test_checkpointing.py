@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -99,22 +100,17 @@ def test_a_model_with_other_parts_has_the_same_gradients() -> None:
     check_same(CONFIGS["other norms and linear layers"], "padded", "float32")
 
 
-def test_products_are_made_once_and_dropout_stays_off() -> None:
-    counts: dict[str, int] = {}
+def products(selective: bool) -> int:
+    """Floating-point operations in the matrix products of linear layers, of a forward and its backward."""
     model = policy(CONFIGS["qwen3"], torch.float32)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "layers" in name:
-            forward = module.forward
+    with FlopCounterMode(display=False) as counted:  # around what hands out kept outputs: it sees what is computed
+        gradients(model, "padded", selective=selective, passes=1)
+    assert not any(module.training for module in model.modules()), "dropout stays off"
+    return int(counted.get_flop_counts()["Global"][torch.ops.aten.mm])
 
-            def counted(x: torch.Tensor, name: str = name, forward: Any = forward) -> torch.Tensor:
-                counts[name] = counts.get(name, 0) + 1
-                return forward(x)
 
-            module.forward = counted  # type: ignore[method-assign]
-    gradients(model, "padded", selective=True, passes=1)
-    assert set(counts.values()) == {1}
-    assert len(counts) == 14
-    assert not any(module.training for module in model.modules())
+def test_products_are_made_once() -> None:
+    assert products(selective=True) == products(selective=False) > 0
 
 
 def test_a_forward_without_gradient_keeps_nothing() -> None:
@@ -129,10 +125,9 @@ def test_a_forward_without_gradient_keeps_nothing() -> None:
     assert not after.requires_grad
 
 
-def test_models_of_which_products_would_be_made_twice_are_refused() -> None:
+def test_a_mixture_of_experts_has_the_same_gradients() -> None:
     config = Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48)
-    with pytest.raises(UserError, match=r"selective: not with this model: .*Qwen3MoeDecoderLayer are in no linear"):
-        checkpoint_selectively(policy(config, torch.float32))
+    check_same(config, "padded", "float32")
 
 
 def test_models_whose_layers_are_not_known_are_refused() -> None:
@@ -142,11 +137,3 @@ def test_models_whose_layers_are_not_known_are_refused() -> None:
 
     with pytest.raises(UserError, match="transformers names no layers of it"):
         checkpoint_selectively(Model())
-
-
-def test_models_that_write_into_what_a_linear_layer_made_are_refused() -> None:
-    model = policy(CONFIGS["qwen2"], torch.float32)
-    attention = model.model.layers[0].self_attn
-    attention.q_proj.register_forward_hook(lambda module, inputs, output: output.clamp_(-1, 1))
-    with pytest.raises(UserError, match="it writes into what a linear layer made"):
-        gradients(model, "padded", selective=True)
