@@ -137,3 +137,11 @@ def test_models_whose_layers_are_not_known_are_refused() -> None:
 
     with pytest.raises(UserError, match="transformers names no layers of it"):
         checkpoint_selectively(Model())
+
+
+def test_what_a_model_writes_into_is_not_taken_for_what_a_product_made() -> None:
+    model = policy(CONFIGS["qwen2"], torch.float32)
+    attention = model.model.layers[0].self_attn
+    attention.q_proj.register_forward_hook(lambda module, inputs, output: output.clamp_(-1, 1))
+    with pytest.raises(RuntimeError, match="has been mutated"):
+        gradients(model, "padded", selective=True)

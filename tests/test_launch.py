@@ -129,7 +129,7 @@ def main(fate):
                 raise torch.distributed.DistBackendError("NCCL error in: ..., ncclRemoteError: A call failed ...")
             time.sleep(600)
         engine.step(0.1)
-        engine.weights()
+        engine.tensor("weight", "weight")
 
 console.run(main)
 """
