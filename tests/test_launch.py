@@ -278,3 +278,15 @@ def test_a_host_that_ssh_does_not_reach_is_named(tmp_path: Path, monkeypatch: py
         assert said is None
     skipped = UpdateLaunch(launcher="deepspeed", num_processes=2, launcher_args=[*arguments, "--no_ssh_check"])
     assert unreached_problem(skipped) is None
+
+
+def test_another_launch_file_is_read_where_the_environment_names_it(tmp_path: Path) -> None:
+    script = "from gift.project.params import read_launch; from gift.training.settings import UpdateLaunch; "
+    command = [sys.executable, "-c", script + "print(read_launch('update', UpdateLaunch).tokens_per_batch)"]
+    (tmp_path / "launch.yaml").write_text("update: {tokens_per_batch: 1}")
+    (tmp_path / "other.yaml").write_text("update: {tokens_per_batch: 2}")
+    for name, found in (("launch.yaml", "1\n"), ("other.yaml", "2\n"), ("none.yaml", "")):
+        env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT), "GIFT_LAUNCH": name}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.stdout == found
+    assert "none.yaml: no such file; GIFT_LAUNCH in the environment names it" in done.stderr

@@ -1,6 +1,7 @@
 """Reading one section of params.yaml or launch.yaml; nothing here knows what the sections hold."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,10 @@ from gift.project.sections import Model, Section, check
 from gift.project.work import json_text
 from gift.project.yaml import read_yaml
 
-PARAMS, LAUNCH = Path("params.yaml"), Path("launch.yaml")
+PARAMS = Path("params.yaml")
+OWN_LAUNCH = "GIFT_LAUNCH"
+"""Of the environment: another launch.yaml, such as one for this machine alone, which git need not know."""
+LAUNCH = Path(os.environ.get(OWN_LAUNCH, "launch.yaml"))
 
 
 def read_section(name: str, model: type[Model], overrides: Path | None = None, file: Path = PARAMS) -> Model:
@@ -45,6 +49,8 @@ def read_overrides(path: Path) -> tuple[str, dict[str, Any]]:
 
 def read_launch(name: str, model: type[Model], file: Path = LAUNCH) -> Model:
     """How this machine runs a stage; without the file or the section, its defaults."""
+    if file == LAUNCH and OWN_LAUNCH in os.environ and not file.exists():
+        raise UserError(f"{file}: no such file; {OWN_LAUNCH} in the environment names it")
     return _read(name, (model, model()), file, read_yaml(file) if file.exists() else {})
 
 
