@@ -117,7 +117,7 @@ def copy_tiny(folder: Path) -> None:
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 
-def make_project(folder: Path, ranks: int, way: str) -> None:
+def make_project(folder: Path, ranks: int = 1, way: str = "plain") -> None:
     """A tiny project under git and DVC."""
     copy_tiny(folder)
     if way == "shards":

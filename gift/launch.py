@@ -3,12 +3,14 @@
 import os
 import runpy
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gift.project.console import end_with_parent, interruptible
 from gift.workers.preload import run
 
 if TYPE_CHECKING:
@@ -66,7 +68,6 @@ def _here(module: str, rest: list[str]) -> None:
 
 def _by_launcher(launch: "UpdateLaunch", module: str, rest: list[str]) -> None:
     """Start the ranks, by DeepSpeed's launcher or srun, and end with them."""
-    from gift.project.console import end_with_parent
     from gift.project.errors import UserError
 
     if launch.launcher == "deepspeed":
@@ -106,9 +107,11 @@ def _srun_environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    parent = os.getppid()
+    end_with_parent()
     if (code := run(["gift.launch", *sys.argv[1:]])) is not None:
         sys.exit(code)
-    from gift.project.console import interruptible
-
+    if os.getppid() != parent:  # no stage goes on without its DVC
+        sys.exit(128 + signal.SIGTERM)
     with interruptible():  # also while torch is imported, or the ranks work
         main(sys.argv[1:])

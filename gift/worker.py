@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gift.project.console import interruptible, quiet
 from gift.project.errors import UserError
-from gift.workers.channel import Channel, Lost, channel_of, connect, read_token
+from gift.workers.channel import Channel, Gone, channel_of, connect, read_token
 from gift.workers.worker import serve
 
 KINDS = {
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return serve(channel(*arguments), KINDS)
     except UserError as error:
         error.show()
-    except Lost as error:
+    except Gone as error:
         print(f"error: the stage cannot be reached: {error}", file=sys.stderr)
     return 1
 

@@ -18,6 +18,8 @@ Make = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
     """What a task says is done to it: see `make`; `start` is done while loading."""
+    if os.environ.get("BROKEN"):
+        raise SystemExit(1)
     act(setup.get("start", ""), Path(setup["folder"]))
 
     def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -40,6 +42,8 @@ def act(what: str, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "full":
+        raise OSError(28, "No space left on device")
     if what == "break":
         raise ValueError("a bug")
     if what == "fail":

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -114,6 +116,29 @@ def test_two_forks_run_at_once(server: dict[str, str]) -> None:
     assert fork.is_running()
     client.terminate()
     client.communicate()
+
+
+@pytest.mark.parametrize("words", [b"", b"abc", struct.pack("q", 2**62), struct.pack("q", 3) + b"[1]"])
+def test_who_asks_for_nothing_sensible_ends_no_stage(server: dict[str, str], words: bytes) -> None:
+    client, fork = sleeping(server)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(f"\0{server[VARIABLE]}")
+        stranger.sendall(words)
+    assert said(server, "toy", "exit", "4")[0] == 4
+    assert fork.is_running()
+    client.terminate()
+    client.communicate()
+
+
+def test_a_server_ends_with_who_started_it(tmp_path: Path) -> None:
+    code = (
+        "import os; from gift.workers.preload import preloaded; c = preloaded([], dict(os.environ)); c.__enter__(); "
+        "import psutil; print(psutil.Process().children()[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=mini.ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    pid = int(done.stdout)
+    if psutil.pid_exists(pid):
+        assert not psutil.wait_procs([psutil.Process(pid)], 10)[1]
 
 
 def test_nothing_is_left_of_a_server() -> None:

@@ -173,25 +173,77 @@ def test_a_part_comes_back_at_once_from_a_worker_that_is_told_to_end(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And that is no death: its part may be given back as often as machines are taken away."""
-    go, made, address = listening(folder, "once sleep 60")
-    made.deaths[0] = 1
-    first = toy("--connect", address, "--token", str(TOKEN))
+    go, _, address = listening(folder, "sleep 4")
     ended = []
 
     def preempt() -> None:
-        while not (folder / "sleep 60").exists():
-            time.sleep(0.05)
-        first.send_signal(signal.SIGTERM)
-        ended.append(first.wait(5))
-        ended.append(toy("--connect", address, "--token", str(TOKEN)))
+        for _ in range(3):
+            worker = toy("--connect", address, "--token", str(TOKEN))
+            while not (mark := folder / "sleep 4").exists() or mark.read_text() != str(worker.pid):
+                time.sleep(0.05)
+            worker.send_signal(signal.SIGTERM)
+            ended.append(worker.wait(2))
+        toy("--connect", address, "--token", str(TOKEN)).wait()
 
-    threading.Thread(target=preempt).start()
-    start = time.monotonic()
+    then = threading.Thread(target=preempt)
+    then.start()
     go()
-    assert time.monotonic() - start < 30
-    assert ended[0] == 143
-    ended[1].wait()
-    assert "was told to end; part 0 goes to another" in capsys.readouterr().err
+    then.join()
+    assert ended == [143] * 3
+    said = capsys.readouterr().err
+    assert said.count("was told to end; part 0 goes to another") == 3
+    assert "died" not in said
+
+
+def test_a_full_disk_is_a_line_of_its_own(folder: Path) -> None:
+    with pytest.raises(UserError, match="no room left"):
+        run(folder, "full")
+
+
+def test_an_error_in_what_a_worker_is_told_ends_the_stage(folder: Path) -> None:
+    def task() -> dict[str, Any]:
+        raise OSError(28, "No space left on device", "requests")
+
+    parts = [Part(0, task, folder / "made/0.txt")]
+    with pytest.raises(OSError, match="No space"), open_pool(job_of(folder), HERE) as made:
+        list(made.run(parts, Progress("generate@r1", 1, "parts")))
+
+
+def test_a_worker_that_died_between_two_passes_costs_no_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_pool(job_of(folder, 1, start="once sleep 0"), HERE) as made, Progress("generate@r1", 2, "parts") as shown:
+        (facts,) = [facts for _, facts in made.run(parts_of(folder, ""), shown)]
+        os.kill(facts["pid"], signal.SIGKILL)
+        time.sleep(0.3)
+        assert [part.index for part, _ in made.run(parts_of(folder, ""), shown)] == [0]
+    assert "died at part" not in capsys.readouterr().err
+
+
+def test_a_share_on_which_no_worker_loads_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU of two is broken: the other makes all parts, and nobody starts workers for ever."""
+    both = [{"GIFT_CORES": "0", "OMP_NUM_THREADS": "1"}, {"GIFT_CORES": "0", "OMP_NUM_THREADS": "1", "BROKEN": "1"}]
+    monkeypatch.setattr(local, "shares", lambda *_: both)
+    starts = []
+    start = local.start_worker
+    monkeypatch.setattr(local, "start_worker", lambda way, env, *more: starts.append(env) or start(way, env, *more))
+    run(folder, *["sleep 0.5"] * 5)
+    assert texts(folder) == WHOLE
+    assert len(starts) == 3
+
+
+def test_a_remote_worker_that_hangs_ends_and_another_is_waited_for(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = open_pool(job_of(folder), Workers(kind="connect", listen="127.0.0.1:0", timeout_minutes=0.05))
+    source: Any = made.sources[0]
+    code = (
+        "from gift.workers import local; local.MODULE = 'tests.hands'; from pathlib import Path; "
+        f"raise SystemExit(local.work_here('{source.door.address}', Path('{TOKEN}'), 1, 10, False))"
+    )
+    host = subprocess.Popen([sys.executable, "-c", code])
+    with made, Progress("generate@r1", 2, "parts") as shown:
+        assert len(list(made.run(parts_of(folder, "once hang", ""), shown))) == 2
+    assert host.wait(20) == 0
+    assert "no progress for 0.05 minutes" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

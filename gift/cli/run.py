@@ -54,7 +54,10 @@ def worker(connect: str, token: Path, workers: int | None, wait: float, stay: bo
     """Work for a stage on another host, in the same project's folder; may come and go while the stage lasts."""
     from gift.project.console import interruptible
     from gift.workers.local import work_here
+    from gift.workers.settings import is_address
 
+    if not is_address(connect):
+        raise click.BadParameter(f"{connect}: must be host:port, such as 10.0.0.1:7070", param_hint="--connect")
     with interruptible():
         raise SystemExit(work_here(connect, token, workers, wait, stay))
 

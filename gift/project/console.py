@@ -17,7 +17,6 @@ from typing import Protocol, TypeVar
 
 import click
 
-from gift.project import door
 from gift.project.errors import refused
 
 T = TypeVar("T")
@@ -165,6 +164,8 @@ def run(stage: click.Command) -> None:
 
 
 def _main(stage: click.Command) -> None:
+    from gift.project import door  # late: with it comes half of this package, and some import this file alone
+
     try:
         with interruptible():
             door.enter()

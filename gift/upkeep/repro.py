@@ -73,8 +73,8 @@ def served(stages: list[str] | None, env: dict[str, str]) -> Iterator[dict[str, 
     """The environment of a run, with a server of preloaded libraries where that saves time."""
     launch = read_launch("repro", ReproLaunch)
     wanted = not visible_gpus() if launch.preload is None else launch.preload
-    update = read_yaml(LAUNCH).get("update") if LAUNCH.exists() else None
-    in_process = (update or {}).get("launcher", "in_process") == "in_process"
+    update = (read_yaml(LAUNCH) if LAUNCH.exists() else {}).get("update")
+    in_process = not isinstance(update, dict) or update.get("launcher", "in_process") == "in_process"
     modules = modules_for(stages or [], read_yaml(PARAMS), in_process) if wanted else []
     if not modules:
         yield env

@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,8 +21,11 @@ PROTOCOL = 1
 ANSWER_SECONDS = 60.0
 """How long the rest of a message may take, or the proof that the other side has the token."""
 MESSAGE_BYTES = 2**24
-Lost = (EOFError, OSError)
-"""What ends a channel."""
+HANDSHAKE_SECONDS = 10.0
+
+
+class Gone(Exception):
+    """Nobody is at the other end any more; no error of a file, which is an OSError too, is taken for it."""
 
 
 class Channel:
@@ -32,16 +36,25 @@ class Channel:
         self.lock = threading.Lock()
 
     def send(self, **message: Any) -> None:
-        """Raises one of `Lost` where nobody hears."""
-        with self.lock:
-            self.connection.send_bytes(json.dumps(message).encode())
+        """Raises `Gone` where nobody hears."""
+        data = json.dumps(message).encode()
+        try:
+            with self.lock:
+                self.connection.send_bytes(data)
+        except OSError as error:
+            raise Gone(str(error)) from None
 
     def receive(self) -> dict[str, Any]:
-        """The next message, waited for; raises one of `Lost`, also where what comes is no message."""
+        """The next message, waited for; raises `Gone`, also where what comes is no message."""
         try:
             return dict(json.loads(self.connection.recv_bytes(MESSAGE_BYTES)))
-        except (ValueError, TypeError) as error:
-            raise EOFError(f"no message: {error}") from None
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise Gone(str(error)) from None
+
+    def wait_for_ever(self) -> None:
+        """Lift the limit of `channel_of` for reading."""
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
 
     def close(self) -> None:
         """Of both ends, also where another thread waits here: to close a descriptor that is read from wakes nobody."""
@@ -74,13 +87,14 @@ def pair() -> tuple[Channel, socket.socket]:
 def make_token(path: Path) -> bytes:
     """The secret of a stage's workers, in a file that its owner alone can read; one that is there is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError), open(path, "x", opener=_private) as file:
-        file.write(secrets.token_hex(32))
+    if not path.exists():
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # its owner's alone
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another stage was faster
+            os.link(temporary, path)
+        Path(temporary).unlink()
     return read_token(path)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def read_token(path: Path) -> bytes:
@@ -116,12 +130,12 @@ class Door:
             self.socket = socket.create_server((host, int(port)), backlog=128)
         except OSError as error:
             raise UserError(
-                f"launch.yaml: workers.listen: {address}: cannot listen there ({error.strerror}); name an address of "
-                "this host and a free port, or port 0"
+                f"launch.yaml: workers.listen: {address}: cannot listen there ({os.strerror(error.errno or 0)}); name "
+                "an address of this host and a free port, or port 0"
             ) from None
         self.token, self.welcome = token, welcome
         self.refused = 0
-        known = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+        known = socket.gethostname() if host == "0.0.0.0" else host
         self.address = f"{known}:{self.socket.getsockname()[1]}"
         threading.Thread(target=self._open, daemon=True).start()
 
@@ -139,7 +153,7 @@ class Door:
         try:
             deliver_challenge(channel.connection, self.token)
             answer_challenge(channel.connection, self.token)
-        except (AuthenticationError, AssertionError, ValueError, *Lost):
+        except (AuthenticationError, AssertionError, ValueError, EOFError, OSError):
             self.refused += 1
             channel.close()
             return
@@ -152,15 +166,22 @@ class Door:
 
 
 def connect(address: str, token: bytes) -> Channel:
-    """To a stage that listens; raises one of `Lost` where there is none, a `UserError` where the token is another."""
+    """To a stage that listens; raises `Gone` where there is none, a `UserError` where the token is another."""
     host, _, port = address.rpartition(":")
-    end = socket.create_connection((host, int(port)), ANSWER_SECONDS)
+    try:
+        end = socket.create_connection((host, int(port)), HANDSHAKE_SECONDS)
+    except OSError as error:
+        raise Gone(os.strerror(error.errno) if error.errno else str(error)) from None
     _keep_alive(end)
-    channel = channel_of(end)
+    channel = channel_of(end, HANDSHAKE_SECONDS)
     try:
         answer_challenge(channel.connection, token)
         deliver_challenge(channel.connection, token)
     except (AuthenticationError, AssertionError, ValueError):
         channel.close()
         raise UserError(f"{address}: the stage there has another token; name its file: --token FILE") from None
+    except (EOFError, OSError):
+        channel.close()
+        raise Gone("who listens there says nothing that a stage would") from None
+    channel.wait_for_ever()
     return channel

@@ -38,7 +38,8 @@ class Part:
     count: int = 1
 
 
-State = Literal["greeted", "loading", "ready"]
+State = Literal["waiting", "greeted", "loading", "ready"]
+"""Waiting: for a place to run, however long."""
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +17,15 @@ import click
 from gift.project.console import end_with_parent
 from gift.project.errors import UserError, counted
 from gift.project.machine import visible_gpus
-from gift.workers.channel import PROTOCOL, Channel, Lost, connect, pair, read_token
+from gift.workers.channel import PROTOCOL, Channel, Gone, connect, pair, read_token
 from gift.workers.link import Job, Link, ending
 from gift.workers.worker import GIVEN_BACK
 
 PROJECT = str(Path(__file__).resolve().parents[2])
 WAIT_SECONDS = 2.0
 RETRIES = 2
+SOON_SECONDS = 60.0
+"""Who works so long has loaded, or was loading something large."""
 MODULE = "gift.worker"
 
 
@@ -80,12 +83,28 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+@dataclass
+class Share:
+    """What a worker of this machine has of it, and how many in a row did not get to work with that."""
+
+    environment: dict[str, str]
+    failures: int = 0
+
+    @property
+    def name(self) -> str:
+        gpus = self.environment.get("CUDA_VISIBLE_DEVICES")
+        return f"GPU {gpus}" if gpus else f"cores {self.environment['GIFT_CORES']}"
+
+    def ended(self, has_worked: bool) -> None:
+        self.failures = 0 if has_worked else self.failures + 1
+
+
 class LocalWorkers:
     """A process for each share of this machine, over a socket that nobody else can reach."""
 
     def __init__(self, job: Job) -> None:
-        self.free = shares(job.gpus, job.number)
-        self.of: dict[Link, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
+        self.label, self.free = job.label, [Share(each) for each in shares(job.gpus, job.number)]
+        self.of: dict[Link, tuple[subprocess.Popen[bytes], Share]] = {}
 
     def links(self, num_open: int) -> list[Link]:
         """As many as there are parts for: to load a policy for nothing helps nobody."""
@@ -95,7 +114,7 @@ class LocalWorkers:
             share = self.free.pop(0)
             ours, theirs = pair()
             with theirs:
-                process = start_worker(["--fd", str(theirs.fileno())], share, theirs.fileno())
+                process = start_worker(["--fd", str(theirs.fileno())], share.environment, theirs.fileno())
             link = Link(ours, kill=partial(kill, process), how=partial(ending, process))
             self.of[link] = process, share
             new.append(link)
@@ -105,7 +124,11 @@ class LocalWorkers:
         if link in self.of:
             process, share = self.of.pop(link)
             kill(process)
-            self.free.append(share)
+            share.ended(link.state == "ready")
+            if share.failures < RETRIES or not (self.of or self.free):
+                self.free.append(share)
+            else:
+                click.echo(f"{self.label}: no more workers with {share.name}, where none loads", err=True)
 
     def close(self) -> None:
         for process, _ in self.of.values():
@@ -118,12 +141,15 @@ def work_here(address: str, token: Path, number: int | None, wait: float, stay: 
     wait: seconds to look for it; stay: then work for the next stage that listens there, too.
     """
     ended: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    for number_of in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number_of, lambda *_: ended.append(1))
     deadline = time.monotonic() + wait
     while not ended:
         try:
+            if not token.exists() and time.monotonic() <= deadline:
+                raise Gone(f"no {token} yet")
             channel = connect(address, read_token(token))
-        except Lost as error:
+        except Gone as error:
             if time.monotonic() > deadline and not stay:
                 raise UserError(
                     f"{address}: no stage listens there ({error}); is it running? (--wait SECONDS)"
@@ -139,30 +165,38 @@ def work_here(address: str, token: Path, number: int | None, wait: float, stay: 
 
 def _work_for(channel: Channel, address: str, token: Path, number: int | None, ended: list[int]) -> None:
     """Keep a worker on each share of this host until the stage closes the channel, or this host is told to end."""
-    greeting = channel.receive()
+    try:
+        greeting = channel.receive()
+    except Gone:  # the stage has ended meanwhile
+        return
     if greeting.get("protocol") != PROTOCOL:
         raise UserError(f"{address}: the stage speaks to workers in another version; give both one commit")
-    channel.send(agent=True, protocol=PROTOCOL, name=socket.gethostname())
-    free = shares(greeting["gpus"], number or greeting["number"])
+    with suppress(Gone):
+        channel.send(agent=True, protocol=PROTOCOL, name=socket.gethostname())
+    free = [Share(each) for each in shares(greeting["gpus"], number or greeting["number"])]
     click.echo(f"{counted(len(free), 'worker')} for {greeting['stage']} at {address}", err=True)
     way = ["--connect", address, "--token", str(token)]
-    running: dict[subprocess.Popen[bytes], dict[str, str]] = {}
-    failures = 0
-    while not ended and not channel.connection.poll(0) and failures < RETRIES:
+    running: dict[subprocess.Popen[bytes], tuple[Share, float]] = {}
+    while not ended and not channel.connection.poll(0) and (free or running):
         while free:
             share = free.pop()
-            running[start_worker(way, share)] = share
+            running[start_worker(way, share.environment)] = share, time.monotonic()
         time.sleep(0.2)
         for process in [each for each in running if each.poll() is not None]:
-            failures = failures + 1 if process.returncode else 0
-            free.append(running.pop(process))
+            share, begun = running.pop(process)
             kill(process)
+            share.ended(process.returncode in (0, GIVEN_BACK) or time.monotonic() - begun > SOON_SECONDS)
+            if share.failures < RETRIES:
+                free.append(share)
+            else:
+                click.echo(f"no more workers with {share.name}: {share.failures} ended soon (above)", err=True)
     for process in running:
         process.terminate()
     for process in running:
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         kill(process)
+    gone = bool(ended) or channel.connection.poll(0)
     channel.close()
-    if failures >= RETRIES:
-        raise UserError(f"{counted(failures, 'worker')} ended one after the other (above); the host works no more")
+    if not gone:
+        raise UserError(f"no worker of this host gets to work for {address} (above)")

@@ -4,13 +4,14 @@ import importlib.util
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gift.project.errors import UserError
-from gift.workers.channel import ANSWER_SECONDS, Channel, Lost, channel_of, pair
+from gift.workers.channel import ANSWER_SECONDS, Channel, Gone, channel_of, pair
 from gift.workers.link import Job, Link
 from gift.workers.local import PROJECT
 from gift.workers.settings import Workers
@@ -98,28 +99,30 @@ class RayWorkers:
         ours, theirs = pair()
         inner = channel_of(theirs)
         why = ["its node or its actor was lost"]
-        link = Link(ours, kill=lambda: self._kill(actor), how=lambda: why[0])
+        link = Link(ours, kill=lambda: self._kill(actor), how=lambda: why[0], state="waiting")
         threading.Thread(target=self._speak, args=(actor, inner), daemon=True).start()
-        threading.Thread(target=self._hear, args=(actor, inner, why), daemon=True).start()
+        threading.Thread(target=self._hear, args=(actor, group, link, inner, why), daemon=True).start()
         self.groups[link] = group
         return link
 
     def _speak(self, actor: Any, inner: Channel) -> None:
         """From the stage to the worker."""
-        with suppress(*Lost, self.ray.exceptions.RayError):
+        with suppress(Gone, self.ray.exceptions.RayError):
             while True:
                 self.ray.get(actor.say.remote(inner.receive()))
 
-    def _hear(self, actor: Any, inner: Channel, why: list[str]) -> None:
+    def _hear(self, actor: Any, group: Any, link: Link, inner: Channel, why: list[str]) -> None:
         """From the worker to the stage; its end closes the channel."""
         try:
+            self.ray.get(group.ready())  # where Ray has no room, it waits
+            link.state, link.heard = "greeted", time.monotonic()
             while True:
                 if (message := self.ray.get(actor.listen.remote())) is not None:
                     inner.send(**message)
         except self.ray.exceptions.RayTaskError:  # the worker ended, its actor lives
             with suppress(self.ray.exceptions.RayError):
                 why[0] = self.ray.get(actor.ended.remote(), timeout=ANSWER_SECONDS)
-        except (*Lost, self.ray.exceptions.RayError):
+        except (Gone, self.ray.exceptions.RayError):
             pass
         inner.close()
 

@@ -14,7 +14,7 @@ import click
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.project.work import whole_file
-from gift.workers.channel import PROTOCOL, Channel, Lost, heard
+from gift.workers.channel import PROTOCOL, Channel, Gone, heard
 from gift.workers.link import Job, Link, Part, Source
 from gift.workers.worker import identity
 
@@ -50,7 +50,7 @@ class Pool:
 
     def __exit__(self, *raised: object) -> None:
         for link in self.links:
-            with suppress(*Lost):
+            with suppress(Gone):
                 link.channel.send(end=True)
         deadline = time.monotonic() + (0 if raised[0] else END_SECONDS)
         while self.links and (left := deadline - time.monotonic()) > 0:
@@ -58,7 +58,7 @@ class Pool:
             for link in (by_channel[channel] for channel in heard(by_channel, left)):
                 try:
                     link.channel.receive()  # its last words
-                except Lost:
+                except Gone:
                     self.links.remove(link)
                     link.kill()
         for link in self.links:
@@ -86,29 +86,34 @@ class Pool:
         for source in self.sources:
             for link in source.links(len(self.pending)):
                 self._greet(link)
-        for link in [link for link in self.links if link.state == "ready" and not link.part][: len(self.pending)]:
-            self._give(link, self.pending.popleft())
-        if not self.links:
-            time.sleep(GLANCE_SECONDS)
         made: list[tuple[Part, dict[str, Any]]] = []
         by_channel = {link.channel: link for link in self.links}
-        for link in (by_channel[channel] for channel in heard(by_channel, GLANCE_SECONDS)):
+        for link in (by_channel[channel] for channel in heard(by_channel, self._patience())):
             try:
                 made += self._hear(link, link.channel.receive())
-            except Lost:
+            except Gone:
                 self._lose(link, link.how())
+        for link in [link for link in self.links if link.state == "ready" and not link.part][: len(self.pending)]:
+            self._give(link, self.pending.popleft())
         now = time.monotonic()
         for link in [each for each in self.links if now - each.heard > self.timeout]:
-            if link.state != "ready" or link.part:
+            if link.state in ("greeted", "loading") or link.part:
                 link.kill()
                 self._lose(
                     link, f"no progress for {self.timeout / 60:g} minutes (launch.yaml: workers.timeout_minutes)"
                 )
         return made
 
+    def _patience(self) -> float:
+        """Seconds to listen: none where a part can be given, for which first all that was said is heard."""
+        free = any(link.state == "ready" and not link.part for link in self.links)
+        if not self.links:
+            time.sleep(GLANCE_SECONDS)
+        return 0.0 if self.pending and free else GLANCE_SECONDS
+
     def _greet(self, link: Link) -> None:
         self.links.append(link)
-        with suppress(*Lost):  # then the look at its channel finds it lost
+        with suppress(Gone):  # then the look at its channel finds it lost
             link.channel.send(protocol=PROTOCOL, stage=self.job.stage, gpus=self.job.gpus, number=self.job.number)
 
     def _give(self, link: Link, part: Part) -> None:
@@ -116,15 +121,15 @@ class Pool:
         self.num_files += 1
         path = self.folder / f"{self.num_files}.{link.pid}" / part.path.name
         path.parent.mkdir()
-        link.part, link.heard, link.share, link.tokens = part, time.monotonic(), 0.0, 0
-        with suppress(*Lost):
-            link.channel.send(part=part.index, task=part.task(), file=str(path))
-        link.file = path
+        link.part, link.file, link.heard, link.share, link.tokens = part, path, time.monotonic(), 0.0, 0
+        task = part.task()
+        with suppress(Gone):
+            link.channel.send(part=part.index, task=task, file=str(path))
 
     def _hear(self, link: Link, message: dict[str, Any]) -> list[tuple[Part, dict[str, Any]]]:
         if "agent" in message:
-            self.links.remove(link)
             self.agents.append(link.channel)
+            self._forget(link, close=False)
         elif "host" in message:
             self._admit(link, message)
         elif "ready" in message:
@@ -151,12 +156,12 @@ class Pool:
         link.pid, link.name = message["pid"], f"worker {message['host']}:{message['pid']}"
         if (problem := self._unlike(message)) is not None:
             click.echo(f"{self.job.label}: {link.name} is refused: {problem}", err=True)
-            with suppress(*Lost):
+            with suppress(Gone):
                 link.channel.send(refused=problem)
             self._forget(link)
             return
         link.state, link.heard = "loading", time.monotonic()
-        with suppress(*Lost):
+        with suppress(Gone):
             link.channel.send(kind=self.job.kind, setup=self.job.setup)
 
     def _unlike(self, message: dict[str, Any]) -> str | None:
@@ -179,6 +184,7 @@ class Pool:
         part, link.part = link.part, None
         to = f"; part {part.index} goes to another" if part else ""
         click.echo(f"{self.job.label}: {link.name} was told to end{to}", err=True)
+        self._forget(link)
         if part:
             self.pending.appendleft(part)
 
@@ -205,9 +211,10 @@ class Pool:
                 )
             click.echo(f"{self.job.label}: {link.name} ended before it had loaded ({why})", err=True)
 
-    def _forget(self, link: Link) -> None:
+    def _forget(self, link: Link, close: bool = True) -> None:
         self.links.remove(link)
-        link.channel.close()
+        if close:
+            link.channel.close()
         for source in self.sources:
             source.lost(link)
 
@@ -221,4 +228,5 @@ class Pool:
                     f"{link.file}: {link.name} wrote it, and it is not here: all hosts must see the project's folder "
                     "at the same path"
                 ) from None
-        link.file.parent.rmdir()
+        with suppress(OSError):  # NFS may keep what is open elsewhere
+            link.file.parent.rmdir()

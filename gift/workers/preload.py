@@ -4,7 +4,6 @@ To import them takes longer than most stages of a small model. The server keeps 
 runs what lies in its folder then; and it is for CPUs: what has touched a GPU cannot be forked.
 """
 
-import ctypes
 import gc
 import importlib
 import json
@@ -22,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gift.project.console import end_with_parent
+
 VARIABLE = "GIFT_PRELOADED"
 """Of the environment: the name of the server's socket."""
 LIBRARIES = ("torch", "transformers", "transformers.models.auto.modeling_auto", "pyarrow.parquet")
@@ -35,7 +36,7 @@ CONFIG = Path("data/rounds/base/policy/config.json")
 FIXED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON")
 """Variables that libraries read when they are loaded: a stage with others starts by itself."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+MOST_BYTES = 2**24  # of a request
 CREDENTIALS = struct.Struct("3i")  # of a Unix socket's other end: process, user, group
 
 
@@ -48,11 +49,12 @@ def preloaded(modules: Sequence[str], environment: dict[str, str]) -> Iterator[d
         listener.listen()
         command = [sys.executable, "-m", "gift.workers.preload", str(listener.fileno()), *modules]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        server = subprocess.Popen(command, env=environment, pass_fds=[listener.fileno()], **streams)  # type: ignore[call-overload]
+        own = {"env": environment, "pass_fds": [listener.fileno()], "preexec_fn": end_with_parent}
+        server = subprocess.Popen(command, **own, **streams)  # type: ignore[call-overload]
     try:
         yield {**environment, VARIABLE: name}
     finally:
-        server.terminate()
+        server.kill()
         server.wait()
 
 
@@ -81,7 +83,6 @@ def run(arguments: Sequence[str]) -> int | None:
             return None
         for number in SIGNALS:
             signal.signal(number, lambda number, _: _send(pid, number))
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # as gift.project.console does, without its imports
         try:
             return int(_line(server))
         except (OSError, ValueError):  # the server ended, and its forks with it
@@ -94,10 +95,15 @@ def modules_for(stages: Sequence[str], params: dict[str, Any], in_process: bool)
     heavy = [kind for kind in kinds if kind in ("base", "generate", "generate_eval", "reference", "update")]
     if len(heavy) < 2:
         return []
+
+    def key(section: str, name: str) -> Any:  # what is wrong in the settings is said later, by the doctor
+        found = params.get(section)
+        return found.get(name) if isinstance(found, dict) else None
+
     sections = {"generate": "generate", "generate_eval": "evaluate"}
-    engines = {params.get(sections[kind], {}).get("engine", "vllm") for kind in heavy if kind in sections}
+    engines = {key(sections[kind], "engine") or "vllm" for kind in heavy if kind in sections}
     found = [*LIBRARIES, *(TRAINING if "update" in heavy and in_process else ()), *(VLLM if "vllm" in engines else ())]
-    return [*found, *(ADAPTERS if params.get("update", {}).get("lora") else ())]
+    return [*found, *(ADAPTERS if key("update", "lora") else ())]
 
 
 def _send(pid: int, number: int) -> None:
@@ -106,9 +112,10 @@ def _send(pid: int, number: int) -> None:
 
 
 def _line(end: socket.socket) -> bytes:
+    """One line and no more: the next may be there already."""
     data = b""
     while not data.endswith(b"\n"):
-        data += end.recv(64) or b"?\n"
+        data += end.recv(1) or b"?\n"
     return data
 
 
@@ -159,16 +166,11 @@ class Server:
 
     def _answer(self, client: socket.socket) -> None:
         """Fork for a stage, or say 0: it has to start by itself."""
-        request: dict[str, Any] = {}
-        descriptors: list[int] = []
-        client.settimeout(10)
-        with suppress(OSError, ValueError):
-            head, descriptors, _, _ = socket.recv_fds(client, 8, 3)
-            size, data = struct.unpack("q", head)[0], bytearray()
-            while len(data) < size:
-                data += client.recv(size - len(data)) or b"\0" * size
-            request = json.loads(data)
-        fits = request and _is_ours(client) and _fixed(request["environment"]) == _fixed(self.before)
+        if not _is_ours(client):
+            client.close()
+            return
+        request, descriptors = _request(client)
+        fits = request and _fixed(request["environment"]) == _fixed(self.before)
         pid = 0
         if fits and threading.active_count() == 1:
             self._learn_model()
@@ -219,6 +221,20 @@ class Server:
                 importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
 
+def _request(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What is asked for, and the streams; nothing where the client ended, or says something else."""
+    descriptors: list[int] = []
+    client.settimeout(10)
+    try:
+        head, descriptors, _, _ = socket.recv_fds(client, 8, 3)
+        size, data = struct.unpack("q", head)[0], bytearray()
+        while len(data) < min(size, MOST_BYTES):
+            data += client.recv(2**20) or b"?" * MOST_BYTES
+        return dict(json.loads(data)), descriptors
+    except (OSError, ValueError, TypeError, struct.error):
+        return {}, descriptors
+
+
 def _fixed(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(FIXED)}
 
@@ -234,6 +250,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     import traceback
 
     code: Any = 1
+    end_with_parent()
     try:
         for number, each in enumerate(descriptors):
             os.dup2(each, number)
@@ -254,6 +271,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = 0 if end.code is None else end.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
@@ -263,9 +282,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 
 
 def main(descriptor: str, *modules: str) -> NoReturn:
-    from gift.project.console import end_with_parent, quiet
+    from gift.project.console import quiet
 
-    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stages
     quiet()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"

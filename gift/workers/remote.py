@@ -29,32 +29,35 @@ class RemoteWorkers:
     def __init__(self, job: Job, listen: str) -> None:
         self.job, self.waiting = job, queue.SimpleQueue[Channel]()
         self.door = Door(listen, make_token(TOKEN), self.waiting.put)
-        self.num_links, self.said = 0, 0.0
+        self.live: set[Link] = set()
+        self.said = 0.0
 
     def links(self, num_open: int) -> list[Link]:
         new = []
         while not self.waiting.empty():
             new.append(Link(self.waiting.get()))
-        self.num_links += len(new)
-        if not self.num_links and time.monotonic() - self.said > SAY_SECONDS:
+        self.live.update(new)
+        if not self.live and num_open and time.monotonic() - self.said > SAY_SECONDS:
             self.said = time.monotonic()
             click.echo(f"{self.job.label}: waits for workers at {self.door.address} (token: {TOKEN})", err=True)
         return new
 
     def lost(self, link: Link) -> None:
         """Whoever comes next takes its place."""
+        self.live.discard(link)
 
     def close(self) -> None:
         self.door.close()
+        while not self.waiting.empty():
+            self.waiting.get().close()
 
 
 class SlurmWorkers(RemoteWorkers):
     """The same, started by one `srun` in the allocation around the stage: a task on each host keeps its workers."""
 
     def __init__(self, job: Job, listen: str, words: list[str]) -> None:
-        for problem in (slurm_problem(),):
-            if problem:
-                raise UserError(problem)
+        if problem := slurm_problem():
+            raise UserError(problem)
         super().__init__(job, listen)
         work = [
             sys.executable,

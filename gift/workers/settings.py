@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gift.project.sections import Positive, Section
 
@@ -25,9 +25,23 @@ class Workers(Section):
     )
     timeout_minutes: Positive = Field(30.0, description="how long a worker may load, or show no progress")
 
+    @model_validator(mode="after")
+    def each_key_has_its_kind(self) -> "Workers":
+        if self.args and self.kind != "srun":
+            raise ValueError(f"args: are words of srun, and kind is {self.kind}; remove them, or set kind: srun")
+        if self.address is not None and self.kind != "ray":
+            raise ValueError(f"address: is that of a Ray cluster, and kind is {self.kind}; remove it, or set kind: ray")
+        return self
+
     @field_validator("listen")
     @classmethod
     def host_and_port(cls, listen: str | None) -> str | None:
-        if listen is not None and (not (match := ADDRESS.fullmatch(listen)) or int(match[2]) > 65535):
+        if listen is not None and not is_address(listen):
             raise ValueError("must be host:port, such as 0.0.0.0:0, or null")
         return listen
+
+
+def is_address(text: str) -> bool:
+    """host:port, where a port may be."""
+    match = ADDRESS.fullmatch(text)
+    return match is not None and int(match[2]) <= 65535

@@ -14,7 +14,7 @@ def alone(job: Job, settings: Workers) -> bool:
 
 
 def open_pool(job: Job, settings: Workers) -> Pool:
-    """To be entered; nothing is started before."""
+    """To be entered. What others connect to, or places workers elsewhere, starts here; a worker when it is needed."""
     if problem := listen_problem(settings):
         raise UserError(problem)
     sources: list[Source] = []

@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,7 +18,7 @@ from gift.project.code import fingerprint
 from gift.project.console import heard_by
 from gift.project.errors import UserError, refused
 from gift.project.machine import versions
-from gift.workers.channel import PROTOCOL, Channel, Lost
+from gift.workers.channel import PROTOCOL, Channel, Gone
 
 GIVEN_BACK = 143
 """Exit code of a worker that was told to end (128 + SIGTERM)."""
@@ -44,35 +46,40 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
 
     kinds: the module of each kind of work, whose `open_job(setup)` gives a `Make`, and what is to be said of it.
     """
-    back = _GiveBack(channel)
-    signal.signal(signal.SIGTERM, back)
+    signal.signal(signal.SIGTERM, _GiveBack(channel))
+    threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(),), daemon=True).start()
     try:
         kind, setup = _greet(channel)
         make, note = _open(kinds[kind], setup)
         channel.send(ready=True, note=note)
         while True:
             message = _next(channel)
-            back.part, path = message["part"], Path(message["file"])
+            path = Path(message["file"])
             with heard_by(_Told(channel)):
                 facts = make(message["task"], path.parent)
             _flush(path)
-            back.part = None
             channel.send(done=message["part"], facts=facts)
-    except Ended:
+    except (Ended, Gone):  # a stage that is gone has no ear for more
         return 0
-    except Lost:
-        return 0  # the stage is gone, and has no ear for why
     except Refused:
         raise
     except Exception as error:
         line = error if isinstance(error, UserError) else refused(error)
         if line is None:
-            with suppress(*Lost):
+            with suppress(Gone):
                 channel.send(broke=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
             raise
-        with suppress(*Lost):
+        with suppress(Gone):
             channel.send(failed=line.message)
         return 1
+
+
+def _end_with_channel(descriptor: int) -> None:
+    """End this process where the stage has closed the channel: it is gone, or has given up on this worker."""
+    watched = select.poll()
+    watched.register(descriptor, select.POLLRDHUP)
+    watched.poll()
+    os._exit(0)
 
 
 def _open(module: str, setup: dict[str, Any]) -> tuple[Make, str | None]:
@@ -123,15 +130,14 @@ class _GiveBack:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.part: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         # In the middle of a message its end is not ours to write: the stage then takes it for a death.
         if self.channel.lock.acquire(blocking=False):
             self.channel.lock.release()
-            with suppress(*Lost):
-                self.channel.send(back=self.part)
+            with suppress(Gone):
+                self.channel.send(back=True)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RuntimeError):
                 stream.flush()
         os._exit(GIVEN_BACK)
