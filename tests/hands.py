@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -32,12 +33,15 @@ def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
 
 
 def act(what: str, folder: Path) -> None:
-    """die, break, fail, hang, stop; with `once ` before it only if nobody did so in this folder; `sleep N`."""
-    once, what = what.startswith("once "), what.removeprefix("once ")
-    mark = folder / what
-    if not what or (once and mark.exists()):
+    """die, break, fail, full, hang, stop, `sleep N`; behind `once ` or `N times ` only if so few did it in a folder."""
+    times, what = re.fullmatch(r"(?:(once|\d+ times) )?(.*)", what).groups()  # type: ignore[union-attr]
+    mark, done = folder / what, folder / f"{what} done"
+    most = 1 if times == "once" else int(times.split()[0]) if times else 10**9
+    if not what or len(done.read_text() if done.exists() else "") >= most:
         return
     mark.write_text(str(os.getpid()))
+    with done.open("a") as file:
+        file.write("x")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stop":

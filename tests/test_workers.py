@@ -173,13 +173,13 @@ def test_a_part_comes_back_at_once_from_a_worker_that_is_told_to_end(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And that is no death: its part may be given back as often as machines are taken away."""
-    go, _, address = listening(folder, "sleep 4")
+    go, _, address = listening(folder, "3 times hang")
     ended = []
 
     def preempt() -> None:
         for _ in range(3):
             worker = toy("--connect", address, "--token", str(TOKEN))
-            while not (mark := folder / "sleep 4").exists() or mark.read_text() != str(worker.pid):
+            while not (mark := folder / "hang").exists() or mark.read_text() != str(worker.pid):
                 time.sleep(0.05)
             worker.send_signal(signal.SIGTERM)
             ended.append(worker.wait(2))

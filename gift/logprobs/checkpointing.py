@@ -1,72 +1,181 @@
 """Selective activation checkpointing: what matrix products made is kept, the rest of a layer is computed again."""
 
 from collections import deque
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import _detach_helper, _VersionWrapper, checkpoint
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from gift.project.errors import UserError
 
+Forward = Callable[..., Any]
 WHERE = "launch.yaml: update.gradient_checkpointing: selective"
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default)
-"""Of a linear layer, however it is called; what those of attention make has the size of a row's square, and goes."""
+MOST_OTHERS = 0.1
+"""The share of a layer's weights that may lie outside its products: more of it would be computed twice in secret."""
 
 
 def checkpoint_selectively(model: Any) -> None:
     """Let the decoder's layers keep, for backward, their input and the outputs of their linear layers alone.
 
-    In backward a layer is run again with these outputs in hand, so that norms, rotary embeddings, attention and
-    activations are computed twice, and matrix products once. On a CPU gradients are the same bytes. Layers need no
-    training mode, as dropout stays off.
+    In backward a layer is run again, its linear layers handing out what they made, so that norms, rotary embeddings,
+    attention and activations are computed twice, and matrix products once. torch's own selective checkpointing does
+    the same at each of its operations, and costs time there; here the linear layers alone are touched. The graph is
+    the one without it, so on a CPU gradients are the same bytes. Layers need no training mode, as dropout stays off.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(f"{WHERE}: not with this model: transformers names no layers of it; set it to true or false")
+    layers = _layers(model)
     for layer in layers:
+        products = list(_products(layer))
+        inside = sum(weight.numel() for product in products for weight in product.parameters())
+        total = sum(weight.numel() for weight in layer.parameters())
+        if total - inside > MOST_OTHERS * total:
+            kind, share = type(layer).__name__, 1 - inside / total
+            raise UserError(
+                f"{WHERE}: not with this model: {share:.0%} of the weights of a {kind} are in no linear layer, and "
+                "would be multiplied with twice; set it to true or false"
+            )
+        for product in products:
+            product.forward = partial(_product, product, product.forward)
         layer.forward = partial(_layer, layer.forward)
 
 
-def _layer(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _layers(model: Any) -> list[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found = [module for module in model.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise UserError(f"{WHERE}: not with this model: transformers names no layers of it; set it to true or false")
+    return found
+
+
+def _products(module: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers below a module; one with an adapter is one, whose parts are not told apart."""
+    from transformers.pytorch_utils import Conv1D
+
+    for child in module.children():
+        if isinstance(child, (nn.Linear, Conv1D)) or isinstance(getattr(child, "base_layer", None), nn.Linear):
+            yield child
+        else:
+            yield from _products(child)
+
+
+class _Run:
+    """One forward of one layer: what its products made, to be handed out in the same order when it is run again."""
+
+    def __init__(self) -> None:
+        self.made: deque[tuple[Tensor, int]] = deque()  # with the count of writes into it
+        self.again = False
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        with _running(self):
+            yield
+        if any(tensor._version != version for tensor, version in self.made):
+            raise UserError(f"{WHERE}: not with this model: it writes into what a linear layer made; set it to true")
+        if self.made:
+            self.made.pop()  # nothing in a layer needs its last product, unless a norm follows: then it is made again
+
+    @contextmanager
+    def second(self) -> Iterator[None]:
+        self.again = True
+        try:
+            with _running(self):
+                yield
+        finally:
+            self.made.clear()  # torch ends it where it has what it needs; a third run makes all products again
+
+
+_RUN: ContextVar[_Run | None] = ContextVar("run", default=None)
+
+
+@contextmanager
+def _running(run: _Run) -> Iterator[None]:
+    token = _RUN.set(run)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    run = _Run()
+    return run.first(), run.second()
+
+
+def _layer(forward: Forward, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": _contexts}
     return checkpoint(forward, *args, **how, **kwargs)
 
 
-def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Of the run of a layer, and of the run again.
+def _product(module: nn.Module, forward: Forward, x: Tensor) -> Tensor:
+    """A linear layer's output; its backward takes the input from the layer's second run, not from the first."""
+    run = _RUN.get()
+    if run is None:
+        return forward(x)
+    place = _Place(x)
+    if run.again and run.made:
+        return run.made.popleft()[0]
+    if run.again:
+        with torch.no_grad():
+            return forward(x).requires_grad_()
+    with saved_tensors_hooks(partial(_pack, module, _address(x), place), _unpack):
+        out = forward(x)
+    run.made.append((out.detach().requires_grad_(out.requires_grad), out._version))
+    return out
 
-    torch's own (`create_selective_checkpoint_contexts`) wants every operation of the first in the second, in its order:
-    under ZeRO 3 those that gather weights are others.
+
+class _Place:
+    """A product's input, saved at its place among the layer's tensors, for torch's checkpoint to bring back."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.node: Any = _Save.apply(x).grad_fn  # None without gradient
+        self.found: Tensor | None = None
+
+    def tensor(self) -> Tensor:
+        """For each that saved it, as torch brings it back once: with an adapter they are two. Goes with the last."""
+        if self.found is None:
+            self.found = self.node.saved_tensors[0]
+        return self.found
+
+
+class _Save(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError("no output of it is used")
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _pack(module: nn.Module, address: int, place: _Place, tensor: Tensor) -> tuple[Any, Any]:
+    """What stands in the graph for a tensor that a product saves: its input's place, a weight itself, or the tensor.
+
+    address: where the input's storage is; the hooks live as long as the graph, and must not hold the input. Of a weight
+    the storage is not held either: under ZeRO-3 that comes and goes, inside this call too.
     """
-    made: deque[Any] = deque()
-    return _Keep(made), _HandOut(made)
+    own, layout = _address(tensor), (tensor.shape, tensor.stride(), tensor.storage_offset())
+    if own == address and place.node is not None:
+        return place, layout
+    weight = next((weight for weight in module.parameters() if _address(weight) == own != 0), None)
+    return (tensor, None) if weight is None else (weight, layout)
 
 
-class _Keep(TorchDispatchMode):
-    """Keeps what products make, with the count of writes into it."""
-
-    def __init__(self, made: deque[Any]) -> None:
-        super().__init__()
-        self.made = made
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in PRODUCTS:
-            self.made.append(_VersionWrapper(_detach_helper(out)))
-        return out
-
-
-class _HandOut(_Keep):
-    """Gives it out in its order, in place of computing it; raises where somebody wrote into it since."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in PRODUCTS and self.made:
-            return self.made.popleft().get_val(False)
-        return func(*args, **(kwargs or {}))
+def _unpack(packed: tuple[Any, Any]) -> Tensor:
+    source, layout = packed
+    if layout is None:
+        return source
+    tensor = source.tensor() if isinstance(source, _Place) else source.detach()
+    return tensor.as_strided(*layout)

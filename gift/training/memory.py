@@ -57,11 +57,11 @@ class Decoder:
     def kept_bytes(self, dtype: Dtype, checkpointing: Checkpointing) -> float:
         """What is held of one layer between forward and backward, by token.
 
-        Selective: its input, queries, keys and values, gate and up, and what the last products of both halves made.
+        Selective: its input, queries, keys, values, what attention's output product made, gate and up.
         """
         if not checkpointing:
             return self.layer_bytes(dtype)
-        products = self.queries + 2 * self.keys + 2 * self.hidden + 2 * self.intermediate
+        products = self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
         return (4 if dtype == "float32" else 2) * (self.hidden + (products if checkpointing == "selective" else 0))
 
     def batch_bytes(self, num_tokens: int, dtype: Dtype, checkpointing: Checkpointing, device: str = "cpu") -> int:

@@ -47,9 +47,10 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
     kinds: the module of each kind of work, whose `open_job(setup)` gives a `Make`, and what is to be said of it.
     """
     signal.signal(signal.SIGTERM, _GiveBack(channel))
-    threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(),), daemon=True).start()
     try:
         kind, setup = _greet(channel)
+        # Not before: who is refused shall hear why.
+        threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(),), daemon=True).start()
         make, note = _open(kinds[kind], setup)
         channel.send(ready=True, note=note)
         while True:
