@@ -1,6 +1,7 @@
 """A second look at rewards: values that change from call to call, one value for everybody, numbers beyond all scale."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ def test_a_reward_beyond_all_scale_is_its_rows_fault_in_one_line(value: str) -> 
     write_project(score_of(max_failed_share=0.1, mine=own("given")), ["1", "1e15", value])
     result = run_stage()
     assert result.exit_code == 1
-    assert "prompt_id=p002, sample=0: invalid: returned " in result.output
+    # Either of its two completions may be the first to fail: two workers have one each, and the stage stops there.
+    assert re.search(r"prompt_id=p002, sample=[01]: invalid: returned ", result.output)
     assert "must lie between -1e+15 and 1e+15" in result.output
     assert "Traceback" not in result.output
 
