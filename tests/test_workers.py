@@ -74,7 +74,7 @@ def texts(folder: Path) -> dict[str, str]:
 WHOLE = {f"{index}.txt": f"{index} " * (index + 1) for index in range(5)}
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 3])
 def test_any_number_of_workers_makes_the_same_files(folder: Path, number: int) -> None:
     facts = run(folder, *[""] * 5, number=number)
     assert texts(folder) == WHOLE
@@ -117,7 +117,7 @@ def test_a_users_mistake_ends_the_stage_in_its_own_line(folder: Path) -> None:
         run(folder, "", "fail", "")
 
 
-@pytest.mark.parametrize("way", ["hang", "stop"])
+@pytest.mark.parametrize("way", ["hang", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_worker_that_hangs_is_given_up(folder: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "", f"once {way}", "", "", "", workers=Workers(timeout_minutes=0.05))
     assert texts(folder) == WHOLE
@@ -340,7 +340,7 @@ with open_pool(job, Workers()) as pool, Progress("generate@r1", 2, "parts") as s
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_stage(folder: Path, number: signal.Signals) -> None:
     stage = subprocess.Popen([sys.executable, "-c", STAGE])
     while not all(
