@@ -56,7 +56,7 @@ def no_garbage() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_environment() -> Iterator[None]:
-    """A group of processes leaves LOCAL_RANK and more behind; the programs of the next file would take them for theirs."""
+    """A group of processes leaves LOCAL_RANK and more behind; the next file starts programs that would believe it."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
