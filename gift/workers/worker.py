@@ -46,11 +46,12 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
 
     kinds: the module of each kind of work, whose `open_job(setup)` gives a `Make`, and what is to be said of it.
     """
-    signal.signal(signal.SIGTERM, _GiveBack(channel))
+    told = _GiveBack(channel)
+    signal.signal(signal.SIGTERM, told)
     try:
         kind, setup = _greet(channel)
         # Not before: who is refused shall hear why.
-        threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(),), daemon=True).start()
+        threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(), told), daemon=True).start()
         make, note = _open(kinds[kind], setup)
         channel.send(ready=True, note=note)
         while True:
@@ -75,12 +76,12 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
         return 1
 
 
-def _end_with_channel(descriptor: int) -> None:
+def _end_with_channel(descriptor: int, told: "_GiveBack") -> None:
     """End this process where the stage has closed the channel: it is gone, or has given up on this worker."""
     watched = select.poll()
     watched.register(descriptor, select.POLLRDHUP)
     watched.poll()
-    os._exit(0)
+    os._exit(told.code)
 
 
 def _open(module: str, setup: dict[str, Any]) -> tuple[Make, str | None]:
@@ -130,9 +131,10 @@ class _GiveBack:
     """On SIGTERM (preemption) the part that is being made goes back at once, and the process ends."""
 
     def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+        self.channel, self.code = channel, 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.code = GIVEN_BACK  # the stage may close the channel before this has ended
         # In the middle of a message its end is not ours to write: the stage then takes it for a death.
         if self.channel.lock.acquire(blocking=False):
             self.channel.lock.release()
