@@ -22,7 +22,9 @@ from benchmarks.shapes import ROOT, make_model, shape_of
 from gift.project.yaml import read_yaml
 from gift.workers.preload import modules_for, preloaded
 
-CASES = ("embedded", "preloaded", "hundred")  # the second is the first as `gift repro` runs it on a CPU
+CASES = ("embedded", "preloaded", "kept", "hundred")
+"""The second is the first as `gift repro` runs it on a CPU with `keep_engine: false`, the third as it runs it there."""
+SERVED = {"preloaded": None, "kept": "any"}
 COMPUTE = ("sampling", "log-probs", "optimizer steps")
 ORDER = (
     *COMPUTE,
@@ -48,7 +50,7 @@ else
 fi
 date +%s.%N >> "$STAGE_TIMES.ends"
 """
-FORK = 'import sys; from gift.workers.preload import run; sys.exit(run(["timed_stage", *sys.argv[1:]]))'
+FORK = 'import sys; from gift.workers.served import run; sys.exit(run(["timed_stage", *sys.argv[1:]]))'
 # The model of random weights is never right, so its groups are told apart by a reward of no meaning.
 REWARD = '''"""A reward of no meaning, so that a model of random weights has groups to train on."""
 
@@ -71,7 +73,7 @@ QUICK: dict[str, Any] = {
 
 
 @measured(dtypes=False)
-@click.option("--case", "cases", multiple=True, type=click.Choice(CASES), help="Without it: both.")
+@click.option("--case", "cases", multiple=True, type=click.Choice(CASES), help="Without it: all.")
 @click.option(
     "--rounds", default=3, show_default=True, help="Rounds of the embedded task; of the 100M model, one less."
 )
@@ -82,21 +84,24 @@ def main(run: Run, cases: tuple[str, ...], rounds: int) -> None:
     for name in cases or CASES:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work, "project")
-            parameters = make_project(folder, Path(work, "model"), name.replace("preloaded", "embedded"), run.quick)
+            parameters = make_project(folder, Path(work, "model"), "embedded" if name in SERVED else name, run.quick)
             count = max(1, rounds - (name == "hundred"))
             content = "".join(f"  r{n}: {{from: {f'r{n - 1}' if n > 1 else 'base'}}}\n" for n in range(1, count + 1))
             (folder / "rounds.yaml").write_text("rounds:\n" + content, encoding="utf-8")
             say(f"{name}: what comes before the rounds")
             repro(folder, "evaluate_base")
-            each = []
-            with served(folder, name == "preloaded") as env:
-                for number in range(1, count + 1):
-                    each.append(one_round(folder, f"r{number}", env))
-                    say(f"{name}, round {number} of {count}: {each[-1]['wall']:.3g} s")
+            if name in SERVED:
+                with served(folder, name) as env:
+                    mean, once = mean_of_a_run(folder, count, env)
+                each = [mean]
+            else:
+                each, once = [one_round(folder, f"r{number}") for number in range(1, count + 1)], None
+            say(f"{name}: rounds of {', '.join(format(one['wall'], '.3g') for one in each)} s")
             nothing = repro(folder, f"evaluate@r{count}")
         found[name] = {
             "parameters": parameters,
             "nothing_to_do": nothing,
+            "once": once,
             "medians": {part: statistics.median(r["seconds"].get(part, 0.0) for r in each) for part in ORDER},
             "rounds": each,
         }
@@ -134,30 +139,55 @@ def make_project(folder: Path, model: Path, name: str, quick: bool) -> int:
 
 
 @contextmanager
-def served(folder: Path, preload: bool) -> Iterator[dict[str, str]]:
-    """The environment of rounds, with a server that has imported their libraries where that is asked for."""
+def served(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    """The environment of rounds, with a server that has libraries, and keeps engines, where that is the case."""
     env = environment(folder)
-    if not preload:
+    if name not in SERVED:
         yield env
         return
     modules = modules_for(["generate@r1", "update@r1"], read_yaml(folder / "params.yaml"), True)
-    with chdir(folder), preloaded(modules, env) as own:
+    with chdir(folder), preloaded(modules, env, SERVED[name]) as own:
         time.sleep(30)  # as long as what comes before the first round takes
         yield own
 
 
-def one_round(folder: Path, name: str, env: dict[str, str]) -> dict[str, Any]:
-    """Seconds of a round, from generate to evaluate, by what took them; DVC's are those outside its stages."""
+def one_round(folder: Path, name: str) -> dict[str, Any]:
+    """Seconds of a round that is made by a run of its own."""
+    stages, wall = timed_run(folder, [name], environment(folder))
+    return of_stages(stages, wall)
+
+
+def mean_of_a_run(folder: Path, count: int, env: dict[str, str]) -> tuple[dict[str, Any], float]:
+    """Seconds of a round, the mean of those that one run makes; and what the run takes besides.
+
+    DVC may take stages of one round between those of another, so that there is no wall time of each.
+    """
+    stages, wall = timed_run(folder, [f"r{number}" for number in range(1, count + 1)], env)
+    own = [stage for stage in stages if stage["stage"] != "code"]
+    span = own[-1]["begun"] + own[-1]["wall"] - own[0]["begun"]
+    total = of_stages(own, span)
+    seconds = {part: value / count for part, value in total["seconds"].items()}
+    return {"wall": span / count, "seconds": seconds, "stages": own}, wall - span
+
+
+def timed_run(folder: Path, rounds: list[str], env: dict[str, str]) -> tuple[list[dict[str, Any]], float]:
+    """The stages that `dvc repro` of rounds ran, in their order, and its wall time."""
     times = folder / "times"
     for path in (times, Path(f"{times}.ends")):
         path.unlink(missing_ok=True)
-    wall = repro(folder, f"evaluate@{name}", env)
+    wall = repro(folder, *(f"evaluate@{name}" for name in rounds), env=env)
     stages = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()]
     ends = [float(line) for line in Path(f"{times}.ends").read_text().split()]
-    seconds: dict[str, float] = {}
     for stage, end in zip(stages, ends, strict=True):
         stage["seconds"]["end of Python"] = end - stage["ended"]
         stage["wall"] = end - stage["begun"]
+    return stages, wall
+
+
+def of_stages(stages: list[dict[str, Any]], wall: float) -> dict[str, Any]:
+    """Seconds by what took them; DVC's are those outside its stages."""
+    seconds: dict[str, float] = {}
+    for stage in stages:
         for part, value in stage["seconds"].items():
             seconds[part] = seconds.get(part, 0.0) + value
     seconds["DVC"] = wall - sum(stage["wall"] for stage in stages)
@@ -179,15 +209,15 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def repro(folder: Path, target: str, env: dict[str, str] | None = None) -> float:
-    """`dvc repro` of a stage and what it needs; returns its wall time."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", target]
+def repro(folder: Path, *targets: str, env: dict[str, str] | None = None) -> float:
+    """`dvc repro` of stages and what they need; returns its wall time."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *targets]
     begin = time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, env=env or environment(folder), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise click.ClickException(f"dvc repro {target}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        raise click.ClickException(f"dvc repro {' '.join(targets)}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return time.perf_counter() - begin
 
 
@@ -204,9 +234,11 @@ def table(result: dict[str, Any]) -> str:
             row += [f"{case['medians'][part]:.2f}", f"{case['medians'][part] / totals[name]:.1%}"]
         rows.append(row)
     for name, case in cases.items():
+        once = f"; a run takes {case['once']:.1f} s besides" if case.get("once") else ""
         compute = sum(case["medians"][part] for part in COMPUTE) / totals[name]
         lines.append(
-            f"\n{name}: a round of {totals[name]:.1f} s, of which {1 - compute:.0%} is not {' or '.join(COMPUTE)}; "
+            f"\n{name}: a round of {totals[name]:.1f} s, of which {(1 - compute) * totals[name]:.1f} s "
+            f"({1 - compute:.0%}) are not {' or '.join(COMPUTE)}{once}; "
             f"`dvc repro` with nothing to do: {case['nothing_to_do']:.1f} s."
         )
     return "\n".join([markdown(header, rows), *lines])

@@ -76,7 +76,8 @@ def compare(folder: Path, rollouts: Rollouts, settings: dict[str, Any], passes: 
 
     from gift.doctor.whole import read_launch
     from gift.policy.folder import PolicyFiles, load_tokenizer
-    from gift.sampling.engine import Request, start_sampler
+    from gift.sampling.engine.requests import Request
+    from gift.sampling.engine.start import start_sampler
     from gift.sampling.parts import Ask, Here
     from gift.sampling.rollouts import write_rollouts
 

@@ -121,7 +121,17 @@ def wrap_all(spans: Spans) -> None:
 
         return joined
 
-    replace("gift.sampling.engine", "start_sampler", sampler)
+    def step(hear: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Of a stage that waits for its workers: they start, or sample."""
+
+        def timed(pool: Any) -> Any:
+            with spans.span("sampling" if any(link.part for link in pool.links) else "engine start"):
+                return hear(pool)
+
+        return timed
+
+    replace("gift.sampling.engine.start", "start_sampler", sampler)
+    replace("gift.workers.pool", "Pool._step", step)
     replace("gift.training.ranks", "distributed", group)
 
 

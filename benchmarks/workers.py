@@ -41,7 +41,7 @@ def main(run: Run, models: tuple[str, ...]) -> None:
 def parts_of(folder: Path, rollouts: Rollouts, number: int, passes: int) -> dict[str, Any]:
     """Seconds of each pass over all parts by workers; the first, which does not count, waits for their engines."""
     from gift.policy.folder import PolicyFiles, load_tokenizer
-    from gift.sampling.engine import Request
+    from gift.sampling.engine.requests import Request
     from gift.sampling.parts import Ask, Engines, Here
     from gift.sampling.rollouts import write_rollouts
     from gift.sampling.settings import GenerateLaunch, Sampling

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gift.project.console import end_with_parent, interruptible
-from gift.workers.preload import run
+from gift.workers.served import run
 
 if TYPE_CHECKING:
     from gift.training.settings import UpdateLaunch

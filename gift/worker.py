@@ -15,7 +15,7 @@ KINDS = {
     "reference": "gift.training.reference.table",
     "score": "gift.scoring.scorer",
 }
-"""The module of each kind of work: its `open_job(setup)` gives what makes a part."""
+"""The module of each kind of work: its `open_job` loads what a job needs (`Open`)."""
 
 
 def channel(way: str, *rest: str) -> Channel:
@@ -31,6 +31,10 @@ def channel(way: str, *rest: str) -> Channel:
 def main(arguments: list[str]) -> int:
     if cores := os.environ.pop("GIFT_CORES", ""):
         os.sched_setaffinity(0, map(int, cores.split(",")))
+    if "torch" in sys.modules:  # a fork: the variable was read by then
+        import torch
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     quiet()
     try:
         return serve(channel(*arguments), KINDS)

@@ -8,7 +8,7 @@ from gift.project import console
 from gift.project.params import read_launch, read_section, read_seed
 from gift.project.seeds import seed_of
 from gift.project.work import refuse_existing
-from gift.sampling.engine import Request
+from gift.sampling.engine.requests import Request
 from gift.sampling.rollouts import Launch, read_split, sample
 from gift.sampling.settings import Evaluate, GenerateLaunch
 from gift.workers.settings import Workers

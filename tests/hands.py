@@ -13,23 +13,35 @@ from typing import Any
 from gift import worker
 from gift.project.console import within
 from gift.project.errors import UserError
+from gift.workers.worker import Work
 
-Make = Callable[[dict[str, Any], Path], dict[str, Any]]
 
-
-def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
-    """What a task says is done to it: see `make`; `start` is done while loading."""
+def open_job(setup: dict[str, Any]) -> Work:
+    """What a task says is done to it: see `make`; `start` is done while loading, `again` where it has rested."""
     if os.environ.get("BROKEN"):
         raise SystemExit(1)
     act(setup.get("start", ""), Path(setup["folder"]))
+    return work(setup, 0)
+
+
+def work(setup: dict[str, Any], rests: int) -> Work:
+    """Its parts say how often it has rested."""
 
     def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         within(0.5, 7)
         act(task.get("do", ""), Path(setup["folder"]))
         (folder / f"{task['index']}.txt").write_text(task["text"])
-        return {"tokens": len(task["text"]), "pid": os.getpid()}
+        return {"tokens": len(task["text"]), "pid": os.getpid(), "rests": rests}
 
-    return make, setup.get("note")
+    def again(setup: dict[str, Any]) -> Work:
+        act(setup.get("again", ""), Path(setup["folder"]))
+        return work(setup, rests + 1)
+
+    def rest() -> Callable[[dict[str, Any]], Work]:
+        act(setup.get("rest", ""), Path(setup["folder"]))
+        return again
+
+    return Work(make, setup.get("note"), rest)
 
 
 def act(what: str, folder: Path) -> None:

@@ -32,7 +32,7 @@ from gift.project.errors import UserError
 from gift.project.machine import Gpus, find_gpus
 from gift.project.params import settings_of
 from gift.rewards.names import REWARDS
-from gift.sampling.vllm_limits import CPU_HEAD_SIZES
+from gift.sampling.engine.vllm_limits import CPU_HEAD_SIZES
 from gift.scoring import plan as rewards_check
 from gift.scoring.loading import Loaded
 from gift.scoring.settings import Score
@@ -992,6 +992,13 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
         ({"generate": {"engines": 2}}, 1, "error", "launch.yaml: generate.engines"),
         ({"reference": {"processes": 999}}, 0, "warning", "launch.yaml: reference.processes"),
         ({"workers": {"kind": "connect"}}, 0, "error", "launch.yaml: workers.kind"),
+        ({"repro": {"keep_engine": True}}, 1, None, ""),
+        (
+            {"repro": {"keep_engine": True}, "generate": {"tensor_parallel_size": 2}},
+            2,
+            "note",
+            "launch.yaml: repro.keep_engine",
+        ),
         ({"workers": {"kind": "srun", "listen": "0.0.0.0:0"}}, 0, "warning", "launch.yaml: workers.kind"),
         ({}, 1, None, ""),
     ],

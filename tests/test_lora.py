@@ -25,7 +25,7 @@ from gift.policy.open import Training, open_policy
 from gift.policy.settings import Lora
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.sampling.engine import VLLM_LORA_RANKS, vllm_lora_rank
+from gift.sampling.engine.by_vllm import VLLM_LORA_RANKS, vllm_lora_rank
 from gift.training.engine import Engine, EngineSettings
 from gift.training.ranks import distributed
 from gift.training.saving.state import Stored

@@ -14,7 +14,7 @@ from gift.methods.sample.passes import Ask, Stream, Wanted
 from gift.policy.folder import Lineage, PolicyFiles
 from gift.sampling.by_rewards import sizes_of, with_suffixes, write_kept
 from gift.sampling.encoding import EncodedPrompts, encode_prompts
-from gift.sampling.engine import Completion, Request, Sampler
+from gift.sampling.engine.requests import Completion, Request, Sampler
 from gift.sampling.parts import Ask as Asked
 from gift.sampling.parts import Here, decoder
 from gift.sampling.passes import Groups, Kept, Rewards, Spent, run_passes

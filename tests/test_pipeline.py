@@ -127,7 +127,7 @@ def test_stages_that_call_rewards_depend_on_the_users_own() -> None:
 
 def test_stages_that_sample_wait_for_the_check_of_the_rewards() -> None:
     for name, stage in stages().items():
-        assert runs(name, "gift.sampling.engine") == ("data/check_rewards.txt" in stage["deps"]), name
+        assert runs(name, "gift.sampling.engine.start") == ("data/check_rewards.txt" in stage["deps"]), name
 
 
 def test_every_import_points_down() -> None:
@@ -182,7 +182,7 @@ def test_two_files_know_deepspeed_and_one_knows_vllm() -> None:
     assert found - {("deepspeed", "gift.cli"), ("vllm", "gift.cli")} == {
         ("deepspeed", "gift.training.engine"),
         ("deepspeed", "gift.training.ranks"),
-        ("vllm", "gift.sampling.engine"),
+        ("vllm", "gift.sampling.engine.by_vllm"),
     }
 
 

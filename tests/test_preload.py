@@ -14,10 +14,11 @@ import mini
 import psutil
 import pytest
 
-from gift.workers.preload import LIBRARIES, VARIABLE, VLLM, modules_for, preloaded
+from gift.workers.preload import LIBRARIES, VLLM, modules_for, preloaded
+from gift.workers.served import PRELOADED as VARIABLE
 
 CLIENT = (
-    "import sys; from gift.workers.preload import run; code = run(sys.argv[1:]); sys.exit(77 if code is None else code)"
+    "import sys; from gift.workers.served import run; code = run(sys.argv[1:]); sys.exit(77 if code is None else code)"
 )
 TOY = """
 import os, sys, time
@@ -41,7 +42,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     (tmp_path / "toy.py").write_text(TOY)
     env = {**os.environ, "PYTHONPATH": str(mini.ROOT), "PWD_TOLD": str(tmp_path)}
     with preloaded(["colorsys"], env) as own:
-        while not any("gift.workers.preload" in each.cmdline() for each in psutil.Process().children()):
+        while not any("gift.workers.server" in each.cmdline() for each in psutil.Process().children()):
             time.sleep(0.01)
         time.sleep(0.3)  # it imports while nobody asks
         yield own

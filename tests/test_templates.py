@@ -232,7 +232,8 @@ def test_both_kinds_of_end_tokens_end_completions_of_the_transformers_engine() -
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from gift.sampling.engine import Request, transformers_sampler
+    from gift.sampling.engine.by_transformers import transformers_sampler
+    from gift.sampling.engine.requests import Request
     from gift.sampling.settings import Sampling
 
     torch.manual_seed(0)

@@ -18,7 +18,9 @@ from forks import VLLM, forks
 from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.sampling.engine import VLLM_LORA_RANKS, Completion, Request, start_sampler
+from gift.sampling.engine.by_vllm import VLLM_LORA_RANKS
+from gift.sampling.engine.requests import Completion, Request
+from gift.sampling.engine.start import start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
 
 MAX_TOKENS = 10  # enough for a bare answer, too few for a worked one
@@ -52,8 +54,8 @@ def engine(policy: PolicyFiles) -> None:
 def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's question initialises CUDA in this process, which no fork survives, unless it may ask NVML instead."""
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
-    monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
-    monkeypatch.setattr("gift.sampling.engine.read_config", lambda folder: {})
+    monkeypatch.setattr("gift.sampling.engine.start.check_files", lambda folder: None)
+    monkeypatch.setattr("gift.sampling.engine.by_vllm.read_config", lambda folder: {})
     monkeypatch.setitem(sys.modules, "vllm", None)
     asked = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: asked.append(os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]))
@@ -64,7 +66,7 @@ def test_asking_for_a_gpu_leaves_it_to_the_processes_that_vllm_forks(monkeypatch
 
 def test_an_adapter_in_float32_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What vLLM itself says of it is an assertion without a word."""
-    monkeypatch.setattr("gift.sampling.engine.check_files", lambda folder: None)
+    monkeypatch.setattr("gift.sampling.engine.start.check_files", lambda folder: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UserError, match=r"generate.dtype, evaluate.dtype: float32: .* in bfloat16 only; set it"):
         start_sampler(PolicyFiles(Path("base"), Path("adapter")), SAMPLING, [1], 128, GenerateLaunch())

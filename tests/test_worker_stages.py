@@ -16,6 +16,8 @@ import mini
 import psutil
 import pytest
 
+from gift.workers.preload import LIBRARIES, VLLM, preloaded
+
 IN_PARTS = ("generate@r1", "score@r1", "reference@r1", "generate_eval@r1", "evaluate@r1")
 
 
@@ -135,6 +137,29 @@ def test_two_engines_of_vllm_give_the_bytes_of_one(copied: Path) -> None:
     said, _ = stage.communicate()
     assert stage.returncode == 0, said
     assert made(copied) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "modules"), [(1, [*LIBRARIES, *VLLM]), (2, [*LIBRARIES, *VLLM]), (1, [])])
+def test_engines_that_stay_between_stages_give_the_bytes_of_those_that_start(
+    copied: Path, number: int, modules: list[str]
+) -> None:
+    mini.write_params(copied, {"generate": {"engine": "vllm"}, "evaluate": {"engine": "vllm"}})
+    addresses = ("generate_eval_base", "generate@r1", "generate_eval@r1")
+    for address in addresses:
+        run(copied, address, {})
+    before = mini.content(copied / "data/rounds")
+    with preloaded(modules, mini.environment(), "any") as env:
+        server = psutil.Process().children()[-1]
+        kept = []
+        for address in addresses:
+            said = run(copied, address, by(number), env)
+            assert "not used" not in said
+            kept.append({each.pid for each in server.children()})
+    assert mini.content(copied / "data/rounds") == before
+    assert kept[0] == kept[1] == kept[2]
+    assert len(kept[0]) == number
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def _worker_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
         yield say.error(problem)
     if workers.kind == "srun" and (problem := slurm_problem()):  # on another machine, perhaps
         yield say.warning(problem)
+    if launch.repro.keep_engine and (generate.tensor_parallel_size > 1 or workers.kind != "local"):
+        text = "true: an engine stays only with generate.tensor_parallel_size: 1 and workers.kind: local; each stage"
+        yield say.note(f"launch.yaml: repro.keep_engine: {text} starts its own")
     if workers.kind != "local":
         return
     numbers = {

@@ -15,8 +15,8 @@ from gift.policy.fetch import in_cache, name_problem, weight_shapes
 from gift.policy.folder import max_model_len, read_config
 from gift.policy.settings import Base
 from gift.project.errors import UserError, amount
+from gift.sampling.engine.vllm_limits import vllm_problems
 from gift.sampling.settings import room_problem
-from gift.sampling.vllm_limits import vllm_problems
 
 say = Theme("model")
 WHERE = "params.yaml: base.model"

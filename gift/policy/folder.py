@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,14 @@ class PolicyFiles:
     def folder(self) -> Path:
         """The policy's own."""
         return self.adapter or self.model
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"model": str(self.model), "adapter": str(self.adapter) if self.adapter else None}
+
+    @classmethod
+    def of_json(cls, content: Mapping[str, str | None]) -> "PolicyFiles":
+        """What `as_json` gave, at the same working folder."""
+        return cls(Path(content["model"] or ""), Path(content["adapter"]) if content["adapter"] else None)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def with_our_code() -> dict[str, str]:
+    """The environment of a process that imports this project's code, wherever it starts."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(PROJECT))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), *others])}
+
 
 @dataclass(frozen=True)
 class Gpus:

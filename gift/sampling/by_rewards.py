@@ -1,6 +1,5 @@
 """The rollouts of a round whose way to sample reads rewards: requests, engine and rewards of its passes."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from gift.methods.sample.passes import Ask, Stream, Wanted
 from gift.project.code import fingerprint
 from gift.project.door import file_digest
 from gift.project.errors import UserError
+from gift.project.machine import with_our_code
 from gift.project.params import PARAMS, read_overrides
 from gift.project.rounds import lay_over
 from gift.project.work import Work
@@ -31,8 +31,6 @@ from gift.tables.parts import keys_of, write_part
 from gift.tables.prompts import prompt_column
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def sample_by_rewards(
@@ -146,10 +144,9 @@ def score_pass(rollouts: Path, name: str, prompts: Path, overrides: Path | None)
         paths = {"rollouts": rollouts, "prompts": prompts, "out": scores, "notes": notes, "metrics": metrics}
         paths |= {"overrides": overrides} if overrides else {}
         options = [f"--{key}={path}" for key, path in paths.items()]
-        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "stages.score", "--round", name, *options]
         streams = {"stdout": _file(sys.stdout), "stderr": _file(sys.stderr)}
-        done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}, **streams)
+        done = subprocess.run(command, check=False, env=with_our_code(), **streams)
         if done.returncode:
             raise UserError(f"generate: the rewards of pass {name} could not be made (above); what is sampled is kept")
     table, _ = read_scores(scores)

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from gift.policy.folder import PolicyFiles, load_tokenizer
+from gift.policy.folder import PolicyFiles, check_files, load_tokenizer
 from gift.project.console import Progress
 from gift.project.machine import visible_gpus
 from gift.project.ragged import Ragged
 from gift.sampling.encoding import Tokens
-from gift.sampling.engine import Completion, Request, Sampler, constant_path, start_sampler
+from gift.sampling.engine.by_vllm import Vllm, constant_path
+from gift.sampling.engine.kept import kept_engine
+from gift.sampling.engine.requests import Completion, Request, Sampler
+from gift.sampling.engine.start import start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parquet import part_name, read_file, write_file
 from gift.tables.parts import write_part
@@ -22,8 +25,8 @@ from gift.tables.rollouts import GIVEN, NO_SEED, ROLLOUTS, check_rollouts
 from gift.workers.link import Job, Part
 from gift.workers.pool import Pool
 from gift.workers.settings import Workers
-from gift.workers.start import alone, open_pool
-from gift.workers.worker import Make
+from gift.workers.start import pool_for
+from gift.workers.worker import Open, Work
 
 Groups = Mapping[str, Sequence[Request]]  # the requests of each prompt's completions, by prompt_id
 Given = Mapping[str, Sequence[Tokens]]  # answers of a prompt that nobody samples, by prompt_id
@@ -32,10 +35,9 @@ Decode = Callable[[list[int]], str]  # a completion's text
 REQUESTS = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False),  # of the prompt, or of a given answer
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("temperature", pa.float64(), nullable=False),
-        pa.field("given", pa.list_(pa.int32())),  # an answer that stands beside the sampled ones; null: to be sampled
+        pa.field("temperature", pa.float64()),  # null: an answer that stands beside the sampled ones
     ]
 )
 
@@ -89,15 +91,17 @@ class Engines:
         link = None
         if sampling.engine == "vllm" and (workers.kind != "local" or visible_gpus()):
             link = str(constant_path(policy.model))
+        key = kept_engine(policy, sampling, reach[1], launch) if workers.kind == "local" else None
         setup = {
-            "policy": {name: path and str(path) for name, path in asdict(policy).items()},
+            "policy": policy.as_json(),
+            "stays": key is not None,
             "sampling": sampling.model_dump(mode="json", include=set(Sampling.model_fields)),
             "ends": list(reach[0]),
             "context": reach[1],
             "launch": launch.model_dump(mode="json"),
             "link": link,
         }
-        self.job, self.workers, self.here = Job(stage, label, "sample", setup, gpus, launch.engines), workers, here
+        self.job, self.workers, self.here = Job(stage, label, "sample", setup, gpus, launch.engines, key), workers, here
         self.stack = ExitStack()
         self.pool: Pool | None = None
 
@@ -108,9 +112,10 @@ class Engines:
         self.stack.__exit__(*raised)
 
     def write(self, ask: Ask, parts: Mapping[int, Groups], progress: Progress) -> None:
-        if alone(self.job, self.workers):
+        if self.pool is None and (pool := pool_for(self.job, self.workers)):
+            self.pool = self.stack.enter_context(pool)
+        if (pool := self.pool) is None:
             return self.here.write(ask, parts, progress)
-        pool = self.pool = self.pool or self.stack.enter_context(open_pool(self.job, self.workers))
         for _ in pool.run([self._part(pool, ask, *part) for part in parts.items()], progress):
             pass
 
@@ -123,19 +128,48 @@ class Engines:
         return Part(index, task, ask.folder / part_name(index), len(groups))
 
 
-def open_job(setup: dict[str, Any]) -> tuple[Make, None]:
+def open_job(setup: dict[str, Any]) -> Work:
     """The engine of a worker."""
-    policy = PolicyFiles(**{name: path and Path(path) for name, path in setup["policy"].items()})
-    sampling, launch = Sampling(**setup["sampling"]), GenerateLaunch(**setup["launch"])
-    link = setup["link"] and Path(setup["link"])
-    engine = start_sampler(policy, sampling, setup["ends"], setup["context"], launch, link)
-    decode = decoder(load_tokenizer(policy.model))
+    policy, sampling, launch = (
+        PolicyFiles.of_json(setup["policy"]),
+        Sampling(**setup["sampling"]),
+        GenerateLaunch(**setup["launch"]),
+    )
+    if setup["stays"]:
+        check_files(policy.model)
+        return _staying(setup, Vllm(policy, sampling.dtype, setup["context"], launch, _link(setup), stays=True))
+    return _sampling(setup, start_sampler(policy, sampling, setup["ends"], setup["context"], launch, _link(setup)))
+
+
+def _staying(setup: dict[str, Any], engine: Vllm) -> Work:
+    """Work with an engine that the next stage takes over."""
+
+    def again(setup: dict[str, Any]) -> Work:
+        policy = PolicyFiles.of_json(setup["policy"])
+        check_files(policy.model)
+        engine.take(policy, _link(setup))
+        return _staying(setup, engine)
+
+    def rest() -> Open:
+        engine.rest()
+        return again
+
+    sampler = engine.sampler(Sampling(**setup["sampling"]), setup["ends"])
+    return _sampling(setup, (sampler, engine.name))._replace(rest=rest)
+
+
+def _sampling(setup: dict[str, Any], engine: tuple[Sampler, str]) -> Work:
+    decode = decoder(load_tokenizer(PolicyFiles.of_json(setup["policy"]).model))
 
     def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         groups, given = read_requests(Path(task["requests"]))
         return {"tokens": write_one(folder, task["index"], groups, given, task["metadata"], engine, decode)}
 
-    return make, None
+    return Work(make)
+
+
+def _link(setup: dict[str, Any]) -> Path | None:
+    return Path(setup["link"]) if setup["link"] else None
 
 
 def decoder(tokenizer: Any) -> Decode:
@@ -185,28 +219,25 @@ def rollouts_table(groups: Groups, completions: Sequence[Completion], given: Giv
 
 def write_requests(path: Path, groups: Groups, given: Given) -> None:
     """What a worker samples of a part."""
-    rows = [
-        {"prompt_id": key, "prompt_ids": each.prompt_ids, "seed": each.seed, "temperature": each.temperature}
-        for key, requests in groups.items()
-        for each in requests
+    rows: list[tuple[str, Tokens, int, float | None]] = [
+        (key, each.prompt_ids, each.seed, each.temperature) for key, requests in groups.items() for each in requests
     ]
-    rows += [
-        {"prompt_id": key, "prompt_ids": [], "seed": NO_SEED, "temperature": 0.0, "given": answer}
-        for key in groups
-        for answer in given.get(key, ())
-    ]
-    write_file(path, pa.Table.from_pylist(rows, schema=REQUESTS), {"artifact": "requests"})
+    rows += [(key, answer, NO_SEED, None) for key in groups for answer in given.get(key, ())]
+    keys, tokens, seeds, temperatures = zip(*rows, strict=True)
+    columns = [keys, Ragged.of(tokens, np.int32).to_arrow(), seeds, temperatures]
+    write_file(path, pa.table(columns, schema=REQUESTS), {"artifact": "requests"})
 
 
 def read_requests(path: Path) -> tuple[dict[str, list[Request]], dict[str, list[Tokens]]]:
     """What `write_requests` wrote."""
     table, _ = read_file(path)
+    tokens = Ragged.from_arrow(table["tokens"])
     groups: dict[str, list[Request]] = {}
     given: dict[str, list[Tokens]] = {}
-    for row in table.to_pylist():
-        if row["given"] is None:
-            request = Request(np.array(row["prompt_ids"], np.int32), row["seed"], row["temperature"])
-            groups.setdefault(row["prompt_id"], []).append(request)
+    plain = (table[name].to_pylist() for name in ("prompt_id", "seed", "temperature"))
+    for row, (key, seed, temperature) in enumerate(zip(*plain, strict=True)):
+        if temperature is None:
+            given.setdefault(key, []).append(tokens[row])
         else:
-            given.setdefault(row["prompt_id"], []).append(np.array(row["given"], np.int32))
+            groups.setdefault(key, []).append(Request(tokens[row], seed, temperature))
     return groups, given

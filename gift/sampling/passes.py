@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from gift.methods.sample.passes import Ask, Got, Passes
 from gift.project.ragged import Ragged
-from gift.sampling.engine import Completion, Request
+from gift.sampling.engine.requests import Completion, Request
 from gift.tables.parts import keys_of, read_table
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 

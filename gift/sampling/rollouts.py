@@ -15,7 +15,8 @@ from gift.project.params import settings_of
 from gift.project.seeds import seed_of
 from gift.project.work import Work
 from gift.sampling.encoding import EncodedPrompts, Tokens, encode_split, refuse_long_prompts
-from gift.sampling.engine import Request, start_sampler
+from gift.sampling.engine.requests import Request
+from gift.sampling.engine.start import start_sampler
 from gift.sampling.parts import Ask, Engines, Given, Groups, Here, Parts, decoder
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parquet import part_name

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gift.project.errors import UserError
+from gift.project.machine import with_our_code
 from gift.scoring.loading import Loaded
 from gift.scoring.worker import CONNECTION_LOST, Entry
 from gift.tables.scores import STATUSES
@@ -63,7 +63,6 @@ class Worker:
     def __init__(self, lane: Lane, *calls: Call) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
-        root = str(Path(__file__).parents[2])
         threads = {} if lane.memory_gib is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         printed = None if os.environ.get("GIFT_VERBOSE") == "1" else subprocess.DEVNULL
         with theirs:
@@ -71,10 +70,9 @@ class Worker:
                 [sys.executable, "-c", "from gift.scoring.worker import main; main()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={
-                    **os.environ,
+                    **with_our_code(),
                     **lane.environment,
                     **threads,
-                    "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
                     "PYTHONHASHSEED": "0",
                     "PYTHONDONTWRITEBYTECODE": "1",
                 },

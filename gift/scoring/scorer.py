@@ -32,8 +32,8 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, everything
 from gift.workers.link import Job, Part
 from gift.workers.settings import Workers
-from gift.workers.start import alone, open_pool
-from gift.workers.worker import Make
+from gift.workers.start import pool_for
+from gift.workers.worker import Work
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Shared:
         setup = {"ways": own, "score": settings_of(score), "prompts": str(self.prompts)}
         stage = ways.label.partition("@")[0]
         job = Job(stage, ways.label, "score", setup, number=self.processes)
-        if alone(job, self.workers):
+        if (opened := pool_for(job, self.workers)) is None:
             return None
         failures, found = Failures(score, ways.num_asked, ways.folder), Found()
         parts = []
@@ -189,14 +189,14 @@ class Shared:
                 task = {"index": index, "rollouts": str(path), "metadata": metadata}
                 parts.append(Part(index, partial(dict, task), place, pq.read_metadata(path).num_rows))
         if parts:
-            with open_pool(job, self.workers) as pool:
+            with opened as pool:
                 for part, facts in pool.run(parts, progress):
                     found.add(Found(**facts["found"]))
                     failures.add_table(read_part(part.path, everything(score.rewards), check_scores)[0])
         return found
 
 
-def open_job(setup: dict[str, Any]) -> tuple[Make, None]:
+def open_job(setup: dict[str, Any]) -> Work:
     """The rewards of a worker."""
     own = {name: setup["ways"][name] and Path(setup["ways"][name]) for name in ("folder", "cache")}
     ways, score = Ways(**{**setup["ways"], **own}), Score(**setup["score"])
@@ -213,7 +213,7 @@ def open_job(setup: dict[str, Any]) -> tuple[Make, None]:
         write_part(folder, task["index"], scored, everything(score.rewards), check_scores, task["metadata"])
         return {"tokens": 0, "found": asdict(scorer.found)}
 
-    return make, None
+    return Work(make)
 
 
 class _Share:

@@ -26,7 +26,7 @@ from gift.upkeep.heal import heal, running
 from gift.upkeep.look import dvc_cache
 from gift.upkeep.prune import ALLOW_MISSING, PULL, pruned
 from gift.upkeep.settings import ReproLaunch
-from gift.workers.preload import modules_for, preloaded
+from gift.workers.preload import kept_in, modules_for, preloaded
 
 FULL = 16 << 20
 """Bytes free on a disk below which DVC, which says nothing of it in plain words, stops for want of room."""
@@ -70,16 +70,17 @@ def repro(arguments: Sequence[str], stages_of_run: Callable[[Sequence[str]], lis
 
 @contextmanager
 def served(stages: list[str] | None, env: dict[str, str]) -> Iterator[dict[str, str]]:
-    """The environment of a run, with a server of preloaded libraries where that saves time."""
-    launch = read_launch("repro", ReproLaunch)
-    wanted = not visible_gpus() if launch.preload is None else launch.preload
+    """The environment of a run, with a server that has libraries and engines in memory where that saves time."""
+    launch, on_gpu = read_launch("repro", ReproLaunch), bool(visible_gpus())
+    wanted = not on_gpu if launch.preload is None else launch.preload
     update = (read_yaml(LAUNCH) if LAUNCH.exists() else {}).get("update")
     in_process = not isinstance(update, dict) or update.get("launcher", "in_process") == "in_process"
     modules = modules_for(stages or [], read_yaml(PARAMS), in_process) if wanted else []
-    if not modules:
+    keep = kept_in(stages or [], launch.keep_engine, on_gpu)
+    if not modules and not keep:
         yield env
         return
-    with preloaded(modules, env) as own:
+    with preloaded(modules, env, keep) as own:
         yield own
 
 

@@ -17,7 +17,8 @@ class Job:
 
     stage: whose code they must have (`generate`); kind: which module does the work (`gift/worker.py`); setup: what it
     loads before its first part (JSON); gpus: how many a worker has where there are any; number: of workers, on a
-    machine or in a Ray cluster, None: as many as there are GPUs for.
+    machine or in a Ray cluster, None: as many as there are GPUs for; key: of what its workers keep in memory for the
+    next stage of this `gift repro` (gift/workers/served.py), None: nothing.
     """
 
     stage: str
@@ -26,6 +27,7 @@ class Job:
     setup: dict[str, Any]
     gpus: int = 1
     number: int | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ State = Literal["waiting", "greeted", "loading", "ready"]
 
 @dataclass(eq=False)
 class Link:
-    """One worker. `kill` ends it for good; `how` says how it ended, once it has."""
+    """One worker. `kill` ends it for good; `how` says how it ended, once it has; `rest` keeps it for another stage."""
 
     channel: Channel
     name: str = "a worker"
     pid: int = 0  # on its host
     kill: Callable[[], None] = lambda: None
     how: Callable[[], str] = lambda: "its connection was lost"
+    rest: Callable[[], None] | None = None
+    has_rested: bool = False
     state: State = "greeted"
     part: Part | None = None
     file: Path = Path()
@@ -78,7 +82,16 @@ class Source(Protocol):
         """End all that it started."""
 
 
-def ending(process: "subprocess.Popen[bytes]") -> str:
+class Process(Protocol):
+    """Of this machine: one of `subprocess`, or of `served`."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """How it ended: its exit code, or the signal, negative; raises `subprocess.TimeoutExpired`."""
+
+
+def ending(process: Process) -> str:
     """How a process ended, in words."""
     try:
         code = process.wait(5)

@@ -1,5 +1,6 @@
 """Workers as processes of this machine, each with its own GPUs or its share of the cores; and those of another host."""
 
+import json
 import os
 import signal
 import socket
@@ -16,12 +17,12 @@ import click
 
 from gift.project.console import end_with_parent
 from gift.project.errors import UserError, counted
-from gift.project.machine import visible_gpus
-from gift.workers.channel import PROTOCOL, Channel, Gone, connect, pair, read_token
-from gift.workers.link import Job, Link, ending
+from gift.project.machine import visible_gpus, with_our_code
+from gift.workers import served
+from gift.workers.channel import ANSWER_SECONDS, PROTOCOL, Channel, Gone, channel_of, connect, pair, read_token
+from gift.workers.link import Job, Link, Process, ending
 from gift.workers.worker import GIVEN_BACK
 
-PROJECT = str(Path(__file__).resolve().parents[2])
 WAIT_SECONDS = 2.0
 RETRIES = 2
 SOON_SECONDS = 60.0
@@ -61,11 +62,10 @@ def gpus_problem(there: int, gpus: int, number: int | None) -> str | None:
 
 def start_worker(way: list[str], environment: dict[str, str], *descriptors: int) -> "subprocess.Popen[bytes]":
     """A fresh interpreter that works for a stage, in a session of its own; it ends with this process."""
-    path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-m", MODULE, *way],
         pass_fds=descriptors,
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={**with_our_code(), **environment},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=_end_with_us,
@@ -76,7 +76,7 @@ def _end_with_us() -> None:
     end_with_parent(signal.SIGKILL)
 
 
-def kill(process: "subprocess.Popen[bytes]") -> None:
+def kill(process: Process) -> None:
     """With all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -103,8 +103,8 @@ class LocalWorkers:
     """A process for each share of this machine, over a socket that nobody else can reach."""
 
     def __init__(self, job: Job) -> None:
-        self.label, self.free = job.label, [Share(each) for each in shares(job.gpus, job.number)]
-        self.of: dict[Link, tuple[subprocess.Popen[bytes], Share]] = {}
+        self.label, self.key, self.free = job.label, job.key, [Share(each) for each in shares(job.gpus, job.number)]
+        self.of: dict[Link, tuple[Process, Share]] = {}
 
     def links(self, num_open: int) -> list[Link]:
         """As many as there are parts for: to load a policy for nothing helps nobody."""
@@ -112,13 +112,31 @@ class LocalWorkers:
         new: list[Link] = []
         while self.free and len(new) + idle < num_open:
             share = self.free.pop(0)
-            ours, theirs = pair()
-            with theirs:
-                process = start_worker(["--fd", str(theirs.fileno())], share.environment, theirs.fileno())
-            link = Link(ours, kill=partial(kill, process), how=partial(ending, process))
+            process, channel, has_rested = self._resting(share) or self._started(share)
+            link = Link(channel, kill=partial(kill, process), how=partial(ending, process), has_rested=has_rested)
+            if self.key and isinstance(process, served.Served):
+                link.rest = partial(self._rest, link)
             self.of[link] = process, share
             new.append(link)
         return new
+
+    def _resting(self, share: Share) -> tuple[Process, Channel, bool] | None:
+        """A worker that a stage before left; one of no use is ended, for its memory."""
+        found = served.take(_slot(share), self.key) if self.key else None
+        return found and (found[0], channel_of(found[1], ANSWER_SECONDS), True)
+
+    def _started(self, share: Share) -> tuple[Process, Channel, bool]:
+        ours, theirs = pair()
+        with theirs:
+            started = served.start([MODULE], {**with_our_code(), **share.environment}, theirs.fileno())
+            own = ["--fd", str(theirs.fileno())]
+            return started or start_worker(own, share.environment, theirs.fileno()), ours, False
+
+    def _rest(self, link: Link) -> None:
+        process, share = self.of.pop(link)
+        if isinstance(process, served.Served):
+            process.rest(_slot(share), self.key or "", link.channel.connection.fileno())
+        link.channel.connection.close()
 
     def lost(self, link: Link) -> None:
         if link in self.of:
@@ -133,6 +151,10 @@ class LocalWorkers:
     def close(self) -> None:
         for process, _ in self.of.values():
             kill(process)
+
+
+def _slot(share: Share) -> str:
+    return json.dumps([str(Path.cwd()), sorted(share.environment.items())])
 
 
 def work_here(address: str, token: Path, number: int | None, wait: float, stay: bool) -> int:

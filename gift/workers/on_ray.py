@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gift.project.errors import UserError
+from gift.project.machine import PROJECT
 from gift.workers.channel import ANSWER_SECONDS, Channel, Gone, channel_of, pair
 from gift.workers.link import Job, Link
-from gift.workers.local import PROJECT
 from gift.workers.settings import Workers
 
 LISTEN_SECONDS = 1.0
@@ -95,7 +95,7 @@ class RayWorkers:
         own = {name: value for name, value in os.environ.items() if name.startswith(("GIFT_", "VLLM_", "OMP_", "HF_"))}
         # By value: the nodes' Python need not know this package when it starts.
         seat = self.ray.remote(max_concurrency=2, num_cpus=1, num_gpus=self.bundle.get("GPU", 0))(_by_value(Seat))
-        actor = seat.options(scheduling_strategy=strategy).remote(PROJECT, str(Path.cwd()), own)
+        actor = seat.options(scheduling_strategy=strategy).remote(str(PROJECT), str(Path.cwd()), own)
         ours, theirs = pair()
         inner = channel_of(theirs)
         why = ["its node or its actor was lost"]

@@ -50,17 +50,22 @@ class Pool:
 
     def __exit__(self, *raised: object) -> None:
         for link in self.links:
+            rests = link.rest is not None and link.state == "ready" and not link.part and not raised[0]
             with suppress(Gone):
-                link.channel.send(end=True)
+                link.channel.send(end=True, rests=rests)
         deadline = time.monotonic() + (0 if raised[0] else END_SECONDS)
         while self.links and (left := deadline - time.monotonic()) > 0:
             by_channel = {link.channel: link for link in self.links}
             for link in (by_channel[channel] for channel in heard(by_channel, left)):
                 try:
-                    link.channel.receive()  # its last words
+                    said = link.channel.receive()  # its last words
                 except Gone:
-                    self.links.remove(link)
+                    said = {}
                     link.kill()
+                if link.rest and "rests" in said:
+                    link.rest()
+                if not said or "rests" in said:
+                    self.links.remove(link)
         for link in self.links:
             link.kill()
             link.channel.close()
@@ -202,6 +207,8 @@ class Pool:
                 )
             click.echo(f"{self.job.label}: {link.name} died at part {part.index} ({why}); it goes to another", err=True)
             self.pending.appendleft(part)
+        elif not started and link.has_rested:
+            click.echo(f"{self.job.label}: the engine of the stage before is not used: {why}", err=True)
         elif not started:
             self.failed_starts += 1
             if self.failed_starts >= MOST_DEATHS and not any(each.state == "ready" for each in self.links):

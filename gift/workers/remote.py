@@ -13,9 +13,9 @@ import click
 
 from gift.project.console import end_with_parent
 from gift.project.errors import UserError
+from gift.project.machine import with_our_code
 from gift.workers.channel import Channel, Door, make_token
 from gift.workers.link import Job, Link, ending
-from gift.workers.local import PROJECT
 from gift.workers.settings import Workers
 
 TOKEN = Path("data/.cache/workers.token")
@@ -71,10 +71,7 @@ class SlurmWorkers(RemoteWorkers):
         ]
         command = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=0", *words, *work]
         print(shlex.join(command), file=sys.stderr, flush=True)
-        path = os.pathsep.join(filter(None, [PROJECT, os.environ.get("PYTHONPATH")]))
-        self.step = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
-        )
+        self.step = subprocess.Popen(command, env=with_our_code(), stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
 
     def links(self, num_open: int) -> list[Link]:
         if num_open and self.step.poll() is not None:

@@ -8,9 +8,15 @@ from gift.workers.remote import RemoteWorkers, SlurmWorkers, listen_problem
 from gift.workers.settings import Workers
 
 
+def pool_for(job: Job, settings: Workers) -> Pool | None:
+    """The workers of a job, to be entered; None: the stage's own process does the work."""
+    return None if alone(job, settings) else open_pool(job, settings)
+
+
 def alone(job: Job, settings: Workers) -> bool:
-    """Whether the stage's own process does the work: one worker, here, whom no other may join."""
-    return settings.kind == "local" and settings.listen is None and len(shares(job.gpus, job.number)) == 1
+    """Whether the stage's own process does the work: one worker, here, whom no other may join, and who ends with it."""
+    one = settings.kind == "local" and settings.listen is None and len(shares(job.gpus, job.number)) == 1
+    return one and job.key is None
 
 
 def open_pool(job: Job, settings: Workers) -> Pool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gift.project.code import fingerprint
 from gift.project.console import heard_by
@@ -28,8 +28,30 @@ Make = Callable[[dict[str, Any], Path], dict[str, Any]]
 """Makes the part that a task (JSON) describes as a file in a folder; returns what is to be said of it: its `tokens`."""
 
 
+class Work(NamedTuple):
+    """What a worker has loaded for a job: what makes a part; a note for the user; how it rests between two stages.
+
+    `rest` lets go of what is of no use to another stage, and returns what opens the next job with the rest.
+    """
+
+    make: Make
+    note: str | None = None
+    rest: "Callable[[], Open] | None" = None
+
+
+Open = Callable[[dict[str, Any]], Work]
+"""Loads what a job needs, as its setup (JSON) says."""
+
+
 class Ended(Exception):
-    """The stage needs no more."""
+    """The stage needs no more; `rests`: another of the same `gift repro` may."""
+
+    def __init__(self, rests: bool) -> None:
+        self.rests = rests
+
+
+class Unfit(Exception):
+    """What has rested is of no use for another job."""
 
 
 class Refused(UserError):
@@ -44,32 +66,39 @@ def identity(stage: str) -> dict[str, Any]:
 def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
     """Work for the stage at the other end until it needs no more, or is gone; returns the exit code.
 
-    kinds: the module of each kind of work, whose `open_job(setup)` gives a `Make`, and what is to be said of it.
+    kinds: the module of each kind of work, whose `open_job` is an `Open`.
     """
     told = _GiveBack(channel)
     signal.signal(signal.SIGTERM, told)
+    again: Open | None = None
     try:
-        kind, setup = _greet(channel)
-        # Not before: who is refused shall hear why.
-        threading.Thread(target=_end_with_channel, args=(channel.connection.fileno(), told), daemon=True).start()
-        make, note = _open(kinds[kind], setup)
-        channel.send(ready=True, note=note)
         while True:
-            message = _next(channel)
-            path = Path(message["file"])
-            with heard_by(_Told(channel)):
-                facts = make(message["task"], path.parent)
-            _flush(path)
-            channel.send(done=message["part"], facts=facts)
+            kind, setup = _greet(channel)
+            if not again:  # not before: who is refused shall hear why
+                watch = threading.Thread(
+                    target=_end_with_channel, args=(channel.connection.fileno(), told), daemon=True
+                )
+                watch.start()
+            work = _taken_over(again, setup) if again else importlib.import_module(kinds[kind]).open_job(setup)
+            channel.send(ready=True, note=work.note)
+            rests = _make_parts(channel, work.make)
+            if not rests or not work.rest:
+                return 0
+            again = work.rest()
+            channel.send(rests=True)
     except (Ended, Gone):  # a stage that is gone has no ear for more
         return 0
     except Refused:
         raise
+    except Unfit as error:  # the stage says so, and has it done by a worker that starts anew
+        with suppress(Gone):
+            channel.send(broke=str(error))
+        return 1
     except Exception as error:
         line = error if isinstance(error, UserError) else refused(error)
         if line is None:
             with suppress(Gone):
-                channel.send(broke=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
+                channel.send(broke=_in_a_line(error))
             raise
         with suppress(Gone):
             channel.send(failed=line.message)
@@ -84,9 +113,31 @@ def _end_with_channel(descriptor: int, told: "_GiveBack") -> None:
     os._exit(told.code)
 
 
-def _open(module: str, setup: dict[str, Any]) -> tuple[Make, str | None]:
-    make, note = importlib.import_module(module).open_job(setup)
-    return make, note
+def _taken_over(again: Open, setup: dict[str, Any]) -> Work:
+    try:
+        return again(setup)
+    except UserError:
+        raise
+    except Exception as error:
+        raise Unfit(_in_a_line(error)) from None
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
+
+
+def _make_parts(channel: Channel, make: Make) -> bool:
+    """As many as the stage wants; whether this worker is to rest then."""
+    while True:
+        try:
+            message = _next(channel)
+        except Ended as end:
+            return end.rests
+        path = Path(message["file"])
+        with heard_by(_Told(channel)):
+            facts = make(message["task"], path.parent)
+        _flush(path)
+        channel.send(done=message["part"], facts=facts)
 
 
 def _greet(channel: Channel) -> tuple[str, dict[str, Any]]:
@@ -104,7 +155,7 @@ def _next(channel: Channel) -> dict[str, Any]:
     if "refused" in message:
         raise Refused(message["refused"])
     if "end" in message:
-        raise Ended
+        raise Ended(bool(message.get("rests")))
     return message
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -32,8 +32,8 @@ from gift.training.reference.settings import Reference, ReferenceLaunch
 from gift.training.reference.weights import token_weights
 from gift.workers.link import Job, Part
 from gift.workers.settings import Workers
-from gift.workers.start import alone, open_pool
-from gift.workers.worker import Make
+from gift.workers.start import pool_for
+from gift.workers.worker import Work
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,30 @@ def write_reference(
     job = Job("reference", label, "reference", setup_of(models), number=models.launch.processes)
     tasks = {index: {"index": index, "rollouts": str(paths[index]), "metadata": metadata} for index in missing}
     with Progress(label, len(paths), "parts", len(paths) - len(missing)) as progress:
-        if alone(job, workers):
-            make, note = open_models(models)
-            if note:
-                click.echo(f"{label}: {note}", err=True)
+        if (opened := pool_for(job, workers)) is None:
+            work = open_models(models)
+            if work.note:
+                click.echo(f"{label}: {work.note}", err=True)
             for task in tasks.values():
-                progress.advance(1, make(task, folder)["tokens"])
+                progress.advance(1, work.make(task, folder)["tokens"])
             return
         parts = [Part(index, partial(dict, task), folder / part_name(index)) for index, task in tasks.items()]
-        with open_pool(job, workers) as pool:
+        with opened as pool:
             for _ in pool.run(parts, progress):
                 pass
 
 
 def setup_of(models: Models) -> dict[str, Any]:
     """The same for a worker, as JSON."""
-    files = {
-        name: {key: path and str(path) for key, path in asdict(each).items()}
-        for name, each in (("policy", models.policy), ("reference", models.reference))
-    }
+    files = {"policy": models.policy.as_json(), "reference": models.reference.as_json()}
     weights = models.weights and settings_of(models.weights)
     plain = {"dtype": models.dtype, "temperature": models.temperature, "weights": weights}
     return {**files, **plain, "launch": models.launch.model_dump(mode="json")}
 
 
-def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
+def open_job(setup: dict[str, Any]) -> Work:
     """The models of a worker."""
-    files = {
-        name: PolicyFiles(**{key: path and Path(path) for key, path in setup[name].items()})
-        for name in ("policy", "reference")
-    }
+    files = {name: PolicyFiles.of_json(setup[name]) for name in ("policy", "reference")}
     weights = setup["weights"] and Reference(token_weights=setup["weights"]).token_weights
     launch = ReferenceLaunch(**setup["launch"])
     return open_models(
@@ -96,7 +90,7 @@ def open_job(setup: dict[str, Any]) -> tuple[Make, str | None]:
     )
 
 
-def open_models(models: Models) -> tuple[Make, str | None]:
+def open_models(models: Models) -> Work:
     """Load them; what makes a part, and what is to be said of the layout of its tokens.
 
     Where the reference is the starting policy itself, its log-probs are computed once and stand in both columns. Where
@@ -129,7 +123,7 @@ def open_models(models: Models) -> tuple[Make, str | None]:
         write_part(folder, task["index"], named, schema, check_reference, task["metadata"])
         return {"tokens": len(old.values) * passes}
 
-    return make, own.note
+    return Work(make, own.note)
 
 
 class _Part:
