@@ -33,6 +33,7 @@ TARGETS = ("stage", "dvc", "make", "group")
 AIMS = ("moment", "operation of the stage", "operation of dvc", "publishing", "dvc.lock", "rwlock")
 OF_WORKERS = ("moment", "operation of the stage", "publishing", "operation of a worker")
 BY_WORKERS = ("generate_eval_base", "generate@r1", "score@r1", "reference@r1", "generate_eval@r1", "evaluate@r1")
+SAMPLED = ("generate_eval_base", "generate@r1", "generate_eval@r1")
 STAGES = (
     *("prepare", "base", "generate_eval_base", "overrides@r1", "generate@r1", "score@r1", "reference@r1"),
     *("update@r1", "generate_eval@r1", "evaluate@r1", "report"),
@@ -43,9 +44,10 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "srun": (BY_WORKERS, OF_WORKERS),  # two tasks, made up, with a worker each
     "ray": (BY_WORKERS, OF_WORKERS),  # two actors
     "shards": (("update@r1",), AIMS),  # of policy and state
+    "engine": ((" ".join(SAMPLED),), OF_WORKERS),  # vLLM stays from one to the next
     "preload": (STAGES, ("moment",)),  # the file operations of forks are not heard of
 }
-"""How the stages run: which of them are made stale, and what is aimed at."""
+"""How the stages run: which of them are made stale (one; or several, in a text), and what is aimed at."""
 SHARD_BYTES = 100_000
 TINY = Path(__file__).with_name("tiny.yaml")
 HOOK = Path(__file__).with_name("killed")
@@ -107,19 +109,21 @@ def main(
         raise SystemExit(1)
 
 
-def copy_tiny(folder: Path) -> None:
+def copy_tiny(folder: Path, engine: str = "transformers") -> None:
     """The project with settings that take seconds."""
     copy_project(folder)
     params = read_yaml(folder / "params.yaml")
     for section, keys in read_yaml(TINY).items():
         params[section].update(keys)
     params["update"]["warmup_steps"] = 1  # of eight, which the doctor looks at
+    for section in ("generate", "evaluate"):
+        params[section]["engine"] = engine
     (folder / "params.yaml").write_text(json.dumps(params, indent=1), encoding="utf-8")
 
 
 def make_project(folder: Path, ranks: int = 1, way: str = "plain") -> None:
     """A tiny project under git and DVC."""
-    copy_tiny(folder)
+    copy_tiny(folder, "vllm" if way == "engine" else "transformers")
     if way == "shards":
         path = folder / "gift/training/saving/shards.py"
         text = path.read_text(encoding="utf-8")
@@ -129,7 +133,7 @@ def make_project(folder: Path, ranks: int = 1, way: str = "plain") -> None:
     launch = {
         "score": {"workers": 1},
         "update": {"checkpoint_every_steps": 1, **many},
-        "repro": {"ask_from_minutes": 1e6, "preload": way == "preload"},
+        "repro": {"ask_from_minutes": 1e6, "preload": way == "preload", "keep_engine": way == "engine"},
     }
     if way in ("local", "srun", "ray"):
         each = 1 if way == "srun" else 2  # of each of its two tasks
@@ -183,15 +187,19 @@ def run_whole(folder: Path, stages: tuple[str, ...]) -> dict[str, float]:
 
 
 def stale(whole: Path, folder: Path, name: str) -> None:
-    """A copy of a finished project in which one stage has never run."""
+    """A copy of a finished project in which some stages have never run."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole, folder, symlinks=True)
     shutil.rmtree(folder / ".dvc/cache/runs", ignore_errors=True)
     lock = folder / "dvc.lock"
     text = lock.read_text(encoding="utf-8")
-    lock.write_text(text.replace((blocks_of(text) or {})[name], ""), encoding="utf-8")
+    blocks = blocks_of(text) or {}
+    for each in name.split():
+        text = text.replace(blocks[each], "")
+    lock.write_text(text, encoding="utf-8")
     with inside(folder):
-        outs = read_graph()[name].outs
+        graph = read_graph()
+        outs = [out for each in name.split() for out in graph[each].outs]
     for path in (folder / out for out in outs):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -216,7 +224,8 @@ def one_trial(
         name = {"dvc.lock": "dvc.lock", "rwlock": "rwlock", "publishing": "data/rounds"}.get(aim, "")
         at = draw.randint(1, {"dvc.lock": 3, "rwlock": 40, "publishing": 4}.get(aim, 60))
         delay = draw.choice([0.0, draw.uniform(0, 0.03)])
-        kill = {"who": "dvc" if target == "dvc" else stage, "at": at, "name": name, "signal": number, "delay": delay}
+        who = "dvc" if target == "dvc" else stage.split()[0 if target == "worker" else -1]
+        kill = {"who": who, "at": at, "name": name, "signal": number, "delay": delay}
         if target == "worker":
             kill |= {"worker": str(folder / "data/.cache.worker"), "at": draw.randint(1, 12), "name": ""}
     run = repro(folder, kill)

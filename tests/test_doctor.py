@@ -994,8 +994,8 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
         ({"workers": {"kind": "connect"}}, 0, "error", "launch.yaml: workers.kind"),
         ({"repro": {"keep_engine": True}}, 1, None, ""),
         (
-            {"repro": {"keep_engine": True}, "generate": {"tensor_parallel_size": 2}},
-            2,
+            {"repro": {"keep_engine": True}, "workers": {"kind": "connect", "listen": "0.0.0.0:0"}},
+            1,
             "note",
             "launch.yaml: repro.keep_engine",
         ),
