@@ -44,6 +44,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "one_matrix": ("Phi3", {"tie_word_embeddings": False}),  # whose files have q, k and v in one
     "four_norms": ("Gemma2", {"head_dim": 32}),
 }
+MIXTURE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixture": ("Mixtral", {"num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False}),
+}
 REQUESTS = [
     Request(np.array([number % 61 + offset for offset in range(1 + number)], np.int32), number, temperature)
     for number in range(12)
@@ -55,7 +58,7 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
     """kept: start with the first policy, then take each; or a report of what `weights.py` finds; as JSON to a file.
 
     A folder is model or model:adapter. fresh: start with the first. every: one weight at a time is another in the files
-    of the second than in the engine. stale: vLLM's own reload, and no more.
+    of the second than in the engine. stale: vLLM's own reload, and no more. never: why it does not stay.
     """
     policies = [PolicyFiles(*map(Path, each.split(":"))) for each in folders]
     engine = Vllm(policies[0], dtype, 128, GenerateLaunch(), None, stays=True)
@@ -66,11 +69,14 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
 
     found: list[Any] = []
     if what in ("fresh", "kept"):
+        assert engine.never_stays is None
         found.append(runs())
         for policy in policies[1:]:
             engine.rest()
             engine.take(policy, None)
             found.append(runs())
+    elif what == "never":
+        found.append(engine.never_stays)
     elif what == "every":
         found = missed(engine, policies[1].model)
     elif what == "stale":
@@ -115,7 +121,7 @@ def engine(folder: Path, what: str, dtype: str, *folders: Path | str) -> Any:
 
 
 def make(folder: Path, family: str, seed: int) -> Path:
-    name, more = FAMILIES[family]
+    name, more = (FAMILIES | MIXTURE)[family]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **more})
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
@@ -181,6 +187,13 @@ def test_what_vllm_leaves_behind_is_found(tmp_path: Path) -> None:
     first, second = (make(tmp_path / str(seed), "tied", seed) for seed in range(2))
     (found,) = engine(tmp_path, "stale", "float32", first, second)
     assert found.startswith(("lm_head.weight, as its kernel has it,", "model.embed_tokens.weight, as its kernel"))
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_compared_does_not_stay(tmp_path: Path) -> None:
+    """Of a mixture vLLM stacks the experts' matrices."""
+    model = make(tmp_path / "model", "mixture", 0)
+    assert "has no place in the engine" in engine(tmp_path, "never", "float32", model)[0]
 
 
 if __name__ == "__main__":

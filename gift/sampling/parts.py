@@ -155,7 +155,10 @@ def _staying(setup: dict[str, Any], engine: Vllm) -> Work:
         return again
 
     sampler = engine.sampler(Sampling(**setup["sampling"]), setup["ends"])
-    return _sampling(setup, (sampler, engine.name))._replace(rest=rest)
+    work = _sampling(setup, (sampler, engine.name))
+    if engine.never_stays:
+        return work._replace(note=f"this engine does not stay in memory for the next stage: {engine.never_stays}")
+    return work._replace(rest=rest)
 
 
 def _sampling(setup: dict[str, Any], engine: tuple[Sampler, str]) -> Work:

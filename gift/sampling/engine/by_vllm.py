@@ -67,6 +67,7 @@ class Vllm:
         self._add_adapter(policy)
         self.tokens = _count_tokens(self.llm)
         self.fixed = self._of_model(self._fixed) if stays else {}
+        self.never_stays = self._problem(policy) if stays else None
         gc.freeze()  # vLLM looks for garbage many times, its last words included: not in what stays
 
     def sampler(self, sampling: Sampling, ends: Sequence[int]) -> Sampler:
@@ -119,6 +120,14 @@ class Vllm:
         if self.on_gpu:
             self.llm.wake_up(["kv_cache"])
         self.llm.reset_prefix_cache()
+
+    def _problem(self, policy: PolicyFiles) -> str | None:
+        """Why weights of this model cannot be compared, though they have just been loaded."""
+        try:
+            self._of_model(lambda model: check_weights(model, policy.model))
+        except Stale as error:
+            return str(error)
+        return None
 
     def _of_model(self, look: Callable[[Any], Any]) -> Any:
         return self.llm.apply_model(look)[0]
