@@ -176,7 +176,7 @@ def test_a_kept_engine_takes_other_adapters(tmp_path: Path, dtype: str) -> None:
     "family", ["tied", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family != "tied")]
 )
 def test_no_weight_can_be_another_without_being_found(tmp_path: Path, family: str) -> None:
-    """By one step of the last bit, in the parameter or in what a kernel has made of it, where all columns are looked at."""
+    """By one step of the last bit, in the parameter or in what a kernel has made of it, all of its columns."""
     first = make(tmp_path / "first", family, 0)
     other = shutil.copytree(first, tmp_path / "other")
     assert engine(tmp_path, "every", "float32", first, other) == []
