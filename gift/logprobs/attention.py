@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gift.logprobs.flash import Segments, shared_attention
 from gift.logprobs.layouts import Block
 from gift.project.errors import UserError
 
@@ -48,15 +49,19 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    segments: Segments | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, heads, T, D], key and value [1, kv_heads, T, D] of a packed batch.
 
     A prompt's tokens see those before them; a completion's see their prompt and those before them. Returns [1, T,
-    heads, D].
+    heads, D]. segments: where FlashAttention is to be used; layers whose window is shorter than a row do without.
     """
     if given := [name for name in ARGUMENTS if others.get(name) is not None]:
         raise UserError(f"packed attention does not know `{given[0]}` of {type(module).__name__}")
+    if segments is not None and not dropout and (sliding_window is None or segments.longest <= sliding_window):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return shared_attention(q, k, v, segments, scaling or query.shape[-1] ** -0.5).unsqueeze(0), None
     share = query.shape[1] // key.shape[1]
     lengths = [len(block.slot_of_token) for block in blocks]
     out = []

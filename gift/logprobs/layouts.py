@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gift.logprobs.flash import Segments, segments, sent
 from gift.logprobs.settings import Layout
 from gift.project.ragged import Ints, Ragged, ranges
 
@@ -49,7 +50,8 @@ class TokenBatch:
 
     input_ids: int64 [B, T]; packed layouts have B = 1. positions: int64 [N], index into the flattened [B * T] of the
     token *before* each completion token, completion after completion. targets: int64 [N], the completion tokens.
-    position_ids: int64 [1, T] and blocks where packed. The last token of a completion predicts nothing and is left out.
+    position_ids: int64 [1, T], blocks and segments where packed. The last token of a completion predicts nothing and is
+    left out.
     """
 
     input_ids: Tensor
@@ -57,15 +59,17 @@ class TokenBatch:
     targets: Tensor
     position_ids: Tensor | None = None
     blocks: tuple[Block, ...] = ()
+    segments: Segments | None = None
 
     def to(self, device: torch.device) -> "TokenBatch":
         blocks = tuple(replace(block, **_moved(block, device), biases={}) for block in self.blocks)
-        return replace(self, **_moved(self, device), blocks=blocks)
+        rows = self.segments and self.segments.to(device)
+        return replace(self, **_moved(self, device), blocks=blocks, segments=rows)
 
 
 def _moved(record: Block | TokenBatch, device: torch.device) -> dict[str, Any]:
     """The fields of a record that are tensors, on a device."""
-    return {name: value.to(device) for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return {name: sent(value, device) for name, value in vars(record).items() if isinstance(value, Tensor)}
 
 
 def token_batch(prompts: Ragged, completions: Ragged, layout: Layout = "padded") -> TokenBatch:
@@ -114,6 +118,7 @@ def _packed(prompts: Ragged, completions: Ragged, share: bool) -> TokenBatch:
         targets=_tensor(completions.values),
         position_ids=position_ids.unsqueeze(0),
         blocks=_blocks(pieces),
+        segments=segments(pieces),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, gather_rows, packed_attention
+from gift.logprobs.flash import flash_problem
 from gift.logprobs.head import LogprobHead, tie
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout, Packing
@@ -40,6 +41,7 @@ class TokenLogprobs(nn.Module):
         self.head = LogprobHead(model.get_output_embeddings(), temperature, self.tied)
         self.layout: Layout = "padded"
         self.note: str | None = None
+        self.flash = False
         if packing != "padded":
             self._pack("shared" if packing == "auto" else packing, must=packing != "auto")
 
@@ -49,7 +51,10 @@ class TokenLogprobs(nn.Module):
 
     def states(self, batch: TokenBatch, embedded: Tensor | None = None) -> Tensor:
         """The last hidden states [B * T, H]; embedded: [B, T, H], what stands in for the embeddings of the tokens."""
-        packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids, "blocks": batch.blocks}
+        packed: dict[str, Any] = {}
+        if batch.position_ids is not None:
+            packed = {"position_ids": batch.position_ids, "blocks": batch.blocks}
+            packed |= {"segments": batch.segments} if self.flash else {}
         tokens = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
         out = self.model.get_decoder()(**tokens, use_cache=False, **packed)
         states: Tensor = out.last_hidden_state.flatten(0, 1)
@@ -58,6 +63,18 @@ class TokenLogprobs(nn.Module):
     def logprobs(self, states: Tensor, batch: TokenBatch) -> Tensor:
         logprobs: Tensor = self.head(gather_rows(states, batch.positions), batch.targets)
         return logprobs
+
+    def use_flash(self, device: torch.device) -> None:
+        """Have packed attention use FlashAttention on this device; a `UserError` where it is not to be had."""
+        config = self.model.config.get_text_config()
+        number, shared = config.num_attention_heads, config.num_key_value_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // number
+        problem = flash_problem((number, shared, size), self.head.weight.dtype, device)
+        if self.layout == "padded":
+            problem = "rows are padded"
+        if problem:
+            raise UserError(f"launch.yaml: flash_attention: true: {problem}; set it to false")
+        self.flash = True
 
     def _pack(self, layout: Layout, must: bool) -> None:
         """Switch to packed attention, if the model takes it and its log-probs stay the same."""

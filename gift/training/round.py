@@ -64,6 +64,8 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
+    if launch.flash_attention:
+        model.use_flash(engine.device)
     if update.optimizer_state == "carry":
         go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage, engine.shapes))
     rows, probed = plan.rows, [plan.rows.shortest]

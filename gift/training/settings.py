@@ -210,6 +210,7 @@ class UpdateLaunch(Section):
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
     tokens_per_batch: Count = 16384
     packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
+    flash_attention: bool = Field(False, description="on a GPU in bfloat16, of packed rows (docs/pipeline.md)")
     gradient_checkpointing: Checkpointing = Field(
         False, description="recompute in backward: nothing, all of a layer, or (selective) all but its matrix products"
     )

@@ -22,15 +22,19 @@ COMMON = ("loss", "log_ratio", "log_ratio_std", "kl", "entropy")
 
 
 class Tally:
-    """Sums of the parts of a step on one rank; `own` are the metrics that the method declares."""
+    """Sums of the parts of a step on one rank; `own` are the metrics that the method declares.
 
-    def __init__(self, groups: Groups, own: Sequence[str]) -> None:
+    They stay on the rank's device to the end of the step: who reads a number waits for all kernels before it, and the
+    next micro-batch is not built meanwhile.
+    """
+
+    def __init__(self, groups: Groups, own: Sequence[str], device: torch.device) -> None:
         """groups: all of the round, with what trains in the mask."""
         self._own = tuple(own)
         self._names = (*COMMON, *own, *(f"{name}_known" for name in own))
-        self._sums = torch.zeros(len(self._names), dtype=torch.float64)
-        self._mask = groups.mask & groups.sampled
-        self._log_ratio = torch.zeros_like(groups.mask, dtype=torch.float32)
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        self._mask = (groups.mask & groups.sampled).to(device)
+        self._log_ratio = torch.zeros_like(self._mask, dtype=torch.float32)
 
     @torch.no_grad()
     def add(self, rows: Sequence[int], groups: Groups, logprobs: Tensor, anchor: Tensor, loss: Loss) -> None:
@@ -45,20 +49,19 @@ class Tally:
             **{f"{name}_known": (~loss.metrics[name].isnan()).sum() for name in self._own},
         }
         unknown = torch.zeros((), device=logprobs.device)  # until the groups are whole
-        self._sums += torch.stack([sums.get(name, unknown).double() for name in self._names]).cpu()
+        self._sums += torch.stack([sums.get(name, unknown).double() for name in self._names])
         of_rows = groups.sum_tokens(logprobs - anchor).flatten()[groups.order]
-        self._log_ratio.view(-1)[list(rows)] = of_rows.float().cpu()
+        self._log_ratio.view(-1)[list(rows)] = of_rows.float()
 
-    def means(self, own_groups: Sequence[int], step: Step, device: torch.device) -> dict[str, float | None]:
+    def means(self, own_groups: Sequence[int], step: Step) -> dict[str, float | None]:
         """Over groups (log_ratio: of each its mean, and its spread), tokens (kl to the reference by k3, entropy), or
         what is known (the method's own); loss is the sum. Given answers are in the loss and the method's own alone.
         A collective: all ranks call it, with the groups they had."""
         log_ratio, mask = self._log_ratio[list(own_groups)], self._mask[list(own_groups)]
         self._sums[1] = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp_min(1)).sum()
         self._sums[2] = spread(centre(log_ratio, mask), mask).sum()
-        everywhere = self._sums.to(device)
-        torch.distributed.all_reduce(everywhere)
-        total: Mapping[str, float] = dict(zip(self._names, everywhere.tolist(), strict=True))
+        torch.distributed.all_reduce(self._sums)
+        total: Mapping[str, float] = dict(zip(self._names, self._sums.tolist(), strict=True))
         return {
             "loss": total["loss"],
             **{name: total[name] / step.num_groups for name in ("log_ratio", "log_ratio_std")},
@@ -120,7 +123,8 @@ class Trainer:
         # Collectives need all ranks: one with fewer batches than another runs empty ones, whose weight is 0.
         num_first = max(len(plan.parts) for plan in plans)
         num_backward = max(len(plan.whole) + len(plan.parts) for plan in plans)
-        targets, tally = self._across(groups, step), Tally(self.chosen.groups, self.objective.metrics)
+        targets = self._across(groups, step)
+        tally = Tally(self.chosen.groups, self.objective.metrics, self.engine.device)
         coefficients = self._first_pass(own.parts, num_first, targets, step, tally)
         for index, batch in enumerate(own.whole):
             part = [row for group in batch for row in group]
@@ -132,7 +136,7 @@ class Trainer:
         for _ in range(num_backward - len(own.whole) - len(own.parts)):
             self.engine.backward(_nothing(self.outputs([])))
         norm = self.engine.step(lr)
-        metrics = tally.means(shares[self.engine.rank], step, self.engine.device)
+        metrics = tally.means(shares[self.engine.rank], step)
         return {**metrics, "grad_norm": norm, "learning_rate": lr}
 
     def adapt(self, metrics: Mapping[str, float | None]) -> None:

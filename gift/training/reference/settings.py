@@ -75,3 +75,4 @@ class ReferenceLaunch(Section):
     )
     tokens_per_batch: Count = 16384
     packing: Packing = "auto"
+    flash_attention: bool = Field(False, description="on a GPU in bfloat16, of packed rows (docs/pipeline.md)")

@@ -100,7 +100,10 @@ def open_models(models: Models) -> Work:
 
     def opened(files: PolicyFiles) -> TokenLogprobs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return TokenLogprobs(open_policy(files, models.dtype, device), models.temperature, launch.packing)
+        found = TokenLogprobs(open_policy(files, models.dtype, device), models.temperature, launch.packing)
+        if launch.flash_attention:
+            found.use_flash(torch.device(device))
+        return found
 
     own = opened(policy)
     tokenizer = load_tokenizer(policy.model) if weights else None
