@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,20 @@ def test_who_rests_is_handed_from_process_to_process(server: Path) -> None:
         for _ in range(3)
     ]
     assert len({each.stdout for each in done}) == 1
+
+
+def test_what_a_stage_leaves_is_there_for_one_that_waits_already(server: Path) -> None:
+    """The server may be busy, with an import of seconds, while one stage ends and the next begins."""
+    (first,) = stage(server, "")
+    (busy,) = [each for each in psutil.Process().children() if "gift.workers.server" in each.cmdline()]
+    other = subprocess.Popen([sys.executable, "-c", STAGE, str(server), "sleep 0.5"], stdout=subprocess.PIPE, text=True)
+    while not (server / "sleep 0.5").exists():
+        time.sleep(0.02)
+    busy.suspend()
+    threading.Timer(2.0, busy.resume).start()
+    said, _ = other.communicate()
+    assert said.split() == [str(first["pid"])]
+    assert stage(server, "")[0]["pid"] == first["pid"]
 
 
 def test_a_worker_ends_with_the_server_also_when_that_is_killed(server: Path) -> None:

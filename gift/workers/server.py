@@ -29,6 +29,10 @@ OF_WORKERS = {"OMP_NUM_THREADS", "PYTHONPATH"}
 """But a worker tells torch its number itself (gift/worker.py), and finds the project's code as our stages do."""
 
 
+PROCESS = {"arguments", "environment", "folder"}
+"""Of a request for one."""
+
+
 @dataclass(frozen=True)
 class Rest:
     """A worker that waits for its next stage: our end of its channel, where it runs, what it has loaded."""
@@ -62,13 +66,13 @@ class Server:
             ready = self._wait(0 if self.modules else None)
             if not ready:
                 self._import()
-            if self.listener in ready:
-                self._answer(self.listener.accept()[0])
-            for child in list(self.children):
+            for child in list(self.children):  # first: what a stage left is there for the next, which may wait already
                 if child.descriptor in ready:
                     self._end(child)
                 elif child.client and child.client in ready:
                     self._hear(child, child.client)
+            if self.listener in ready:
+                self._answer(self.listener.accept()[0])
 
     def _wait(self, seconds: float | None) -> list[Any]:
         watched: list[Any] = [self.listener, *(child.descriptor for child in self.children)]
@@ -92,8 +96,8 @@ class Server:
         request, descriptors = read_request(client) if is_ours(client) else ({}, [])
         found: Child | None = None
         if request.get("ask") == "take":
-            found = self._resting(request)
-        elif request.get("ask") in ("stage", "worker"):
+            found = self._resting(request.get("slot"), request.get("key"))
+        elif request.get("ask") in ("stage", "worker") and request.keys() >= PROCESS:
             found = self._start(client, request, descriptors)
         for each in descriptors:
             os.close(each)
@@ -110,10 +114,10 @@ class Server:
             os.close(found.rest.channel)
         found.client, found.rest = client, None
 
-    def _resting(self, request: dict[str, Any]) -> Child | None:
+    def _resting(self, slot: str | None, key: str | None) -> Child | None:
         """The worker at this slot that has what is asked for; another makes room."""
-        for child in [each for each in self.children if each.rest and each.rest.slot == request["slot"]]:
-            if child.rest and child.rest.key == request["key"]:
+        for child in [each for each in self.children if each.rest and each.rest.slot == slot]:
+            if child.rest and child.rest.key == key:
                 return child
             self._kill(child)
         return None
