@@ -74,7 +74,7 @@ def word(name: str, pattern: str) -> Change:
 
 def release() -> None:
     """Other code of sampling, listed as code that makes the same bytes."""
-    write("gift/sampling/engine.py", "NEUTRAL = 1\n")()
+    write("gift/sampling/engine/start.py", "NEUTRAL = 1\n")()
     for stage in ("generate", "generate_eval"):
         code().record(stage, same=True)
 
