@@ -151,7 +151,8 @@ def test_engines_that_stay_between_stages_give_the_bytes_of_those_that_start(
         run(copied, address, {})
     before = mini.content(copied / "data/rounds")
     with preloaded(modules, mini.environment(), "any") as env:
-        server = psutil.Process().children()[-1]
+        time.sleep(1)  # until it is one by its name
+        (server,) = [each for each in psutil.Process().children() if "gift.workers.server" in each.cmdline()]
         kept = []
         for address in addresses:
             said = run(copied, address, by(number), env)
