@@ -159,8 +159,9 @@ def test_engines_that_stay_between_stages_give_the_bytes_of_those_that_start(
             assert "not used" not in said
             kept.append({each.pid for each in server.children()})
     assert mini.content(copied / "data/rounds") == before
-    assert kept[0] == kept[1] == kept[2]
-    assert len(kept[0]) == number
+    assert kept[0]
+    assert kept[0] <= kept[1] <= kept[2], "who had not loaded when a stage ended does not stay; who stays goes on"
+    assert len(kept[2]) <= number
 
 
 @contextmanager
