@@ -1,6 +1,9 @@
 """A stage as a fork of a Python that has its libraries: the same streams, signals, end and code as one started anew."""
 
+import ast
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -14,7 +17,8 @@ import mini
 import psutil
 import pytest
 
-from gift.workers.preload import LIBRARIES, VLLM, modules_for, preloaded
+from gift.workers.fork import READ_AT_IMPORT
+from gift.workers.preload import FORKED, LIBRARIES, OURS, TRAINING, VLLM, kinds_of, modules_for, preloaded
 from gift.workers.served import PRELOADED as VARIABLE
 
 CLIENT = (
@@ -32,6 +36,28 @@ if sys.argv[1] == "raise":
 if sys.argv[1] == "sleep":
     open("pid", "w").write(str(os.getpid()))
     time.sleep(60)
+"""
+
+
+STAGE = """
+import atexit, os, sys, threading, time, weakref
+kept = "stages.helper" in sys.modules
+from stages import helper, lasting
+print(kept, helper.VALUE, __name__, os.environ.get("GIFT_VERBOSE"))
+thing = type("Thing", (), {})()
+weakref.finalize(thing, print, "my finalizer")
+atexit.register(print, "my end")
+def late():
+    time.sleep(0.1)
+    print("my thread")
+threading.Thread(target=late).start()
+"""
+LASTING = """
+import atexit, weakref
+from pathlib import Path
+Path("loaded").touch()
+atexit.register(Path("ended").touch)
+weakref.finalize(Path, Path("cleared").touch)
 """
 
 
@@ -77,6 +103,64 @@ def test_code_that_was_edited_meanwhile_runs_as_it_is_now(server: dict[str, str]
     assert said(server, "toy", "exit", "0")[0] == 0
     Path("toy.py").write_text("raise SystemExit(5)")
     assert said(server, "toy")[0] == 5
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A server that has imported a stage of the project, what the stage imports, and what that wants at its end."""
+    monkeypatch.chdir(tmp_path)
+    files = {"__init__": "", "toy": STAGE, "helper": "VALUE = 1", "lasting": LASTING}
+    for name, content in files.items():
+        (tmp_path / "stages").mkdir(exist_ok=True)
+        (tmp_path / f"stages/{name}.py").write_text(content)
+    env = {**os.environ, "PYTHONPATH": str(mini.ROOT)}
+    with preloaded(["colorsys", "stages.helper", "stages.lasting"], env) as own:
+        while not Path("loaded").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        yield own
+
+
+ENDS = "my thread\nmy end\nmy finalizer\n"
+"""As Python has them; what the server's modules registered is not among them."""
+
+
+def test_code_of_the_project_is_imported_once_and_ends_as_a_process_of_its_own(ours: dict[str, str]) -> None:
+    assert said(ours, "stages.toy") == (0, f"True 1 __main__ None\n{ENDS}", "")
+    assert not Path("ended").exists()
+    assert not Path("cleared").exists()
+
+
+def test_what_was_edited_since_it_was_imported_is_imported_anew(ours: dict[str, str]) -> None:
+    path = Path("stages/helper.py")
+    before = path.stat()
+    path.write_text("VALUE = 2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.rmtree("stages/__pycache__", ignore_errors=True)  # where Python itself goes by time and size
+    assert said(ours, "stages.toy")[1].startswith("False 2")
+
+
+def test_what_another_process_would_import_otherwise_is_imported_anew(
+    ours: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said({**ours, "GIFT_VERBOSE": "1"}, "stages.toy")[1].startswith("False 1 __main__ 1")
+    shutil.copytree("stages", tmp_path / "other/stages")
+    (tmp_path / "other/stages/helper.py").write_text("VALUE = 33")
+    monkeypatch.chdir("other")
+    assert said(ours, "stages.toy")[1].startswith("False 33")
+
+
+def test_variables_that_our_modules_read_when_they_are_imported_are_known() -> None:
+    """A fork has them as the server did, unless it imports the modules anew."""
+    found = set()
+    for path in (mini.ROOT / "gift").rglob("*.py"):
+        statements = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.Assign | ast.AnnAssign)]
+        strings = {ast.unparse(each.targets[0]): each.value for each in statements if isinstance(each, ast.Assign)}
+        for each in (part for statement in statements for part in ast.walk(statement)):
+            if isinstance(each, ast.Call) and ast.unparse(each.func) == "os.environ.get":
+                name = strings.get(ast.unparse(each.args[0]), each.args[0])
+                found.add(ast.literal_eval(name))
+    assert found == set(READ_AT_IMPORT)
 
 
 def test_a_process_with_other_threads_starts_by_itself(server: dict[str, str]) -> None:
@@ -153,13 +237,19 @@ def test_nothing_is_left_of_a_server() -> None:
     ("stages", "params", "in_process", "found"),
     [
         (["evaluate@r1", "report", "update@r1"], {}, True, []),
-        (["score@r1", "reference@r1", "update@r1"], {}, True, [*LIBRARIES, "deepspeed"]),
+        (["score@r1", "reference@r1", "update@r1"], {}, True, [*LIBRARIES, *TRAINING]),
         (["reference@r1", "update@r1"], {"update": {"lora": {"r": 8}}}, False, [*LIBRARIES, "peft"]),
         (["generate_eval_base", "generate@r1"], {}, True, [*LIBRARIES, *VLLM]),
-        (["generate@r1", "base"], {"generate": {"engine": "transformers"}}, True, list(LIBRARIES)),
+        (["generate@r1", "base", "report"], {"generate": {"engine": "transformers"}}, True, list(LIBRARIES)),
     ],
 )
 def test_only_what_the_stages_import_is_loaded(
     stages: list[str], params: dict[str, dict[str, object]], in_process: bool, found: list[str]
 ) -> None:
-    assert modules_for(stages, params, in_process) == found
+    ours = [*OURS, *(f"stages.{kind}" for kind in kinds_of(stages) if kind in FORKED)]
+    assert modules_for(stages, params, in_process) == [*found, *(ours if found else [])]
+
+
+def test_stages_that_are_forks_are_those_that_the_graph_starts_so() -> None:
+    graph = (mini.ROOT / "dvc.yaml").read_text()
+    assert set(FORKED) == set(re.findall(r"gift\.launch stages\.(\w+)", graph))

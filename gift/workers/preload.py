@@ -13,13 +13,19 @@ from typing import Any
 from gift.project.console import end_with_parent
 from gift.workers.served import KEEP, PRELOADED, SERVER
 
-LIBRARIES = ("torch", "transformers", "transformers.models.auto.modeling_auto", "pyarrow.parquet", "ruamel.yaml")
-TRAINING = ("deepspeed",)
+LIBRARIES = (
+    *("torch", "transformers", "transformers.models.auto.modeling_auto", "pyarrow.parquet", "pyarrow.dataset"),
+    "ruamel.yaml",
+)
+TRAINING = ("deepspeed", "deepspeed.module_inject.auto_ep_layer")
 VLLM = (
     *("vllm", "vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.engine.core", "vllm.lora.request"),
     *("vllm.v1.worker.cpu_worker", "pandas", "compressed_tensors"),
 )
 ADAPTERS = ("peft",)
+OURS = ("gift.launch", "gift.training.launcher", "gift.worker")
+FORKED = ("base", "generate", "generate_eval", "score", "reference", "update", "evaluate")
+"""The stages that dvc.yaml starts by gift/launch.py."""
 SAMPLING = {"generate": "generate", "generate_eval": "evaluate"}
 """The stages that sample, and their sections of params.yaml."""
 
@@ -61,7 +67,9 @@ def modules_for(stages: Sequence[str], params: dict[str, Any], in_process: bool)
 
     engines = {key(SAMPLING[kind], "engine") or "vllm" for kind in heavy if kind in SAMPLING}
     found = [*LIBRARIES, *(TRAINING if "update" in heavy and in_process else ()), *(VLLM if "vllm" in engines else ())]
-    return [*found, *(ADAPTERS if key("update", "lora") else ())]
+    found += ADAPTERS if key("update", "lora") else ()
+    kinds = dict.fromkeys(kind for kind in kinds_of(stages) if kind in FORKED)
+    return [*found, *OURS, *(f"stages.{kind}" for kind in kinds)]
 
 
 def kept_in(stages: Sequence[str], wanted: bool | None, on_gpu: bool) -> str | None:

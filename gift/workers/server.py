@@ -1,7 +1,8 @@
 """The server of one `gift repro`: stages are forks of it, which has their libraries, and workers rest with it.
 
-It keeps no code of the project, so that a fork runs what lies in its folder then. Where there are GPUs it imports
-nothing and forks no stage: what has touched a GPU cannot be forked. Its workers then start anew.
+A fork runs the project's code as it lies in its folder then: where that was edited since, it imports it anew. Where
+there are GPUs the server imports nothing and forks no stage: what has touched a GPU cannot be forked. Its workers then
+start anew.
 """
 
 import gc
@@ -19,16 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gift.project.console import end_with_parent
-from gift.workers.served import NUMBER, SIGNALS, is_ours, read_request
+from gift.workers.fork import OURS, READ_AT_IMPORT, State, become, forget_ours, state_of_code
+from gift.workers.served import NUMBER, is_ours, read_request
 
 CONFIG = Path("data/rounds/base/policy/config.json")
 FIXED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON")
 """Variables that libraries read when they are loaded: a process with others is no fork."""
 OF_WORKERS = {"OMP_NUM_THREADS", "PYTHONPATH"}
 """But a worker tells torch its number itself (gift/worker.py), and finds the project's code as our stages do."""
-
-
 PROCESS = {"arguments", "environment", "folder"}
 """Of a request for one."""
 
@@ -60,6 +59,7 @@ class Server:
         self.children: list[Child] = []
         self.before = dict(os.environ)
         self.knows_model = False
+        self.code: State | None = None  # of the project's code when it was imported
 
     def serve(self) -> NoReturn:
         while True:
@@ -81,12 +81,13 @@ class Server:
 
     def _import(self) -> None:
         name = self.modules.pop(0)
+        if self.code is None and name.startswith(OURS):
+            self.code = state_of_code()
         try:
             importlib.import_module(name)
         except Exception as error:  # the stage that needs it says what is wrong
             if os.environ.get("GIFT_VERBOSE") == "1":
                 print(f"preload: {name}: {error}", file=sys.stderr)
-        _forget_ours()
         if not self.modules:  # what is imported stays: no fork looks through it for garbage, and copies its pages so
             gc.collect()
             gc.freeze()
@@ -132,11 +133,13 @@ class Server:
         pid = os.fork()
         if not pid:
             self._close_all(client)
+            if as_fork and not self._has_code_of(request):
+                forget_ours()
             if as_fork:  # libraries set some variables when they are imported
                 request["environment"] |= {
                     key: value for key, value in os.environ.items() if self.before.get(key) != value
                 }
-            _become(request, descriptors, is_worker, as_fork)
+            become(request, descriptors, is_worker, as_fork)
         self.children.append(child := Child(pid, os.pidfd_open(pid), client))
         return child
 
@@ -146,6 +149,11 @@ class Server:
         names = {name for name in environment.keys() | self.before.keys() if name.startswith(FIXED)} - since
         names -= OF_WORKERS if is_worker else set()
         return all(environment.get(name) == self.before.get(name) for name in names)
+
+    def _has_code_of(self, request: dict[str, Any]) -> bool:
+        """Whether the project's code would be imported there as it was here."""
+        same = all(request["environment"].get(name) == self.before.get(name) for name in READ_AT_IMPORT)
+        return same and request["folder"] == str(Path.cwd()) and self.code == state_of_code()
 
     def _close_all(self, *others: socket.socket) -> None:
         for each in (self.listener, *others, *(child.client for child in self.children if child.client)):
@@ -193,63 +201,13 @@ class Server:
                 importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
 
-def _forget_ours() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] in ("gift", "stages", "rewards")]:
-        del sys.modules[name]
-
-
-def _become(request: dict[str, Any], descriptors: list[int], is_worker: bool, as_fork: bool) -> NoReturn:
-    """Be the process that was asked for, to its end: a stage with the streams of who asked, a worker with ours."""
-    import runpy
-    import traceback
-
-    code: Any = 1
-    words = list(request["arguments"])
-    end_with_parent(signal.SIGKILL if is_worker else signal.SIGTERM)
-    try:
-        os.setpgid(0, 0)
-        if is_worker:
-            os.dup2(2, 1)
-            words += ["--fd", str(descriptors[0])]
-            os.set_inheritable(descriptors[0], True)
-        else:
-            for number, each in enumerate(descriptors):
-                os.dup2(each, number)
-                os.close(each)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        os.chdir(request["folder"])
-        if not as_fork:
-            os.execve(sys.executable, [sys.executable, "-m", *words], request["environment"])
-        for name, number in (("stdout", 1), ("stderr", 2)):
-            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        sys.path[0] = request["folder"]
-        sys.argv = words
-        sys.orig_argv[1:] = ["-m", *words]
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = 0 if end.code is None else end.code
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else 1)
-
-
 def main(descriptor: str, *modules: str) -> NoReturn:
     from gift.project.console import quiet
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stages
     quiet()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    _forget_ours()
+    forget_ours()
     Server(socket.socket(fileno=int(descriptor)), list(modules)).serve()
 
 
