@@ -20,7 +20,7 @@ from benchmarks.measure import fresh, say
 from benchmarks.results import finish, markdown
 from benchmarks.shapes import ROOT, make_model, shape_of
 from gift.project.yaml import read_yaml
-from gift.workers.preload import modules_for, preloaded
+from gift.workers.preload import FORKED, modules_for, preloaded
 
 CASES = ("embedded", "preloaded", "kept", "hundred")
 """The second is the first as `gift repro` runs it on a CPU with `keep_engine: false`, the third as it runs it there."""
@@ -145,7 +145,7 @@ def served(folder: Path, name: str) -> Iterator[dict[str, str]]:
     if name not in SERVED:
         yield env
         return
-    modules = modules_for(["generate@r1", "update@r1"], read_yaml(folder / "params.yaml"), True)
+    modules = modules_for([f"{kind}@r1" for kind in FORKED], read_yaml(folder / "params.yaml"), True)
     with chdir(folder), preloaded(modules, env, SERVED[name]) as own:
         time.sleep(30)  # as long as what comes before the first round takes
         yield own

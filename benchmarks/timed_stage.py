@@ -81,7 +81,7 @@ class Spans:
         return timed
 
 
-def replace(module: str, path: str, make: Callable[[Any], Any]) -> None:
+def replace(ours: list[Any], module: str, path: str, make: Callable[[Any], Any]) -> None:
     """Put `make(original)` in the place of a function or method, wherever a module of the project has its name."""
     if module not in sys.modules:
         return  # this stage does not use it
@@ -92,16 +92,17 @@ def replace(module: str, path: str, make: Callable[[Any], Any]) -> None:
     original = getattr(owner, name)
     made = make(original)
     setattr(owner, name, made)
-    for other in list(sys.modules.values()):
-        if other.__name__.startswith("gift.") and vars(other).get(name) is original:
+    for other in ours:
+        if vars(other).get(name) is original:
             setattr(other, name, made)
 
 
 def wrap_all(spans: Spans) -> None:
+    ours = [each for name, each in sys.modules.items() if name.startswith("gift.")]
     for name, places in NAMED.items():
         for place in places:
             module, path = place.split(":")
-            replace(module, path, lambda original, name=name: spans.wrap(name, original))
+            replace(ours, module, path, lambda original, name=name: spans.wrap(name, original))
 
     def sampler(start: Callable[..., Any]) -> Callable[..., Any]:
         def started(*arguments: Any) -> Any:
@@ -130,9 +131,9 @@ def wrap_all(spans: Spans) -> None:
 
         return timed
 
-    replace("gift.sampling.engine.start", "start_sampler", sampler)
-    replace("gift.workers.pool", "Pool._step", step)
-    replace("gift.training.ranks", "distributed", group)
+    replace(ours, "gift.sampling.engine.start", "start_sampler", sampler)
+    replace(ours, "gift.workers.pool", "Pool._step", step)
+    replace(ours, "gift.training.ranks", "distributed", group)
 
 
 def main() -> None:
