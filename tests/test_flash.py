@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gift.logprobs.flash import Cuts, dense_attention, differs, flash_problem, seen_by, segments, shared_attention
+from gift.logprobs.flash import Call, dense_attention, differs, flash_problem, seen_by, segments, shared_attention
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs
 from gift.project.errors import UserError
@@ -26,44 +26,32 @@ PIECES = {
 class Formulas:
     """What the kernels compute, sequence by sequence; backward from `out` and `lse` alone, as they do."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: Cuts, keys: Cuts, is_causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = torch.zeros_like(query), query.new_full(query.shape[1::-1], -torch.inf)
-        for q, k in pairs(queries, keys):
-            scores = self.scores(query[q], key[k], is_causal, scale)
+        for q, k in pairs(call):
+            scores = self.scores(call, query[q], key[k])
             lse[:, q] = scores.logsumexp(-1)
             out[q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), wide(value[k], query))
         return out, lse
 
     def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        queries: Cuts,
-        keys: Cuts,
-        is_causal: bool,
-        scale: float,
+        self, call: Call, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert all(each.is_contiguous() for each in (gradient, query, key, value, out, lse))
         made = [torch.zeros_like(each) for each in (query, key, value)]
         delta = (gradient * out).sum(-1).t()
-        for q, k in pairs(queries, keys):
-            weights = (self.scores(query[q], key[k], is_causal, scale) - lse[:, q, None]).exp()
+        for q, k in pairs(call):
+            weights = (self.scores(call, query[q], key[k]) - lse[:, q, None]).exp()
             by_weight = torch.einsum("qhd,khd->hqk", gradient[q], wide(value[k], query))
-            by_score = weights * (by_weight - delta[:, q, None]) * scale
+            by_score = weights * (by_weight - delta[:, q, None]) * call.scale
             made[0][q] = torch.einsum("hqk,khd->qhd", by_score, wide(key[k], query))
             made[1][k] = narrow(torch.einsum("hqk,qhd->khd", by_score, query[q]), key)
             made[2][k] = narrow(torch.einsum("hqk,qhd->khd", weights, gradient[q]), key)
         return made[0], made[1], made[2]
 
-    def scores(self, query: Tensor, key: Tensor, is_causal: bool, scale: float) -> Tensor:
-        found = torch.einsum("qhd,khd->hqk", query, wide(key, query)) * scale
-        if is_causal:
+    def scores(self, call: Call, query: Tensor, key: Tensor) -> Tensor:
+        found = torch.einsum("qhd,khd->hqk", query, wide(key, query)) * call.scale
+        if call.is_causal:
             assert len(query) == len(key)
             found = found.masked_fill(~torch.ones(found.shape[1:], dtype=torch.bool).tril(), -torch.inf)
         return found
@@ -77,12 +65,12 @@ def narrow(each: Tensor, key: Tensor) -> Tensor:
     return each.unflatten(1, (key.shape[1], -1)).sum(2)
 
 
-def pairs(queries: Cuts, keys: Cuts) -> list[tuple[slice, slice]]:
-    for each in (queries, keys):
+def pairs(call: Call) -> list[tuple[slice, slice]]:
+    for each in (call.queries, call.keys):
         assert each.cuts.dtype == torch.int32
         assert each.longest == int(each.cuts.diff().max())
         assert (each.cuts.diff() > 0).all()
-    ends = (itertools.pairwise(each.cuts.tolist()) for each in (queries, keys))
+    ends = (itertools.pairwise(each.cuts.tolist()) for each in (call.queries, call.keys))
     return [(slice(*q), slice(*k)) for q, k in zip(*ends, strict=True)]
 
 
@@ -131,18 +119,16 @@ class OwnSums(Formulas):
     """Kernels that take the log-sum-exp of their own call in backward, as if nothing had been merged."""
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: object
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
-        _, _, queries, keys, is_causal, scale = rest
-        out, lse = self.forward(query, key, value, queries, keys, is_causal, scale)  # type: ignore[arg-type]
-        return super().backward(gradient, query, key, value, out, lse, queries, keys, is_causal, scale)  # type: ignore[arg-type]
+        self, call: Call, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().backward(call, gradient, query, key, value, *self.forward(call, query, key, value))
 
 
 class Upward(Formulas):
     """Kernels whose scores are wrong."""
 
-    def scores(self, query: Tensor, key: Tensor, is_causal: bool, scale: float) -> Tensor:
-        return super().scores(query, key, is_causal, scale * 1.1)
+    def scores(self, call: Call, query: Tensor, key: Tensor) -> Tensor:
+        return super().scores(call, query, key) * 1.1
 
 
 class Missing(Formulas):

@@ -33,6 +33,20 @@ class Cuts:
 
 
 @dataclass(frozen=True)
+class Call:
+    """What one call of a kernel computes: query sequence i sees key sequence i, all of it or what is not behind."""
+
+    queries: Cuts
+    keys: Cuts
+    is_causal: bool
+    scale: float
+
+    @property
+    def sizes(self) -> tuple[Tensor, Tensor, int, int]:
+        return self.queries.cuts, self.keys.cuts, self.queries.longest, self.keys.longest
+
+
+@dataclass(frozen=True)
 class Segments:
     """The tokens of a packed row, for kernels that take sequences as they lie.
 
@@ -52,6 +66,10 @@ class Segments:
         cuts = (Cuts(sent(each.cuts, device), each.longest) for each in (self.own, self.of_queries, self.of_keys))
         own, of_queries, of_keys = cuts
         return Segments(own, sent(self.queries, device), of_queries, sent(self.keys, device), of_keys, self.longest)
+
+    def calls(self, scale: float) -> tuple[Call, Call]:
+        """All among themselves, causally; then completions to their prompt."""
+        return Call(self.own, self.own, True, scale), Call(self.of_queries, self.of_keys, False, scale)
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
@@ -90,23 +108,11 @@ def _join(places: list[Ints]) -> Tensor:
 class Kernels(Protocol):
     """Attention of sequences that lie one behind the other, forward and backward."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: Cuts, keys: Cuts, is_causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """query [T, heads, D], key and value [K, kv_heads, D]: the output [T, heads, D], log-sum-exp [heads, T]."""
 
     def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        queries: Cuts,
-        keys: Cuts,
-        is_causal: bool,
-        scale: float,
+        self, call: Call, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of query, key and value from that of `out`."""
 
@@ -114,31 +120,18 @@ class Kernels(Protocol):
 class Flash:
     """torch's own FlashAttention, of a GPU."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: Cuts, keys: Cuts, is_causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        sizes = queries.cuts, keys.cuts, queries.longest, keys.longest
-        found = torch.ops.aten._flash_attention_forward(query, key, value, *sizes, 0.0, is_causal, False, scale=scale)
+    def forward(self, call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        given = query, key, value, *call.sizes, 0.0, call.is_causal, False
+        found = torch.ops.aten._flash_attention_forward(*given, scale=call.scale)
         return found[0], found[1]
 
     def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        queries: Cuts,
-        keys: Cuts,
-        is_causal: bool,
-        scale: float,
+        self, call: Call, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = queries.cuts, keys.cuts, queries.longest, keys.longest
         state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, of which there is none
         unused = torch.empty(0, device=query.device)
-        given = gradient, query, key, value, out, lse, *sizes, 0.0, is_causal, state, unused
-        made: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(*given, scale=scale)
+        given = gradient, query, key, value, out, lse, *call.sizes, 0.0, call.is_causal, state, unused
+        made: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(*given, scale=call.scale)
         return made
 
 
@@ -162,10 +155,11 @@ class _Shared(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Segments, scale: float, kernels: Kernels
     ) -> Tensor:
         query, key, value = (each.contiguous() for each in (query, key, value))
-        out, lse = kernels.forward(query, key, value, rows.own, rows.own, True, scale)
+        own, of_prompts = rows.calls(scale)
+        out, lse = kernels.forward(own, query, key, value)
         if len(rows.queries):
             of_prompt = query[rows.queries], key[rows.keys], value[rows.keys]
-            there, there_lse = kernels.forward(*of_prompt, rows.of_queries, rows.of_keys, False, scale)
+            there, there_lse = kernels.forward(of_prompts, *of_prompt)
             here_lse = lse[:, rows.queries]
             both = torch.logaddexp(here_lse, there_lse)
             here = out[rows.queries]
@@ -180,13 +174,13 @@ class _Shared(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         rows, scale, kernels = ctx.how
+        own, of_prompts = rows.calls(scale)
         gradient = gradients[0].contiguous()
-        made = kernels.backward(gradient, query, key, value, out, lse, rows.own, rows.own, True, scale)
+        made = kernels.backward(own, gradient, query, key, value, out, lse)
         if len(rows.queries):
             of_prompt = query[rows.queries], key[rows.keys], value[rows.keys]
             merged = out[rows.queries], lse[:, rows.queries].contiguous()
-            cuts = rows.of_queries, rows.of_keys
-            more = kernels.backward(gradient[rows.queries], *of_prompt, *merged, *cuts, False, scale)
+            more = kernels.backward(of_prompts, gradient[rows.queries], *of_prompt, *merged)
             places = rows.queries, rows.keys, rows.keys
             made = tuple(_add(*each) for each in zip(made, places, more, strict=True))
         return *made, None, None, None

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gift.logprobs.flash import Segments, segments, sent
+from gift.logprobs.flash import sent
 from gift.logprobs.settings import Layout
 from gift.project.ragged import Ints, Ragged, ranges
 
@@ -50,8 +50,8 @@ class TokenBatch:
 
     input_ids: int64 [B, T]; packed layouts have B = 1. positions: int64 [N], index into the flattened [B * T] of the
     token *before* each completion token, completion after completion. targets: int64 [N], the completion tokens.
-    position_ids: int64 [1, T], blocks and segments where packed. The last token of a completion predicts nothing and is
-    left out.
+    position_ids: int64 [1, T], pieces (as they lie) and blocks of them where packed. The last token of a completion
+    predicts nothing and is left out.
     """
 
     input_ids: Tensor
@@ -59,12 +59,11 @@ class TokenBatch:
     targets: Tensor
     position_ids: Tensor | None = None
     blocks: tuple[Block, ...] = ()
-    segments: Segments | None = None
+    pieces: tuple[Piece, ...] = ()
 
     def to(self, device: torch.device) -> "TokenBatch":
         blocks = tuple(replace(block, **_moved(block, device), biases={}) for block in self.blocks)
-        rows = self.segments and self.segments.to(device)
-        return replace(self, **_moved(self, device), blocks=blocks, segments=rows)
+        return replace(self, **_moved(self, device), blocks=blocks)
 
 
 def _moved(record: Block | TokenBatch, device: torch.device) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _packed(prompts: Ragged, completions: Ragged, share: bool) -> TokenBatch:
         targets=_tensor(completions.values),
         position_ids=position_ids.unsqueeze(0),
         blocks=_blocks(pieces),
-        segments=segments(pieces),
+        pieces=tuple(pieces),
     )
 
 

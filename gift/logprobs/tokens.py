@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gift.logprobs.attention import LAYERS, PACKED_ATTENTION, gather_rows, packed_attention
-from gift.logprobs.flash import flash_problem
+from gift.logprobs.flash import flash_problem, segments
 from gift.logprobs.head import LogprobHead, tie
 from gift.logprobs.layouts import TokenBatch, token_batch
 from gift.logprobs.settings import Layout, Packing
@@ -54,7 +54,7 @@ class TokenLogprobs(nn.Module):
         packed: dict[str, Any] = {}
         if batch.position_ids is not None:
             packed = {"position_ids": batch.position_ids, "blocks": batch.blocks}
-            packed |= {"segments": batch.segments} if self.flash else {}
+            packed |= {"segments": segments(batch.pieces).to(batch.input_ids.device)} if self.flash else {}
         tokens = {"input_ids": batch.input_ids} if embedded is None else {"inputs_embeds": embedded}
         out = self.model.get_decoder()(**tokens, use_cache=False, **packed)
         states: Tensor = out.last_hidden_state.flatten(0, 1)
