@@ -1000,6 +1000,10 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
             "launch.yaml: repro.keep_engine",
         ),
         ({"workers": {"kind": "srun", "listen": "0.0.0.0:0"}}, 0, "warning", "launch.yaml: workers.kind"),
+        ({"update": {"compile_head": True}}, 0, "warning", "launch.yaml: update.compile_head"),
+        ({"update": {"compile_head": True}}, 1, None, ""),
+        ({"reference": {"liger_kernel": True}}, 1, "error", "launch.yaml: reference.liger_kernel"),
+        ({"update": {"flash_attention": True}}, 1, "error", "launch.yaml: update.flash_attention"),  # float32
         ({}, 1, None, ""),
     ],
 )

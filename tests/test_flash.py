@@ -10,7 +10,6 @@ from torch import Tensor
 from gift.logprobs.flash import Call, dense_attention, differs, flash_problem, seen_by, segments, shared_attention
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs
-from gift.project.errors import UserError
 from tests.test_logprobs import make_model, rows
 
 PIECES = {
@@ -164,7 +163,7 @@ def test_a_model_has_the_log_probs_and_gradients_that_it_has_with_blocks(
     found = []
     for flash in (False, True):
         if flash:
-            model.use_flash(torch.device("cpu"))
+            assert model.use_flash(torch.device("cpu")) is None
         logprobs = model(batch.to(torch.device("cpu")))
         parameters = [each for each in model.parameters() if each.requires_grad]
         found.append([logprobs, *torch.autograd.grad(logprobs.sin().sum(), parameters)])
@@ -173,18 +172,15 @@ def test_a_model_has_the_log_probs_and_gradients_that_it_has_with_blocks(
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("packing", ["padded", "shared"])
-def test_where_it_cannot_be_used_the_line_says_so(packing: Literal["padded", "shared"]) -> None:
-    model = TokenLogprobs(make_model("Qwen3"), 1.0, packing)
-    why = "rows are padded" if packing == "padded" else "it is for GPUs"
-    with pytest.raises(UserError, match=rf"launch\.yaml: flash_attention: true: {why}; set it to false"):
-        model.use_flash(torch.device("cpu"))
+def test_padded_rows_are_not_for_it() -> None:
+    model = TokenLogprobs(make_model("Qwen3"), 1.0, "padded")
+    assert model.use_flash(torch.device("cuda")) == "rows are padded"
+    assert not model.flash
 
 
 @pytest.mark.parametrize(
     ("heads", "dtype", "device", "problem"),
     [
-        ((4, 2, 64), torch.bfloat16, "cpu", "for GPUs"),
         ((4, 2, 64), torch.float32, "cuda", "not for float32"),
         ((4, 2, 512), torch.bfloat16, "cuda", "at most 256"),
         ((4, 2, 36), torch.bfloat16, "cuda", "a multiple of 8"),

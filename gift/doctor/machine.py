@@ -10,6 +10,7 @@ from pathlib import Path
 from gift.doctor.findings import Finding, Theme
 from gift.doctor.model import Model
 from gift.doctor.whole import Params, Project
+from gift.logprobs.settings import Kernels
 from gift.policy.refusals import adapter_dtype_refusal
 from gift.project.code import missing_modules
 from gift.project.errors import UserError, amount, counted
@@ -39,6 +40,7 @@ def machine_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
     if shares > 1 and "vllm" in (params.generate.engine, params.evaluate.engine) and not gpus.count:
         yield say.warning(f"{line}: there is no GPU here; right only where the stages will run on another machine")
     yield from _worker_findings(project, gpus)
+    yield from _kernel_findings(project, gpus)
     for section, sampling in params.samplings.items() if params.update.lora else ():
         # Said here, for without a check the first round would train before the next one fails.
         if reason := adapter_dtype_refusal(sampling.engine, sampling.dtype, gpus.count > 0):
@@ -94,6 +96,21 @@ def _worker_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
             text = f"makes {counted(parts, 'part')}, so that {engines - parts} of {engines} engines have nothing to do"
             line = f"params.yaml: {section}.groups_per_part: {sampling.groups_per_part}"
             yield say.note(f"{line}: {text}; lower it to {most} before the first round")
+
+
+def _kernel_findings(project: Project, gpus: Gpus) -> Iterator[Finding]:
+    """Kernels that stages would refuse."""
+    for section, launch in (("reference", project.launch.reference), ("update", project.launch.update)):
+        for key in (key for key in Kernels.model_fields if getattr(launch, key)):
+            line = f"launch.yaml: {section}.{key}: true"
+            if not gpus.count:
+                yield say.warning(
+                    f"{line}: there is no GPU here; right only where the stage will run on another machine"
+                )
+            elif key == "liger_kernel" and "liger-kernel" not in installed_packages():
+                yield say.error(f"{line}: liger-kernel is not installed (docs/pipeline.md has the command)")
+            elif key == "flash_attention" and project.params.update.dtype == "float32":
+                yield say.error(f"{line}: it is for bfloat16, and update.dtype is float32; set it to false")
 
 
 def host_findings(launch: UpdateLaunch) -> list[Finding]:

@@ -202,8 +202,6 @@ def flash_problem(heads: tuple[int, int, int], dtype: torch.dtype, device: torch
 
     heads: of queries, of keys, and their size.
     """
-    if device.type != "cuda":
-        return "it is for GPUs"
     if dtype not in TOLERANCE:
         return f"it is for bfloat16 and float16, not for {str(dtype).removeprefix('torch.')}"
     if heads[2] > MAX_HEAD_SIZE or heads[2] % 8:

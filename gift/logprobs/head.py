@@ -1,6 +1,7 @@
 """The output head as a function from hidden states to token log-probs, one tile of the vocabulary at a time."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,12 +25,13 @@ class LogprobHead(nn.Module):
         self.weight: nn.Parameter = linear.weight
         self.bias: nn.Parameter | None = getattr(linear, "bias", None)
         self.temperature, self.tied, self.tile_bytes = temperature, tied, tile_bytes
+        self.steps: Steps = PLAIN
 
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden: float [N, H], targets: int64 [N]; returns nats, float32 [N]."""
         room = self.tile_bytes or TILE_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
         width = max(1, room // (4 * max(1, len(hidden))))
-        how = self.temperature, width, self.tied
+        how = self.temperature, width, self.tied, self.steps
         logprobs: Tensor = _Logprobs.apply(hidden, self.weight, self.bias, targets, how)
         return logprobs
 
@@ -49,20 +51,15 @@ class _Logprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        how: "tuple[float, int, TiedGradient | None]",
+        how: "tuple[float, int, TiedGradient | None, Steps]",
     ) -> Tensor:
-        temperature, width, _ = how
+        temperature, width, _, (add, _) = how
         top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(top)
         chosen = torch.zeros_like(top)
         logits_of = _Tiles(hidden, weight, bias, temperature, width)
         for start, stop in logits_of.tiles:
-            logits = logits_of(start, stop)
-            local, inside = _local(targets, start, stop)
-            chosen = torch.where(inside, logits.gather(1, local), chosen)
-            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
-            total = total * (top - new_top).exp_() + logits.sub_(new_top).exp_().sum(1, keepdim=True)
-            top = new_top
+            top, total, chosen = add(logits_of(start, stop), (targets - start).unsqueeze(1), top, total, chosen)
         ctx.save_for_backward(hidden, targets, top, total)
         ctx.head = (weight, bias, *how)  # not saved: under ZeRO-3 the weight's storage comes and goes
         return (chosen - top - total.log()).squeeze(1)
@@ -70,7 +67,7 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets, top, total = ctx.saved_tensors
-        weight, bias, temperature, width, tied = ctx.head
+        weight, bias, temperature, width, tied, (_, gradient) = ctx.head
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         coefficients = gradients[0].float().unsqueeze(1) / temperature
         by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
@@ -80,12 +77,12 @@ class _Logprobs(torch.autograd.Function):
         by_bias = torch.empty_like(bias) if need_bias else None
         logits_of = _Tiles(hidden, weight, bias, temperature, width)
         for start, stop in logits_of.tiles:
-            by_logit = logits_of(start, stop).sub_(top).exp_().mul_(-coefficients / total)
-            local, inside = _local(targets, start, stop)
-            by_logit.scatter_add_(1, local, torch.where(inside, coefficients, 0.0))
+            local = (targets - start).unsqueeze(1)
+            by_logit, summed = gradient(
+                logits_of(start, stop), local, top, total, coefficients, hidden.dtype, by_bias is not None
+            )
             if by_bias is not None:
-                by_bias[start:stop] = by_logit.sum(0)
-            by_logit = by_logit.to(hidden.dtype)
+                by_bias[start:stop] = summed
             if by_weight is not None:
                 by_weight[start:stop].addmm_(by_logit.t(), hidden, beta=int(adds))
             if need_hidden and hidden.dtype == torch.float32:
@@ -115,10 +112,58 @@ class _Tiles:
         return logits if self.temperature == 1 else logits.div_(self.temperature)
 
 
-def _local(targets: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+def _add_tile(
+    logits: Tensor, local: Tensor, top: Tensor, total: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest logit so far, the sum of exp(logit - it), and its target's logit: [N, 1]. Overwrites `logits`.
+
+    local: int64 [N, 1], each target's column in this tile, beyond it where it is in another.
+    """
+    column, inside = _column(logits, local)
+    chosen = torch.where(inside, logits.gather(1, column), chosen)
+    new_top = torch.maximum(top, logits.amax(1, keepdim=True))
+    total = total * (top - new_top).exp_() + logits.sub_(new_top).exp_().sum(1, keepdim=True)
+    return new_top, total, chosen
+
+
+def _tile_gradient(
+    logits: Tensor,
+    local: Tensor,
+    top: Tensor,
+    total: Tensor,
+    coefficients: Tensor,
+    dtype: torch.dtype,
+    sums: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient by logit in a type [N, width], and its sums by column [width] in float32. Overwrites `logits`."""
+    by_logit = logits.sub_(top).exp_().mul_(-coefficients / total)
+    column, inside = _column(logits, local)
+    by_logit.scatter_add_(1, column, torch.where(inside, coefficients, 0.0))
+    return by_logit.to(dtype), by_logit.sum(0) if sums else None
+
+
+def _column(logits: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
     """Each target's column in the tile (column 0 where it is in another), and whether it is in this one: [N, 1]."""
-    inside = (targets >= start) & (targets < stop)
-    return torch.where(inside, targets - start, 0).unsqueeze(1), inside.unsqueeze(1)
+    inside = (local >= 0) & (local < logits.shape[1])
+    return torch.where(inside, local, 0), inside
+
+
+Steps = tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor | None]]]
+"""What is done with a tile of logits in forward and backward."""
+PLAIN: Steps = (_add_tile, _tile_gradient)
+
+
+@cache
+def compiled_steps() -> Steps:
+    """The same with torch.compile, which reads a tile once where the plain steps read and write it several times."""
+
+    def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+        def on_copy(logits: Tensor, *rest: Any) -> Any:
+            return step(logits.clone(), *rest)  # no copy is made: else all that is done in place would be written back
+
+        return torch.compile(on_copy, dynamic=True)
+
+    return compiled(_add_tile), compiled(_tile_gradient)
 
 
 class TiedGradient:

@@ -64,17 +64,16 @@ class TokenLogprobs(nn.Module):
         logprobs: Tensor = self.head(gather_rows(states, batch.positions), batch.targets)
         return logprobs
 
-    def use_flash(self, device: torch.device) -> None:
-        """Have packed attention use FlashAttention on this device; a `UserError` where it is not to be had."""
+    def use_flash(self, device: torch.device) -> str | None:
+        """Have packed attention use FlashAttention on this device, or say why not."""
         config = self.model.config.get_text_config()
         number, shared = config.num_attention_heads, config.num_key_value_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // number
         problem = flash_problem((number, shared, size), self.head.weight.dtype, device)
         if self.layout == "padded":
             problem = "rows are padded"
-        if problem:
-            raise UserError(f"launch.yaml: flash_attention: true: {problem}; set it to false")
-        self.flash = True
+        self.flash = problem is None
+        return problem
 
     def _pack(self, layout: Layout, must: bool) -> None:
         """Switch to packed attention, if the model takes it and its log-probs stay the same."""

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from gift.logprobs.kernels import use_kernels
 from gift.policy.adapter import adapter_config
 from gift.policy.folder import write_lineage
 from gift.policy.open import Training, open_policy
@@ -64,8 +65,7 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{work.label}: {note}", err=True)
     engine = start_engine(model, how, launch.gradient_checkpointing)
-    if launch.flash_attention:
-        model.use_flash(engine.device)
+    use_kernels(model, launch, engine.device)
     if update.optimizer_state == "carry":
         go_on(engine, lambda: parents_state(paths.optimizer, plan.lineage, engine.shapes))
     rows, probed = plan.rows, [plan.rows.shortest]

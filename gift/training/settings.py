@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gift.logprobs.settings import Packing
+from gift.logprobs.settings import Kernels, Packing
 from gift.methods.groups import Need
 from gift.methods.names import MADE, MATCH, SELECT, SHAPE
 from gift.methods.objective import Correction, Kl, Objective
@@ -201,7 +201,7 @@ class Update(Section):
         return self
 
 
-class UpdateLaunch(Section):
+class UpdateLaunch(Kernels):
     """The trainer's machine. Results are the same for every choice here, up to float rounding."""
 
     launcher: Literal["in_process", "deepspeed", "srun"] = "in_process"
@@ -210,7 +210,6 @@ class UpdateLaunch(Section):
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="null: 0 with float32, 1 with bfloat16")
     tokens_per_batch: Count = 16384
     packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
-    flash_attention: bool = Field(False, description="on a GPU in bfloat16, of packed rows (docs/pipeline.md)")
     gradient_checkpointing: Checkpointing = Field(
         False, description="recompute in backward: nothing, all of a layer, or (selective) all but its matrix products"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from gift.logprobs.settings import Packing
+from gift.logprobs.settings import Kernels, Packing
 from gift.project.sections import Count, Dtype, Positive, Section, Share, choice
 from gift.training.final_answer import ANSWER
 
@@ -67,7 +67,7 @@ class Precision(Section):
     dtype: Dtype
 
 
-class ReferenceLaunch(Section):
+class ReferenceLaunch(Kernels):
     """The machine of the log-prob pass: workers, each with the policies on a GPU of its own."""
 
     processes: Count | None = Field(
@@ -75,4 +75,3 @@ class ReferenceLaunch(Section):
     )
     tokens_per_batch: Count = 16384
     packing: Packing = "auto"
-    flash_attention: bool = Field(False, description="on a GPU in bfloat16, of packed rows (docs/pipeline.md)")

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from gift.logprobs.batches import row_batches
+from gift.logprobs.kernels import use_kernels
 from gift.logprobs.tokens import TokenLogprobs, completion_logprobs
 from gift.policy.adapter import adapter_off
 from gift.policy.folder import PolicyFiles, load_tokenizer
@@ -101,8 +102,7 @@ def open_models(models: Models) -> Work:
     def opened(files: PolicyFiles) -> TokenLogprobs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = TokenLogprobs(open_policy(files, models.dtype, device), models.temperature, launch.packing)
-        if launch.flash_attention:
-            found.use_flash(torch.device(device))
+        use_kernels(found, launch, torch.device(device))
         return found
 
     own = opened(policy)
