@@ -19,13 +19,11 @@ from pages import needs_chromium, opened
 from ruamel.yaml import YAML
 
 from gift.cli import main
-from gift.compare.presets import METHOD_KEYS
 from gift.evaluation.paired import paired
 from gift.methods.statistics import EPS
 from gift.report import runs
 from gift.report.outcome import closing, summary
 from gift.report.page import kept, rollouts, watch, write
-from gift.report.page.made import METHOD_KEYS as made_keys
 from gift.report.page.tokens import tokenizer_of
 from gift.report.page.watch import report_kept_new
 from gift.report.page.write import PAGE, charts_script
@@ -546,9 +544,3 @@ def test_one_round_more_rarely_changes_the_share_of_each(number: int) -> None:
     size = write._at_least(number)
     assert number <= size < max(2 * number, 2)
     assert write._at_least(size) == size
-
-
-def test_the_keys_of_a_method_are_those_that_a_preset_may_have() -> None:
-    """Two packages of one floor, which do not know each other, say the same."""
-    assert METHOD_KEYS["update"] == made_keys
-    assert METHOD_KEYS["generate"] == ("sample",)

@@ -127,11 +127,12 @@ def method(name: str | None, file: Path) -> None:
 
     Without NAME: list them.
     """
-    from gift.compare.presets import METHODS, lay_over_file
+    from gift.compare.presets import lay_over_file
+    from gift.methods.names import PRESETS
 
     if name is None:
-        click.echo("\n".join(sorted(path.stem for path in METHODS.glob("*.yaml"))))
+        click.echo("\n".join(sorted(path.stem for path in PRESETS.glob("*.yaml"))))
         return
-    for line in lay_over_file(file, METHODS / f"{name}.yaml"):
+    for line in lay_over_file(file, PRESETS / f"{name}.yaml"):
         click.echo(line)
     click.echo(f"{file}: now {name}; `gift doctor --quick` looks at it")

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
-from gift.compare.presets import METHOD_KEYS, read_preset
+from gift.compare.presets import read_preset
+from gift.methods.names import METHOD_KEYS
 from gift.project.errors import UserError
 from gift.project.sections import Count, Positive, Section, check, did_you_mean
 from gift.project.yaml import read_yaml

@@ -7,6 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from gift.methods.names import METHOD_KEYS
 from gift.project.errors import UserError
 from gift.project.sections import Section, check, did_you_mean
 from gift.project.work import whole_file
@@ -14,12 +15,6 @@ from gift.project.yaml import read_yaml
 from gift.sampling.settings import Generate
 from gift.training.settings import Update
 
-METHODS = Path("presets/methods")
-METHOD_KEYS: dict[str, tuple[str, ...]] = {
-    "generate": ("sample",),
-    "update": ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer"),
-}
-"""The keys that make a method, by section: those that a preset does not name go to their defaults."""
 SECTIONS: dict[str, type[Section]] = {"generate": Generate, "update": Update}
 
 

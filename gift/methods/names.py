@@ -1,5 +1,6 @@
 """The methods by name, axis by axis: what `update.select`, `update.shape` and `update.match` may say."""
 
+from pathlib import Path
 from typing import Any
 
 from gift.methods.groups import Kind, Match, Select, Shape
@@ -23,6 +24,12 @@ from gift.methods.shape import (
     zscore,
 )
 
+PRESETS = Path("presets/methods")
+METHOD_KEYS: dict[str, tuple[str, ...]] = {
+    "generate": ("sample",),
+    "update": ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer"),
+}
+"""The keys that make a method, by section of params.yaml: those that a preset does not name go to their defaults."""
 SELECT: dict[str, Select[Any]] = {
     "overlong": overlong.METHOD,
     "pods": pods.METHOD,

