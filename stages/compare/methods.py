@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gift.compare.plan import changes_of, check_content, laid_over, read_plan
-from gift.compare.presets import METHODS
+from gift.methods.names import PRESETS
 from gift.project import console
 from gift.project.work import refuse_existing, write_json
 from gift.project.yaml import read_yaml
@@ -19,7 +19,7 @@ from gift.project.yaml import read_yaml
 def main(plan: Path, params: Path, out: Path) -> None:
     refuse_existing(out)
     wanted, content = read_plan(plan), read_yaml(params)
-    made = {name: changes_of(name, wanted, METHODS, plan) for name in wanted.names}
+    made = {name: changes_of(name, wanted, PRESETS, plan) for name in wanted.names}
     for name, changes in made.items():
         check_content(laid_over(content, changes, wanted.sweep.lrs[0], 0), f"{plan}: methods.{name}")
     for name, changes in made.items():
