@@ -13,7 +13,7 @@ from typing import Any
 from gift import worker
 from gift.project.console import within
 from gift.project.errors import UserError
-from gift.workers.worker import Work
+from gift.workers.worker import Unfit, Work
 
 
 def open_job(setup: dict[str, Any]) -> Work:
@@ -29,12 +29,14 @@ def work(setup: dict[str, Any], rests: int) -> Work:
 
     def make(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         within(0.5, 7)
+        if rests and setup.get("again") == "unfit":
+            raise Unfit("a stale engine")
         act(task.get("do", ""), Path(setup["folder"]))
         (folder / f"{task['index']}.txt").write_text(task["text"])
         return {"tokens": len(task["text"]), "pid": os.getpid(), "rests": rests}
 
     def again(setup: dict[str, Any]) -> Work:
-        act(setup.get("again", ""), Path(setup["folder"]))
+        act(setup.get("again", "").replace("unfit", ""), Path(setup["folder"]))
         return work(setup, rests + 1)
 
     def rest() -> Callable[[dict[str, Any]], Work]:

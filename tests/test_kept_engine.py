@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from gift.embedded.base_policy import make_tokenizer
 from gift.policy.folder import PolicyFiles
+from gift.sampling.engine.audit import audited
 from gift.sampling.engine.by_vllm import Vllm
-from gift.sampling.engine.requests import Request
+from gift.sampling.engine.requests import Request, Sampler
 from gift.sampling.engine.weights import Stale, check_weights
 from gift.sampling.settings import GenerateLaunch, Sampling
 
@@ -58,7 +59,8 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
     """kept: start with the first policy, then take each; or a report of what `weights.py` finds; as JSON to a file.
 
     A folder is model or model:adapter. fresh: start with the first. every: one weight at a time is another in the files
-    of the second than in the engine. stale: vLLM's own reload, and no more. never: why it does not stay.
+    of the second than in the engine. stale: vLLM's own reload, and no more. never: why it does not stay. audit: what is
+    said of completions of the first, held against each.
     """
     policies = [PolicyFiles(*map(Path, each.split(":"))) for each in folders]
     engine = Vllm(policies[0], dtype, 128, GenerateLaunch(), None, stays=True)
@@ -75,6 +77,8 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
             engine.rest()
             engine.take(policy, None)
             found.append(runs())
+    elif what == "audit":
+        found = [audit(sample, policy, dtype) for policy in policies]
     elif what == "never":
         found.append(engine.never_stays)
     elif what == "every":
@@ -86,6 +90,17 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
         except Stale as error:
             found = [str(error)]
     Path(out).write_text(json.dumps(found))
+
+
+def audit(sample: Sampler, policy: PolicyFiles, dtype: str) -> str | None:
+    """What is said of the first call; the second is not looked at."""
+    looked_at = audited(sample, policy, Sampling(dtype=dtype, max_tokens=12))
+    try:
+        looked_at(REQUESTS)
+    except Stale as error:
+        assert looked_at(REQUESTS)
+        return str(error)
+    return None
 
 
 def missed(engine: Vllm, folder: Path) -> list[str]:
@@ -180,6 +195,15 @@ def test_no_weight_can_be_another_without_being_found(tmp_path: Path, family: st
     first = make(tmp_path / "first", family, 0)
     other = shutil.copytree(first, tmp_path / "other")
     assert engine(tmp_path, "every", "float32", first, other) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_completions_of_another_policy_are_found(tmp_path: Path, dtype: str) -> None:
+    """Of other weights, and of an adapter that is not there."""
+    first, second = (make(tmp_path / str(number), "tied", number) for number in range(2))
+    right, *wrong = engine(tmp_path, "audit", dtype, first, second, adapter(tmp_path / "adapter", first, 0))
+    assert right is None
+    assert all("nats a token from the policy's own" in each for each in wrong)
 
 
 def test_what_vllm_leaves_behind_is_found(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_one_that_died_while_it_rested_is_not_missed(server: Path) -> None:
     assert second["rests"] == 0
 
 
-@pytest.mark.parametrize("again", ["break", "die", "fail"])
+@pytest.mark.parametrize("again", ["break", "die", "fail", "unfit"])
 def test_one_that_cannot_be_taken_over_makes_room_for_a_fresh_one(
     server: Path, again: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

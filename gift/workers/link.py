@@ -55,6 +55,7 @@ class Link:
     how: Callable[[], str] = lambda: "its connection was lost"
     rest: Callable[[], None] | None = None
     has_rested: bool = False
+    is_unfit: bool = False  # what it has of the stage before
     state: State = "greeted"
     part: Part | None = None
     file: Path = Path()

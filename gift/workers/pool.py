@@ -148,6 +148,8 @@ class Pool:
             raise UserError(message["failed"])
         elif "broke" in message:
             link.how = lambda: str(message["broke"])
+        elif "unfit" in message:
+            link.how, link.is_unfit = lambda: str(message["unfit"]), True
         elif "back" in message:
             self._take_back(link)
         elif "done" in message and link.part:
@@ -198,7 +200,10 @@ class Pool:
         part, link.part = link.part, None
         started = link.state == "ready"
         self._forget(link)
-        if part:
+        if link.is_unfit or (link.has_rested and not started):
+            click.echo(f"{self.job.label}: the engine of the stage before is not used: {why}", err=True)
+            self.pending.extendleft([part] if part else [])
+        elif part:
             self.deaths[part.index] += 1
             if self.deaths[part.index] >= MOST_DEATHS:
                 raise UserError(
@@ -207,8 +212,6 @@ class Pool:
                 )
             click.echo(f"{self.job.label}: {link.name} died at part {part.index} ({why}); it goes to another", err=True)
             self.pending.appendleft(part)
-        elif not started and link.has_rested:
-            click.echo(f"{self.job.label}: the engine of the stage before is not used: {why}", err=True)
         elif not started:
             self.failed_starts += 1
             if self.failed_starts >= MOST_DEATHS and not any(each.state == "ready" for each in self.links):

@@ -51,7 +51,7 @@ class Ended(Exception):
 
 
 class Unfit(Exception):
-    """What has rested is of no use for another job."""
+    """What has rested is of no use for another job, as is found when it is taken over, or at its first part."""
 
 
 class Refused(UserError):
@@ -92,7 +92,7 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
         raise
     except Unfit as error:  # the stage says so, and has it done by a worker that starts anew
         with suppress(Gone):
-            channel.send(broke=str(error))
+            channel.send(unfit=str(error))
         return 1
     except Exception as error:
         line = error if isinstance(error, UserError) else refused(error)

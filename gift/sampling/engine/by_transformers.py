@@ -30,7 +30,7 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
             out = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = out.logits[:, -1].float() / torch.where(temperature > 0, temperature, 1.0)
-            logprob = _top_p(logits, sampling.top_p).log_softmax(-1)
+            logprob = nucleus(logits, sampling.top_p).log_softmax(-1)
             noise = torch.stack([torch.rand(logprob.shape[-1], generator=g, device=device) for g in generators])
             gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
             token = torch.where(temperature > 0, logprob + gumbel, logits).argmax(-1)
@@ -63,7 +63,7 @@ def transformers_sampler(model: Any, sampling: Sampling, ends: Sequence[int], ma
     return sample
 
 
-def _top_p(logits: Any, top_p: float) -> Any:
+def nucleus(logits: Any, top_p: float) -> Any:
     """Keep the smallest set of tokens whose probability reaches `top_p` (nucleus sampling)."""
     if top_p == 1:
         return logits
