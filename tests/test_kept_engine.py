@@ -6,6 +6,7 @@ Run as a script it is such an engine: see `main`.
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from gift.embedded.base_policy import make_tokenizer
 from gift.policy.folder import PolicyFiles
 from gift.sampling.engine.audit import audited
-from gift.sampling.engine.by_vllm import Vllm
+from gift.sampling.engine.by_vllm import Vllm, _pack_again
 from gift.sampling.engine.requests import Request, Sampler
 from gift.sampling.engine.weights import Stale, check_weights
 from gift.sampling.settings import GenerateLaunch, Sampling
@@ -54,16 +55,18 @@ REQUESTS = [
     for temperature in (0.0, 1.0)
 ]
 
+LONG = Request(np.arange(300, dtype=np.int32) % 61, 0, 1.0)  # more than a block of vLLM's cache
+
 
 def main(out: str, what: str, dtype: str, *folders: str) -> None:
     """kept: start with the first policy, then take each; or a report of what `weights.py` finds; as JSON to a file.
 
     A folder is model or model:adapter. fresh: start with the first. every: one weight at a time is another in the files
     of the second than in the engine. stale: vLLM's own reload, and no more. never: why it does not stay. audit: what is
-    said of completions of the first, held against each.
+    said of completions of the first, held against each. cached: of the second, where prompts stay cached, or do not.
     """
     policies = [PolicyFiles(*map(Path, each.split(":"))) for each in folders]
-    engine = Vllm(policies[0], dtype, 128, GenerateLaunch(), None, stays=True)
+    engine = Vllm(policies[0], dtype, 400 if what == "cached" else 128, GenerateLaunch(), None, stays=True)
     sample = engine.sampler(Sampling(dtype=dtype, max_tokens=12), [])
 
     def runs() -> list[Any]:
@@ -79,6 +82,14 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
             found.append(runs())
     elif what == "audit":
         found = [audit(sample, policy, dtype) for policy in policies]
+    elif what == "cached":
+        sample([LONG])
+        for forget in (lambda: None, engine.llm.reset_prefix_cache):
+            engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(policies[1].model)})
+            engine.llm.apply_model(_pack_again)
+            engine.llm.apply_model(lambda model: check_weights(model, policies[1].model))
+            forget()
+            found.append(audit(sample, policies[1], dtype, [LONG]))
     elif what == "never":
         found.append(engine.never_stays)
     elif what == "every":
@@ -92,13 +103,13 @@ def main(out: str, what: str, dtype: str, *folders: str) -> None:
     Path(out).write_text(json.dumps(found))
 
 
-def audit(sample: Sampler, policy: PolicyFiles, dtype: str) -> str | None:
+def audit(sample: Sampler, policy: PolicyFiles, dtype: str, requests: Sequence[Request] = REQUESTS) -> str | None:
     """What is said of the first call; the second is not looked at."""
     looked_at = audited(sample, policy, Sampling(dtype=dtype, max_tokens=12))
     try:
-        looked_at(REQUESTS)
+        looked_at(requests)
     except Stale as error:
-        assert looked_at(REQUESTS)
+        assert looked_at(requests)
         return str(error)
     return None
 
@@ -135,10 +146,10 @@ def engine(folder: Path, what: str, dtype: str, *folders: Path | str) -> Any:
     return json.loads(out.read_text())
 
 
-def make(folder: Path, family: str, seed: int) -> Path:
+def make(folder: Path, family: str, seed: int, **own: Any) -> Path:
     name, more = (FAMILIES | MIXTURE)[family]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **more})
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **more, **own})
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -204,6 +215,14 @@ def test_completions_of_another_policy_are_found(tmp_path: Path, dtype: str) -> 
     right, *wrong = engine(tmp_path, "audit", dtype, first, second, adapter(tmp_path / "adapter", first, 0))
     assert right is None
     assert all("nats a token from the policy's own" in each for each in wrong)
+
+
+def test_a_prompt_that_was_cached_under_the_policy_before_is_found(tmp_path: Path) -> None:
+    """All weights are right, and yet the completions are of two policies."""
+    folders = [make(tmp_path / str(number), "tied", number, max_position_embeddings=512) for number in range(2)]
+    kept, forgotten = engine(tmp_path, "cached", "float32", *folders)
+    assert "nats a token from the policy's own" in kept
+    assert forgotten is None
 
 
 def test_what_vllm_leaves_behind_is_found(tmp_path: Path) -> None:
