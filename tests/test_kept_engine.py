@@ -217,6 +217,7 @@ def test_completions_of_another_policy_are_found(tmp_path: Path, dtype: str) -> 
     assert all("nats a token from the policy's own" in each for each in wrong)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_was_cached_under_the_policy_before_is_found(tmp_path: Path) -> None:
     """All weights are right, and yet the completions are of two policies."""
     folders = [make(tmp_path / str(number), "tied", number, max_position_embeddings=512) for number in range(2)]
