@@ -267,3 +267,23 @@ def test_ray_on_two_nodes_makes_the_bytes_of_one_process_though_one_is_lost(copi
     finally:
         cluster.shutdown()
         ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", ["well", "killed"])
+def test_nothing_is_left_of_a_ray_that_a_stage_started(copied: Path, ended: str) -> None:
+    """Two agents of Ray's would stay for a minute after a kill."""
+    before = made(copied)
+    stage = start(copied, "score@r1", by(2, kind="ray"), {"PYTHONPATH": str(copied)})
+    while not at_work(copied, "score@r1"):
+        time.sleep(0.01)
+        assert stage.poll() is None, stage.communicate()[0]
+    below = psutil.Process(stage.pid).children(recursive=True)
+    assert {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} <= {each.cmdline()[0].strip() for each in below}
+    if ended == "killed":
+        stage.kill()
+    said, _ = stage.communicate()
+    assert not psutil.wait_procs(below, 10)[1]
+    if ended == "well":
+        assert stage.returncode == 0, said
+        assert made(copied) == before

@@ -1,7 +1,11 @@
-"""Workers on a Ray cluster: Ray places each as an actor of its own placement group, and says when its node is lost."""
+"""Workers on a Ray cluster: Ray places each as an actor of its own placement group, and says when its node is lost.
+
+Run as a script it is `Guard`'s process.
+"""
 
 import importlib.util
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -10,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gift.project.errors import UserError
-from gift.project.machine import PROJECT
+from gift.project.machine import PROJECT, with_our_code
 from gift.workers.channel import ANSWER_SECONDS, Channel, Gone, channel_of, pair
 from gift.workers.link import Job, Link
 from gift.workers.settings import Workers
@@ -47,6 +53,29 @@ class Seat:
         return ending(self.process)
 
 
+class Guard:
+    """Ends what Ray has started for this process when that has ended, however it did.
+
+    Two agents of Ray's would stay for a minute: they tell its server that their node was lost, and that is gone, too.
+    """
+
+    def __init__(self) -> None:
+        ours = [f"{each.pid}:{each.create_time()}" for each in psutil.Process().children(recursive=True)]
+        command = [sys.executable, "-m", "gift.workers.on_ray", *ours]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=with_our_code(), start_new_session=True)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    @staticmethod
+    def main(processes: list[str]) -> None:
+        sys.stdin.read()  # until the other end is closed
+        for pid, since in (each.split(":") for each in processes):
+            with suppress(psutil.Error):
+                if (process := psutil.Process(int(pid))).create_time() == float(since):
+                    process.kill()
+
+
 class RayWorkers:
     """As many actors as `job.number`, or as the cluster has GPUs for; each joins when Ray has room for it."""
 
@@ -72,6 +101,7 @@ class RayWorkers:
                 f"launch.yaml: workers.address: {settings.address}: no Ray cluster there ({first}); start one (`ray "
                 "start --head`), or set null for one on this machine"
             ) from None
+        self.guard = None if settings.address else Guard()
         resources = ray.cluster_resources()
         on_gpus = resources.get("GPU", 0) >= 1
         self.number = job.number or (int(resources["GPU"]) // job.gpus if on_gpus else 1)
@@ -139,6 +169,8 @@ class RayWorkers:
         for link in list(self.groups):
             self.lost(link)
         self.ray.shutdown()
+        if self.guard:
+            self.guard.close()
 
 
 def _by_value(kind: type) -> type:
@@ -150,3 +182,7 @@ def ray_problem() -> str | None:
     if importlib.util.find_spec("ray") is None:
         return "launch.yaml: workers.kind: ray: no Ray; put `ray==2.60.0` in requirements/own.txt, then `make env`"
     return None
+
+
+if __name__ == "__main__":
+    Guard.main(sys.argv[1:])
