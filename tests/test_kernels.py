@@ -169,9 +169,8 @@ def test_where_there_is_no_gpu_the_line_says_so(key: str) -> None:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize(
-    ("dtype", "atol"), [(torch.float32, 1e-6), pytest.param(torch.bfloat16, 1e-3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
 def test_a_compiled_head_has_the_numbers_of_a_plain_one_at_any_number_of_tokens(
     dtype: torch.dtype, atol: float
 ) -> None:

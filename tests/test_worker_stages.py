@@ -72,13 +72,6 @@ def kill_one_at_work(stage: subprocess.Popen[str], folder: Path, address: str) -
     os.kill(pids[0], signal.SIGKILL)
 
 
-def test_two_workers_make_the_bytes_of_one_process(copied: Path) -> None:
-    before = made(copied)
-    for address in ("generate@r1", "score@r1"):
-        run(copied, address, by(2))
-    assert made(copied) == before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3])
 def test_any_number_of_workers_makes_the_bytes_of_one_process(copied: Path, number: int) -> None:
