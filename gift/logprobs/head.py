@@ -155,7 +155,7 @@ PLAIN: Steps = (_add_tile, _tile_gradient)
 
 @cache
 def compiled_steps() -> Steps:
-    """The same with torch.compile, which reads a tile once where the plain steps read and write it several times."""
+    """The same by torch.compile, which fuses what the plain steps do to a tile one after the other."""
 
     def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
         def on_copy(logits: Tensor, *rest: Any) -> Any:

@@ -9,7 +9,7 @@ from gift.logprobs.head import LogprobHead, compiled_steps
 from gift.logprobs.liger import use_liger
 from gift.logprobs.settings import Kernels
 from gift.logprobs.tokens import TokenLogprobs
-from gift.project.errors import UserError
+from gift.project.errors import UserError, in_a_line
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Of a head's trial, as a share of the largest value."""
@@ -38,7 +38,7 @@ def compile_head(head: LogprobHead, device: torch.device) -> str | None:
     try:
         plain, compiled = (_trial(linear, head.temperature, steps) for steps in (None, compiled_steps()))
     except Exception as error:  # of no compiler, say
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return in_a_line(error)
     for name, one, other in zip(TRIED, compiled, plain, strict=False):  # without a bias, none of a bias
         gap = float((one - other).float().abs().max() / other.float().abs().max())
         if not gap <= TOLERANCE[linear.weight.dtype]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gift.project.errors import in_a_line
+
 OFF = ("rope", "cross_entropy", "fused_linear_cross_entropy")
 """The head is ours. Its rotary embedding writes into what a linear layer made, which selective checkpointing hands out
 again, and takes the place of a function that other models of this process use."""
@@ -62,7 +64,7 @@ def differs(model: Any, device: torch.device) -> str | None:
             return f"it has nothing for models of the kind {model.config.model_type}"
         liger = _run(small)
     except Exception as error:  # a kernel does not compile, or it takes another configuration
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return in_a_line(error)
     for name, right in exact.items():
         size = float(right.norm())
         theirs, ours = (float((each[name].float() - right).norm()) / size for each in (liger, plain))

@@ -1,4 +1,4 @@
-"""The methods by name, axis by axis: what `update.select`, `update.shape` and `update.match` may say."""
+"""The methods by name, axis by axis: what `update.select`, `shape` and `match` may say, and a method's keys."""
 
 from pathlib import Path
 from typing import Any

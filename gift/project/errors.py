@@ -63,6 +63,11 @@ def _said(error: BaseException | None) -> str:
     return f"{error}\n{_said(error.__cause__)}" if error else ""
 
 
+def in_a_line(error: Exception) -> str:
+    """Its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
+
+
 def amount(number: float) -> str:
     """Bytes for people, in powers of 1000: 84 GB."""
     for unit in ("B", "kB", "MB", "GB"):

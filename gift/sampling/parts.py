@@ -19,7 +19,6 @@ from gift.sampling.engine.by_vllm import Vllm, constant_path
 from gift.sampling.engine.kept import kept_engine
 from gift.sampling.engine.requests import Completion, Request, Sampler
 from gift.sampling.engine.start import start_sampler
-from gift.sampling.engine.weights import Stale
 from gift.sampling.settings import GenerateLaunch, Sampling
 from gift.tables.parquet import part_name, read_file, write_file
 from gift.tables.parts import write_part
@@ -28,7 +27,7 @@ from gift.workers.link import Job, Part
 from gift.workers.pool import Pool
 from gift.workers.settings import Workers
 from gift.workers.start import pool_for
-from gift.workers.worker import Open, Unfit, Work
+from gift.workers.worker import Open, Work
 
 Groups = Mapping[str, Sequence[Request]]  # the requests of each prompt's completions, by prompt_id
 Given = Mapping[str, Sequence[Tokens]]  # answers of a prompt that nobody samples, by prompt_id
@@ -159,23 +158,11 @@ def _staying(setup: dict[str, Any], engine: Vllm, taken: bool = False) -> Work:
     sampling = Sampling(**setup["sampling"])
     sampler = engine.sampler(sampling, setup["ends"])
     if taken:
-        sampler = unfit_where_stale(audited(sampler, PolicyFiles.of_json(setup["policy"]), sampling))
+        sampler = audited(sampler, PolicyFiles.of_json(setup["policy"]), sampling)
     work = _sampling(setup, (sampler, engine.name))
     if engine.never_stays:
         return work._replace(note=f"this engine does not stay in memory for the next stage: {engine.never_stays}")
     return work._replace(rest=rest)
-
-
-def unfit_where_stale(sampler: Sampler) -> Sampler:
-    """So that the part goes to an engine that starts anew."""
-
-    def sample(requests: Sequence[Request]) -> list[Completion]:
-        try:
-            return sampler(requests)
-        except Stale as error:
-            raise Unfit(str(error)) from None
-
-    return sample
 
 
 def _sampling(setup: dict[str, Any], engine: tuple[Sampler, str]) -> Work:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gift.project.code import fingerprint
 from gift.project.console import heard_by
-from gift.project.errors import UserError, refused
+from gift.project.errors import UserError, in_a_line, refused
 from gift.project.machine import versions
 from gift.workers.channel import PROTOCOL, Channel, Gone
 
@@ -98,7 +98,7 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
         line = error if isinstance(error, UserError) else refused(error)
         if line is None:
             with suppress(Gone):
-                channel.send(broke=_in_a_line(error))
+                channel.send(broke=in_a_line(error))
             raise
         with suppress(Gone):
             channel.send(failed=line.message)
@@ -116,14 +116,10 @@ def _end_with_channel(descriptor: int, told: "_GiveBack") -> None:
 def _taken_over(again: Open, setup: dict[str, Any]) -> Work:
     try:
         return again(setup)
-    except UserError:
+    except (UserError, Unfit):
         raise
     except Exception as error:
-        raise Unfit(_in_a_line(error)) from None
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
+        raise Unfit(in_a_line(error)) from None
 
 
 def _make_parts(channel: Channel, make: Make) -> bool:

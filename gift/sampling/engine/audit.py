@@ -24,13 +24,13 @@ LIMIT = {"float32": 1e-3, "bfloat16": 0.05}
 
 def audited(sampler: Sampler, policy: PolicyFiles, sampling: Sampling) -> Sampler:
     """The sampler, whose first call raises `Stale` where its completions are not of this policy."""
-    calls = 0
+    is_first = True
 
     def sample(requests: Sequence[Request]) -> list[Completion]:
-        nonlocal calls
+        nonlocal is_first
         completions = sampler(requests)
-        calls += 1
-        if calls == 1:
+        if is_first:
+            is_first = False
             check_completions(requests, completions, policy, sampling)
         return completions
 

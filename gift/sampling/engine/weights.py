@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from gift.policy.adapter import read_adapter_config
+from gift.workers.worker import Unfit
 
 Tensor = torch.Tensor
 COLUMNS = 64
@@ -22,7 +23,7 @@ COLUMNS = 64
 training, thousands of these numbers are others. All of them would be the work of a long prompt."""
 
 
-class Stale(Exception):
+class Stale(Unfit):
     """An engine whose weights are not those of the policy, or cannot be compared with them."""
 
 
