@@ -171,14 +171,8 @@ def adapter(folder: Path, model: Path, seed: int) -> str:
     return f"{model}:{folder}"
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("tied", "float32"),
-        pytest.param("tied", "bfloat16", marks=pytest.mark.slow),
-        *(pytest.param(family, "float32", marks=pytest.mark.slow) for family in FAMILIES if family != "tied"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "dtype"), [("tied", "bfloat16"), *((family, "float32") for family in FAMILIES)])
 def test_a_kept_engine_has_the_bytes_of_fresh_ones(tmp_path: Path, family: str, dtype: str) -> None:
     folders = [make(tmp_path / str(seed), family, seed) for seed in range(3)]
     fresh = [engine(tmp_path, "fresh", dtype, folder)[0] for folder in folders]
