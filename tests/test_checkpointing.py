@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -18,7 +19,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from gift.logprobs.checkpointing import checkpoint_selectively
+from gift.logprobs.checkpointing import ATTENTION, checkpoint_selectively
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs
 from gift.project.errors import UserError
@@ -115,6 +116,29 @@ def test_products_are_made_once_and_dropout_stays_off() -> None:
     assert set(counts.values()) == {1}
     assert len(counts) == 14
     assert not any(module.training for module in model.modules())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the kernels of attention that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_attention_is_computed_once(layout: Any, dtype: torch.dtype) -> None:
+    def calls(selective: bool) -> int:
+        with Calls() as calls:
+            gradients(policy(CONFIGS["qwen3"], dtype), layout, selective, passes=1)
+        return calls.count
+
+    assert calls(selective=True) == calls(selective=False) > 0
 
 
 def test_a_forward_without_gradient_keeps_nothing() -> None:

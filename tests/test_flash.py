@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gift.logprobs.checkpointing import checkpoint_selectively
 from gift.logprobs.flash import Call, dense_attention, differs, flash_problem, seen_by, segments, shared_attention
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs
@@ -148,8 +149,12 @@ def test_a_trial_finds_kernels_that_compute_something_else() -> None:
 def test_a_model_has_the_log_probs_and_gradients_that_it_has_with_blocks(
     monkeypatch: pytest.MonkeyPatch, family: str, layout: Literal["shared", "packed"]
 ) -> None:
-    """A layer whose window is shorter than a row keeps the blocks: all of this Mistral, one of this Qwen2."""
-    calls = []
+    """A layer whose window is shorter than a row keeps the blocks: all of this Mistral, one of this Qwen2.
+
+    Selective checkpointing changes no byte, and calls no kernel again.
+    """
+    calls: list[int] = []
+    counts = []
 
     class Counted(Formulas):
         def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -161,15 +166,21 @@ def test_a_model_has_the_log_probs_and_gradients_that_it_has_with_blocks(
     model = TokenLogprobs(make_model(family), 0.9, layout)
     batch = token_batch(*rows(), layout)
     found = []
-    for flash in (False, True):
-        if flash:
+    for how in ("blocks", "flash", "selective"):
+        if how == "flash":
             assert model.use_flash(torch.device("cpu")) is None
+        if how == "selective":
+            checkpoint_selectively(model.model)
         logprobs = model(batch.to(torch.device("cpu")))
         parameters = [each for each in model.parameters() if each.requires_grad]
         found.append([logprobs, *torch.autograd.grad(logprobs.sin().sum(), parameters)])
-    assert bool(calls) == (family != "Mistral")
-    for one, other in zip(*found, strict=True):
+        counts.append(len(calls))
+    by_blocks, by_flash, by_selective = found
+    assert (counts[1] > 0) == (family != "Mistral")
+    assert counts == [0, counts[1], 2 * counts[1]]
+    for one, other in zip(by_blocks, by_flash, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    assert all(torch.equal(*each) for each in zip(by_flash, by_selective, strict=True))
 
 
 def test_padded_rows_are_not_for_it() -> None:

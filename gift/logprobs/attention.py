@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gift.logprobs.checkpointing import keeping_attention
 from gift.logprobs.flash import Segments, shared_attention
 from gift.logprobs.layouts import Block
 from gift.project.errors import UserError
@@ -117,7 +118,8 @@ def _apart(slots: Tensor, count: int) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Tensor:
     attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(query, key, value, attn_mask=mask, is_causal=mask is None, **how)
+    with keeping_attention():
+        return attend(query, key, value, attn_mask=mask, is_causal=mask is None, **how)
 
 
 def _bias(block: Block, query: Tensor, window: int | None, own: bool) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""Selective activation checkpointing: what matrix products made is kept, the rest of a layer is computed again."""
+"""Selective activation checkpointing: what matrix products and attention made is kept, the rest is computed again."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gift.project.errors import UserError
@@ -18,15 +19,20 @@ Forward = Callable[..., Any]
 WHERE = "launch.yaml: update.gradient_checkpointing: selective"
 MOST_OTHERS = 0.1
 """The share of a layer's weights that may lie outside its products: more of it would be computed twice in secret."""
+ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+}
+"""The kernels of torch's attention whose backward pass needs no more than their inputs and outputs."""
 
 
 def checkpoint_selectively(model: Any) -> None:
-    """Let the decoder's layers keep, for backward, their input and the outputs of their linear layers alone.
+    """Let the decoder's layers keep, for backward, their input and the outputs of linear layers and attention alone.
 
-    In backward a layer is run again, its linear layers handing out what they made, so that norms, rotary embeddings,
-    attention and activations are computed twice, and matrix products once. torch's own selective checkpointing does
-    the same at each of its operations, and costs time there; here the linear layers alone are touched. The graph is
-    the one without it, so on a CPU gradients are the same bytes. Layers need no training mode, as dropout stays off.
+    In backward a layer is run again, its linear layers and attention handing out what they made, so that norms, rotary
+    embeddings and activations are computed twice, and what takes time once. torch's own selective checkpointing does
+    the same at each of its operations, and costs time there; here only these are touched. The graph is the one
+    without it, so on a CPU gradients are the same bytes. Layers need no training mode, as dropout stays off.
     """
     layers = _layers(model)
     for layer in layers:
@@ -65,10 +71,11 @@ def _products(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Run:
-    """One forward of one layer: what its products made, to be handed out in the same order when it is run again."""
+    """One forward of one layer: what is kept of it, to be handed out in the same order when it is run again."""
 
     def __init__(self) -> None:
-        self.made: deque[tuple[Tensor, int]] = deque()  # with the count of writes into it
+        self.made: deque[tuple[Tensor, int]] = deque()  # by its products; with the count of writes into it
+        self.attended: deque[tuple[Any, ...]] = deque()  # each call's output, and its log-sum-exp
         self.again = False
 
     @contextmanager
@@ -87,6 +94,7 @@ class _Run:
             with _running(self):
                 yield
         finally:
+            self.attended.clear()
             self.made.clear()  # torch ends it where it has what it needs; a third run makes all products again
 
 
@@ -100,6 +108,33 @@ def _running(run: _Run) -> Iterator[None]:
         yield
     finally:
         _RUN.reset(token)
+
+
+def attended(kernel: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What a kernel of attention makes; in a layer's second run that is what it made in the first.
+
+    To be called below autograd, whose graph of the second run is of what is handed out.
+    """
+    run = _RUN.get()
+    if run is None:
+        return kernel()
+    if run.again and run.attended:
+        return run.attended.popleft()
+    made = kernel()
+    if not run.again:
+        run.attended.append(tuple(each.detach() if isinstance(each, Tensor) else each for each in made))
+    return made
+
+
+def keeping_attention() -> AbstractContextManager[Any]:
+    """For a call of torch's attention: its kernel runs once, where that is one of `ATTENTION`."""
+    return nullcontext() if _RUN.get() is None else _BelowAutograd()
+
+
+class _BelowAutograd(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kernel = partial(func, *args, **(kwargs or {}))
+        return attended(kernel) if func.overloadpacket in ATTENTION else kernel()
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gift.logprobs.checkpointing import attended
 from gift.project.ragged import Ints
 
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}
@@ -155,17 +156,7 @@ class _Shared(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Segments, scale: float, kernels: Kernels
     ) -> Tensor:
         query, key, value = (each.contiguous() for each in (query, key, value))
-        own, of_prompts = rows.calls(scale)
-        out, lse = kernels.forward(own, query, key, value)
-        if len(rows.queries):
-            of_prompt = query[rows.queries], key[rows.keys], value[rows.keys]
-            there, there_lse = kernels.forward(of_prompts, *of_prompt)
-            here_lse = lse[:, rows.queries]
-            both = torch.logaddexp(here_lse, there_lse)
-            here = out[rows.queries]
-            merged = here * _weight(here_lse - both) + there * _weight(there_lse - both)
-            out = out.index_copy(0, rows.queries, merged.to(out.dtype))
-            lse = lse.index_copy(1, rows.queries, both)
+        out, lse = attended(lambda: _merged(kernels, rows, scale, query, key, value))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.how = rows, scale, kernels
         return out
@@ -184,6 +175,24 @@ class _Shared(torch.autograd.Function):
             places = rows.queries, rows.keys, rows.keys
             made = tuple(_add(*each) for each in zip(made, places, more, strict=True))
         return *made, None, None, None
+
+
+def _merged(
+    kernels: Kernels, rows: Segments, scale: float, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output [T, heads, D] of both calls together, and its log-sum-exp [heads, T]."""
+    own, of_prompts = rows.calls(scale)
+    out, lse = kernels.forward(own, query, key, value)
+    if len(rows.queries):
+        of_prompt = query[rows.queries], key[rows.keys], value[rows.keys]
+        there, there_lse = kernels.forward(of_prompts, *of_prompt)
+        here_lse = lse[:, rows.queries]
+        both = torch.logaddexp(here_lse, there_lse)
+        here = out[rows.queries]
+        merged = here * _weight(here_lse - both) + there * _weight(there_lse - both)
+        out = out.index_copy(0, rows.queries, merged.to(out.dtype))
+        lse = lse.index_copy(1, rows.queries, both)
+    return out, lse
 
 
 def _weight(difference: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from gift.logprobs.settings import TILE_BYTES
 from gift.project.sections import Dtype
 
 Checkpointing = Literal[False, "selective", True]
-"""What backward computes again: nothing, all of a layer but its matrix products, or all of it."""
+"""What backward computes again: nothing, all of a layer but its matrix products and attention, or all of it."""
 
 KEYS = 1.25
 """Keys that attention sees for each token of a batch: every completion has a copy of its prompt's."""
@@ -57,11 +57,11 @@ class Decoder:
     def kept_bytes(self, dtype: Dtype, checkpointing: Checkpointing) -> float:
         """What is held of one layer between forward and backward, by token.
 
-        Selective: its input, queries, keys, values, what attention's output product made, gate and up.
+        Selective: its input, queries, keys, values, what attention and its output product made, gate and up.
         """
         if not checkpointing:
             return self.layer_bytes(dtype)
-        products = self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
+        products = 2 * self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
         return (4 if dtype == "float32" else 2) * (self.hidden + (products if checkpointing == "selective" else 0))
 
     def batch_bytes(self, num_tokens: int, dtype: Dtype, checkpointing: Checkpointing, device: str = "cpu") -> int:

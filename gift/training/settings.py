@@ -211,7 +211,8 @@ class UpdateLaunch(Kernels):
     tokens_per_batch: Count = 16384
     packing: Packing = Field("auto", description="shared prompts, packed or padded rows; auto: shared where it can")
     gradient_checkpointing: Checkpointing = Field(
-        False, description="recompute in backward: nothing, all of a layer, or (selective) all but its matrix products"
+        False,
+        description="recompute in backward: nothing, a whole layer, or (selective) all but products and attention",
     )
     offload_optimizer: bool = False
     offload_parameters: bool = False
