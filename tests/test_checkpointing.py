@@ -187,5 +187,5 @@ def test_models_that_write_into_what_a_linear_layer_made_are_refused() -> None:
     model = policy(CONFIGS["qwen2"], torch.float32)
     attention = model.model.layers[0].self_attn
     attention.q_proj.register_forward_hook(lambda module, inputs, output: output.clamp_(-1, 1))
-    with pytest.raises(UserError, match="it writes into what a linear layer made"):
+    with pytest.raises(UserError, match="it writes into what a linear layer or attention made"):
         gradients(model, "padded", selective=True)

@@ -11,6 +11,7 @@ from gift.logprobs.checkpointing import checkpoint_selectively
 from gift.logprobs.flash import Call, dense_attention, differs, flash_problem, seen_by, segments, shared_attention
 from gift.logprobs.layouts import token_batch
 from gift.logprobs.tokens import TokenLogprobs
+from gift.project.errors import UserError
 from tests.test_logprobs import make_model, rows
 
 PIECES = {
@@ -181,6 +182,18 @@ def test_a_model_has_the_log_probs_and_gradients_that_it_has_with_blocks(
     for one, other in zip(by_blocks, by_flash, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
     assert all(torch.equal(*each) for each in zip(by_flash, by_selective, strict=True))
+
+
+def test_what_attention_made_and_keeps_is_not_written_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gift.logprobs.flash.FLASH", Formulas())
+    monkeypatch.setattr("gift.logprobs.tokens.flash_problem", lambda *_: None)
+    model = TokenLogprobs(make_model("Qwen3"), 0.9, "shared")
+    assert model.use_flash(torch.device("cpu")) is None
+    product = model.model.model.layers[0].self_attn.o_proj
+    product.register_forward_pre_hook(lambda module, inputs: (inputs[0].mul_(2),))
+    checkpoint_selectively(model.model)
+    with pytest.raises(UserError, match="it writes into what a linear layer or attention made"):
+        model(token_batch(*rows(), "shared"))
 
 
 def test_padded_rows_are_not_for_it() -> None:

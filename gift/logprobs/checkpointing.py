@@ -74,16 +74,17 @@ class _Run:
     """One forward of one layer: what is kept of it, to be handed out in the same order when it is run again."""
 
     def __init__(self) -> None:
-        self.made: deque[tuple[Tensor, int]] = deque()  # by its products; with the count of writes into it
-        self.attended: deque[tuple[Any, ...]] = deque()  # each call's output, and its log-sum-exp
+        self.made: deque[tuple[tuple[Any, ...], int]] = deque()  # a call's outputs; the count of writes into the first
         self.again = False
 
     @contextmanager
     def first(self) -> Iterator[None]:
         with _running(self):
             yield
-        if any(tensor._version != version for tensor, version in self.made):
-            raise UserError(f"{WHERE}: not with this model: it writes into what a linear layer made; set it to true")
+        if any(outputs[0]._version != version for outputs, version in self.made):
+            raise UserError(
+                f"{WHERE}: not with this model: it writes into what a linear layer or attention made; set it to true"
+            )
         if self.made:
             self.made.pop()  # nothing in a layer needs its last product, unless a norm follows: then it is made again
 
@@ -94,7 +95,6 @@ class _Run:
             with _running(self):
                 yield
         finally:
-            self.attended.clear()
             self.made.clear()  # torch ends it where it has what it needs; a third run makes all products again
 
 
@@ -116,13 +116,12 @@ def attended(kernel: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     To be called below autograd, whose graph of the second run is of what is handed out.
     """
     run = _RUN.get()
-    if run is None:
-        return kernel()
-    if run.again and run.attended:
-        return run.attended.popleft()
+    if run is not None and run.again and run.made:
+        return run.made.popleft()[0]
     made = kernel()
-    if not run.again:
-        run.attended.append(tuple(each.detach() if isinstance(each, Tensor) else each for each in made))
+    if run is not None and not run.again:
+        aliases = tuple(each.detach() if isinstance(each, Tensor) else each for each in made)
+        run.made.append((aliases, made[0]._version))
     return made
 
 
@@ -156,13 +155,13 @@ def _product(module: nn.Module, forward: Forward, x: Tensor) -> Tensor:
         return forward(x)
     place = _Place(x)
     if run.again and run.made:
-        return run.made.popleft()[0]
+        return run.made.popleft()[0][0]
     if run.again:
         with torch.no_grad():
             return forward(x).requires_grad_()
     with saved_tensors_hooks(partial(_pack, module, _address(x), place), _unpack):
         out = forward(x)
-    run.made.append((out.detach().requires_grad_(out.requires_grad), out._version))
+    run.made.append(((out.detach().requires_grad_(out.requires_grad),), out._version))
     return out
 
 
