@@ -348,7 +348,8 @@ def main() -> None:
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """The table up to the last row that a chosen test looks at."""
-    chosen = {item.callspec.params.get("change") for item in request.session.items if hasattr(item, "callspec")}
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = {item.callspec.params.get("change") for item in own}
     return go_through(tmp_path_factory.mktemp("reruns"), next((row for row in reversed(ROWS) if row in chosen), FIRST))
 
 
