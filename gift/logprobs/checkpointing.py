@@ -77,6 +77,10 @@ class _Run:
         self.made: deque[tuple[tuple[Any, ...], int]] = deque()  # a call's outputs; the count of writes into the first
         self.again = False
 
+    def handed_out(self) -> tuple[Any, ...] | None:
+        """What this call made in the first run; None in that run itself, and where nothing is left."""
+        return self.made.popleft()[0] if self.again and self.made else None
+
     @contextmanager
     def first(self) -> Iterator[None]:
         with _running(self):
@@ -116,10 +120,12 @@ def attended(kernel: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     To be called below autograd, whose graph of the second run is of what is handed out.
     """
     run = _RUN.get()
-    if run is not None and run.again and run.made:
-        return run.made.popleft()[0]
+    if run is None:
+        return kernel()
+    if kept := run.handed_out():
+        return kept
     made = kernel()
-    if run is not None and not run.again:
+    if not run.again:
         aliases = tuple(each.detach() if isinstance(each, Tensor) else each for each in made)
         run.made.append((aliases, made[0]._version))
     return made
@@ -154,8 +160,9 @@ def _product(module: nn.Module, forward: Forward, x: Tensor) -> Tensor:
     if run is None:
         return forward(x)
     place = _Place(x)
-    if run.again and run.made:
-        return run.made.popleft()[0][0]
+    if kept := run.handed_out():
+        out: Tensor = kept[0]
+        return out
     if run.again:
         with torch.no_grad():
             return forward(x).requires_grad_()

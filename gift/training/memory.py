@@ -61,8 +61,8 @@ class Decoder:
         """
         if not checkpointing:
             return self.layer_bytes(dtype)
-        products = 2 * self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
-        return (4 if dtype == "float32" else 2) * (self.hidden + (products if checkpointing == "selective" else 0))
+        made = 2 * self.queries + 2 * self.keys + self.hidden + 2 * self.intermediate
+        return (4 if dtype == "float32" else 2) * (self.hidden + (made if checkpointing == "selective" else 0))
 
     def batch_bytes(self, num_tokens: int, dtype: Dtype, checkpointing: Checkpointing, device: str = "cpu") -> int:
         """Above weights, gradients and optimizer, at a batch's peak: in the head, or in the last layer's backward."""
