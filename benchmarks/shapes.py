@@ -48,6 +48,17 @@ class Rollouts:
         """Tokens of prompts and completions, a prompt counted once a completion."""
         return self.num_tokens + sum(map(len, self.prompt_ids))
 
+    @property
+    def tokens_of_a_quarter(self) -> int:
+        """Tokens of a batch that holds a quarter of the groups, or one group where there are fewer than eight.
+
+        They are the most that such a number of groups can have, each with its prompt once.
+        """
+        size = self.group_size
+        firsts = range(0, len(self.rewards), size)
+        groups = [len(self.prompt_ids[i]) + sum(map(len, self.completion_ids[i : i + size])) for i in firsts]
+        return sum(sorted(groups, reverse=True)[: max(1, len(groups) // 4)])
+
 
 SHAPES = {
     # 42M parameters, 39M of them the vocabulary; 1,248 completion tokens.

@@ -12,8 +12,14 @@ from benchmarks.results import finish, markdown, met
 from benchmarks.shapes import SHAPES
 
 SPEED_GOAL, MEMORY_GOAL = 3.0, 0.4
-OURS: dict[str, Any] = {"ours": False, "ours, selective": "selective", "ours, checkpointed": True}
-"""Our sides, and launch.yaml's `gradient_checkpointing` of each."""
+OURS: dict[str, tuple[Any, bool]] = {
+    "ours": (False, False),
+    "ours, accumulated": (False, True),
+    "ours, selective": ("selective", False),
+    "ours, selective, accumulated": ("selective", True),
+    "ours, checkpointed": (True, False),
+}
+"""Our sides: launch.yaml's `gradient_checkpointing`, and whether a step takes several batches, as TRL's accumulated."""
 
 
 @measured(quick={"repeats": 1, "steps": 2}, repeats=3, steps=3, warmup=1, tokens_per_batch=16384)
@@ -37,7 +43,9 @@ def main(run: Run, models: tuple[str, ...], variants: tuple[str, ...]) -> None:
             for side in (*OURS, *(variants or peer_trl.VARIANTS)):
                 common = (case.folder, rollouts, run.dtype)
                 if side in OURS:
-                    how = (run.tokens_per_batch, run.warmup, run.steps, "auto", None, OURS[side])
+                    checkpointing, accumulated = OURS[side]
+                    tokens = rollouts.tokens_of_a_quarter if accumulated else run.tokens_per_batch
+                    how = (tokens, run.warmup, run.steps, "auto", None, checkpointing)
                     done = fresh(ours.update_steps, *common, *how)
                 else:
                     done = fresh(peer_trl.update_steps, *common, side, run.warmup, run.steps)

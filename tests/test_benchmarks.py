@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -36,6 +37,7 @@ from gift.compare.plan import changes_of, check_content, laid_over, read_plan
 from gift.methods.names import MATCH
 from gift.project.sections import check
 from gift.training.settings import Update
+from gift.training.steps import micro_batches
 
 COMMANDS = (
     *(update, limit, layouts, reference, memory, methods, growth, join, sampler, rewards, overhead, real_model),
@@ -110,6 +112,18 @@ def test_shapes_are_as_stated() -> None:
         assert all(max(ids) < shape.vocab for ids in rollouts.completion_ids)
     embedded = shapes.make_rollouts(shapes.shape_of("embedded"))
     assert all(ids[-1] == 1 for ids in embedded.completion_ids)  # <eos>
+
+
+@pytest.mark.parametrize(("name", "most"), [("wide", 2), ("hundred", 2), ("embedded", 6)])
+def test_an_accumulated_step_takes_several_batches_of_whole_groups(name: str, most: int) -> None:
+    rollouts = shapes.make_rollouts(shapes.shape_of(name))
+    size = rollouts.group_size
+    groups = [list(range(first, first + size)) for first in range(0, len(rollouts.rewards), size)]
+    rows = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
+    lengths = np.array([[len(prompt), len(completion)] for prompt, completion in rows])
+    batches = micro_batches(groups, lengths, rollouts.tokens_of_a_quarter, "shared")
+    assert 2 <= len(batches.whole) <= most
+    assert not batches.parts
 
 
 def test_limit_counts_the_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
