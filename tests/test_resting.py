@@ -139,10 +139,10 @@ def test_a_stage_that_is_killed_takes_its_worker_along(server: Path) -> None:
     while not (server / "hang").exists():
         time.sleep(0.02)
     assert (server / "hang").read_text() == str(first["pid"])
+    worker = psutil.Process(first["pid"])
     killed.kill()
     killed.wait()
-    ended = psutil.Process(first["pid"]) if psutil.pid_exists(first["pid"]) else None
-    assert ended is None or not psutil.wait_procs([ended], 5)[1]
+    assert not psutil.wait_procs([worker], 5)[1]
     assert stage(server, "")[0]["rests"] == 0
 
 
