@@ -69,10 +69,11 @@ def _here(module: str, rest: list[str]) -> None:
 def _by_launcher(launch: "UpdateLaunch", module: str, rest: list[str]) -> None:
     """Start the ranks, by DeepSpeed's launcher or srun, and end with them."""
     from gift.project.errors import UserError
+    from gift.training.launcher import gpus_words
 
     if launch.launcher == "deepspeed":
         level = "info" if os.environ.get("GIFT_VERBOSE") == "1" else "error"
-        starter = ["deepspeed", "--no_local_rank", "--log_level", level, "--num_gpus", str(launch.num_processes)]
+        starter = ["deepspeed", "--no_local_rank", "--log_level", level, *gpus_words(launch)]
         if not {"--hostfile", "-H", "--master_port"} & {word.split("=")[0] for word in launch.launcher_args}:
             starter += ["--master_port", str(_free_port())]  # DeepSpeed's own is one number for all runs of a machine
         command = [*starter, *launch.launcher_args, "--module", module, *rest]
@@ -86,7 +87,7 @@ def _by_launcher(launch: "UpdateLaunch", module: str, rest: list[str]) -> None:
     print(shlex.join(command), file=sys.stderr)
     end_with_parent()
     done = subprocess.run(command, check=False, env={**os.environ, **environment}, preexec_fn=end_with_parent)
-    if done.returncode > 128:  # -9 from DeepSpeed's launcher is 247, from srun 137
+    if 128 < done.returncode < 255:  # -9 from DeepSpeed's launcher is 247, from srun 137; 255 is ssh's own failure
         number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
         UserError(f"{module}: a process was ended by signal {number}{SIGNALS.get(number, '')}").show()
     sys.exit(done.returncode)

@@ -18,7 +18,11 @@ from gift.workers.worker import Unfit, Work
 
 def open_job(setup: dict[str, Any]) -> Work:
     """What a task says is done to it: see `make`; `start` is done while loading, `again` where it has rested."""
-    if os.environ.get("BROKEN"):
+    if broken := os.environ.get("BROKEN"):
+        while not list(Path(setup["folder"], "made").iterdir()):  # another has loaded by then
+            time.sleep(0.02)
+        if broken == "refuses":
+            raise UserError("no room on this host")
         raise SystemExit(1)
     act(setup.get("start", ""), Path(setup["folder"]))
     return work(setup, 0)

@@ -96,6 +96,36 @@ def test_gradients_of_an_adapter_are_the_same_bytes(layout: str, dtype: str) -> 
     check_same(CONFIGS["qwen3"], layout, dtype, lora=True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_may_lie_elsewhere_in_backward(dtype: str) -> None:
+    """ZeRO-3 gathers several into one tensor, in the backward pass others together than in the forward pass."""
+
+    def loss_of(model: Any) -> torch.Tensor:
+        found = TokenLogprobs(model, 0.8, "packed")(token_batch(*rows(), "packed"))
+        return (found * torch.linspace(-1, 1, len(found))).sum()
+
+    plain, moved = (policy(CONFIGS["qwen3"], getattr(torch, dtype)) for _ in range(2))
+    loss_of(plain).backward()
+    checkpoint_selectively(moved)
+    weights = [layer.weight for layer in moved.model.layers.modules() if isinstance(layer, nn.Linear)]
+    together(weights)
+    loss = loss_of(moved)
+    together(weights[::-1])
+    loss.backward()
+    pairs = zip(plain.parameters(), moved.parameters(), strict=True)
+    assert all(torch.equal(one.grad, other.grad) for one, other in pairs)  # type: ignore[arg-type]
+
+
+def together(weights: list[torch.Tensor]) -> None:
+    """Copies of them, one behind the other in one tensor; where they were nobody shall read."""
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    old = [weight.data for weight in weights]
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.data = part.view_as(weight)
+    for each in old:
+        each.fill_(float("nan"))
+
+
 def test_a_model_with_other_parts_has_the_same_gradients() -> None:
     check_same(CONFIGS["other norms and linear layers"], "padded", "float32")
 

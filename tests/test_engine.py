@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gift.logprobs.checkpointing import checkpoint_selectively
 from gift.project.errors import UserError
 from gift.training.engine import Engine, EngineSettings
+from gift.training.memory import Checkpointing
 from gift.training.ranks import distributed
 from tests.ranks import run_as_rank, run_two_ranks
 from tests.states import FullState, full_state
@@ -29,7 +31,7 @@ MicroBatch = tuple[Tensor, Tensor]
 class Logprobs(nn.Module):
     """A tiny causal LM with tied embeddings: token ids [B, T] to log-probs [B * (T - 1)]."""
 
-    def __init__(self, checkpointing: bool = True) -> None:
+    def __init__(self, checkpointing: Checkpointing = True) -> None:
         super().__init__()
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -46,7 +48,9 @@ class Logprobs(nn.Module):
         )
         self.model = Qwen3ForCausalLM(config).train()
         self.scale = nn.Parameter(torch.ones(1))  # no number of ranks but one divides it
-        if checkpointing:
+        if checkpointing == "selective":
+            checkpoint_selectively(self.model)
+        elif checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gift.doctor.whole import read_params
-from gift.training.launcher import unreached_problem
+from gift.training.launcher import gpus_words, hosts_problem, processes_problem, unreached_problem, words_problem
 from gift.training.settings import UpdateLaunch
 from gift.training.steps import learning_rate
 
@@ -168,10 +168,11 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, fate: str, stage: int
         (250, "a process was ended by signal 6, on GPUs most often by NCCL"),  # from DeepSpeed's launcher
         (134, "a process was ended by signal 6, on GPUs most often by NCCL"),  # from srun
         (137, "a process was ended by signal 9, most often for want of memory"),
+        (255, None),  # what ssh says of itself
         (143, "a process was ended by signal 15\n"),
     ],
 )
-def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int, message: str) -> None:
+def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int, message: str | None) -> None:
     (tmp_path / "deepspeed").write_text(f"#!/bin/bash\nexit {status}\n")
     (tmp_path / "deepspeed").chmod(0o755)
     (tmp_path / "launch.yaml").write_text('{"update": {"launcher": "deepspeed"}}')
@@ -179,7 +180,7 @@ def test_the_end_of_a_rank_by_a_signal_is_explained(tmp_path: Path, status: int,
     command = [sys.executable, "-m", "gift.launch", "stages.update"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status
-    assert f"error: stages.update: {message}" in done.stderr
+    assert f"error: stages.update: {message}" in done.stderr if message else "signal" not in done.stderr
 
 
 def test_a_launcher_is_for_the_update_alone(tmp_path: Path) -> None:
@@ -258,6 +259,54 @@ def test_what_cannot_be_started_is_one_line(copied: Path, name: str) -> None:
 SSH = """#!/bin/sh
 case "$*" in *node2*) echo "ssh: connect to host node2 port 22: Connection refused" >&2; exit 255;; esac
 """
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "words"),
+    [
+        (None, 2, ["--num_gpus", "2"]),
+        ("2,3", 2, ["--include", "localhost:2,3"]),
+        ("3,1", 1, ["--include", "localhost:3"]),
+        ("2,3", 3, "this one may use 2 GPUs; lower it"),
+        ("GPU-1f3a,GPU-2b", 2, "CUDA_VISIBLE_DEVICES names GPU-1f3a; use numbers"),
+    ],
+)
+def test_deepspeeds_launcher_is_told_which_gpus_it_may_use(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, number: int, words: list[str] | str
+) -> None:
+    """On a machine of four. It deletes the variable where it is told a number alone, and takes the first ones."""
+    gpus = visible.split(",") if visible else list("0123")
+    monkeypatch.setattr("gift.training.launcher.visible_gpus", lambda: gpus)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    launch = UpdateLaunch(launcher="deepspeed", num_processes=number)
+    if isinstance(words, str):
+        assert words in (processes_problem(launch) or "")
+        return
+    assert processes_problem(launch) is None
+    assert gpus_words(launch) == words
+    if visible:
+        from deepspeed.launcher.runner import parse_inclusion_exclusion
+
+        (found,) = parse_inclusion_exclusion({"localhost": 4}, words[1], "").values()
+        assert sorted(found) == sorted(int(gpu) for gpu in gpus[:number])
+
+
+@pytest.mark.parametrize("word", ["--include=node1", "-e", "--num_gpus"])
+def test_words_that_say_again_how_many_gpus_are_refused(word: str) -> None:
+    said = words_problem(UpdateLaunch(launcher="deepspeed", num_processes=2, launcher_args=[word, "node1"]))
+    assert said is not None
+    assert said.startswith(f"launch.yaml: update.launcher_args: {word.partition('=')[0]}: update.num_processes says")
+
+
+def test_hosts_that_are_not_used_need_no_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=8\nnode2 slots=1\n")
+    monkeypatch.setenv("PATH", "/nowhere")  # no pdsh
+    arguments = ["--hostfile", str(tmp_path / "hosts"), "--num_nodes"]
+    for number, problem in (("1", None), ("2", "but node2 has 1 slots")):
+        launch = UpdateLaunch(launcher="deepspeed", num_processes=8, launcher_args=[*arguments, number])
+        said = hosts_problem(launch)
+        assert said is None if problem is None else problem in (said or "")
 
 
 @pytest.mark.parametrize(

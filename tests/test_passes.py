@@ -1,5 +1,6 @@
 """The passes of a round with a sampler that is made up: what is kept, what it cost, what goes on after a kill."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from gift.methods.sample.names import SAMPLE
 from gift.methods.sample.passes import Ask, Stream, Wanted
 from gift.policy.folder import Lineage, PolicyFiles
-from gift.sampling.by_rewards import sizes_of, with_suffixes, write_kept
+from gift.sampling.by_rewards import sizes_of, takes_turns, with_suffixes, write_kept
 from gift.sampling.encoding import EncodedPrompts, encode_prompts
 from gift.sampling.engine.requests import Completion, Request, Sampler
 from gift.sampling.parts import Ask as Asked
@@ -21,6 +22,7 @@ from gift.sampling.passes import Groups, Kept, Rewards, Spent, run_passes
 from gift.sampling.rollouts import Split, requests_of_groups, write_rollouts
 from gift.tables.parts import keys_of, read_table
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
+from gift.workers.settings import Workers
 from tests.tiny import byte_tokenizer
 
 IDS = [f"p{number:02d}" for number in range(12)]
@@ -193,3 +195,31 @@ def test_kept_groups_of_different_engines_are_named_both(tmp_path: Path) -> None
     _, source = read_table(tmp_path / "rollouts", ROLLOUTS, check_rollouts)
     assert source["engine"] == "made up 1, made up 2"
     assert others
+
+
+@pytest.mark.parametrize(
+    ("workers", "function", "processes", "gpus", "expected"),
+    [
+        ({}, "reward_model", 2, [], False),  # memory of a CPU is shared
+        ({}, "reward_model", None, ["0"], True),
+        ({}, "exact_match", 2, ["0"], False),
+        ({"kind": "ray"}, "exact_match", None, [], False),
+        ({"kind": "ray"}, "exact_match", 2, [], True),
+        ({"kind": "ray"}, "reward_model", None, [], True),
+        ({"listen": "127.0.0.1:0"}, "exact_match", 1, [], True),
+    ],
+)
+def test_engines_end_before_rewards_that_want_their_place(
+    workers: dict[str, Any],
+    function: str,
+    processes: int | None,
+    gpus: list[str],
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("launch.yaml").write_text(json.dumps({"score": {"workers": 1, "processes": processes}}))
+    monkeypatch.setattr("gift.sampling.by_rewards.visible_gpus", lambda: gpus)
+    score = {"rewards": {"one": {"function": function}}}
+    assert takes_turns(score, Workers(**workers)) == expected

@@ -54,6 +54,17 @@ def after(function: Callable[..., Any], message: str) -> Callable[..., Any]:
     return failing
 
 
+def padded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A rank whose processor rounds so that packed rows did not stand its trial."""
+
+    def other(*arguments: Any) -> Any:
+        model = function(*arguments)
+        model.layout = "padded"
+        return model
+
+    return other
+
+
 def ended(pid: int) -> bool:
     """Whether a process is gone, or only waited for by its parent."""
     try:
@@ -87,6 +98,8 @@ def run_rank(folder: Path) -> None:
         blind()
     if fate == "a full disk at the first checkpoint" and rank == "0":
         training.write_checkpoint = after(training.write_checkpoint, "no space left")
+    if fate == "another layout" and rank == "1":
+        training.policy_module = padded(training.policy_module)
     training.check_saved = look_alone(training.check_saved)
     if fate == "a full disk when it publishes":
         training.check_saved = after(training.check_saved, "no space left")
@@ -103,6 +116,13 @@ def test_rank_0_looks_refuses_and_publishes_alone(copied: Path) -> None:
 
     def run(fate: str) -> list[tuple[int, str]]:
         return run_two_ranks(__file__, copied, FATE=fate)
+
+    for code, said in run("another layout"):
+        assert (code, said.partition(" (")[0]) == (
+            1,
+            "error: launch.yaml: update.packing: auto: ranks came to different layouts",
+        )
+        assert "(shared, padded)" in said
 
     (code, said), (other, why) = run("a full disk at the first checkpoint")
     assert (code, said) == (1, "error: no space left\n")

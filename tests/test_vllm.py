@@ -1,24 +1,27 @@
 """The real vLLM engine, with and without an adapter: seeded, and with the trainer's own log-probs.
 
 Run as a script it is that engine: requests from stdin, the completions of three runs of them to stdout, as JSON; in
-the third one more token ends a completion.
+the third one more token ends a completion. With `--idle` it loads, says so, and waits.
 """
 
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
 import mini
 import numpy as np
+import psutil
 import pytest
 from forks import VLLM, forks
 
 from gift.policy.folder import PolicyFiles, load_tokenizer
 from gift.project.errors import UserError
 from gift.project.ragged import Ragged
-from gift.sampling.engine.by_vllm import VLLM_LORA_RANKS
+from gift.sampling.engine.by_vllm import VLLM_LORA_RANKS, Vllm
 from gift.sampling.engine.requests import Completion, Request
 from gift.sampling.engine.start import start_sampler
 from gift.sampling.settings import GenerateLaunch, Sampling
@@ -86,6 +89,22 @@ def run_engine(folder: Path, requests: list[Request], *folders: Path) -> list[li
 @pytest.fixture(scope="module")
 def policy(world: Path) -> Path:
     return world / "data/rounds/base/policy"
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_an_engine_with_processes_of_its_own_when_its_process_is_killed(policy: Path) -> None:
+    """As with a tensor_parallel_size above 1: vLLM's own processes do not look whether anybody is there for them."""
+    env = {**mini.environment(), "PYTHONPATH": str(mini.ROOT), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    loaded = subprocess.Popen(
+        [sys.executable, __file__, "--idle", str(policy)], env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert loaded.stdout
+    assert "loaded\n" in iter(loaded.stdout.readline, "")
+    below = psutil.Process(loaded.pid).children(recursive=True)
+    assert any("EngineCore" in each.cmdline()[0] for each in below)
+    loaded.kill()
+    loaded.communicate()
+    assert not psutil.wait_procs(below, 10)[1]
 
 
 @pytest.fixture(scope="module")
@@ -212,4 +231,8 @@ if __name__ == "__main__":
     from gift.project import console
 
     console.quiet()
+    if sys.argv[1] == "--idle":
+        loaded = Vllm(PolicyFiles(Path(sys.argv[2])), "float32", 128, GenerateLaunch(), None)
+        print("loaded", flush=True)
+        time.sleep(600)
     engine(PolicyFiles(*map(Path, sys.argv[1:])))

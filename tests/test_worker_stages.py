@@ -15,6 +15,7 @@ import hosts
 import mini
 import psutil
 import pytest
+from judge_server import free_port
 
 from gift.workers.preload import LIBRARIES, VLLM, preloaded
 
@@ -117,6 +118,16 @@ def test_passes_that_read_rewards_are_sampled_by_workers_too(copied: Path) -> No
     run(copied, "generate@r1", {"score": {"workers": 1}})
     before = made(copied)
     run(copied, "generate@r1", by(2))
+    assert made(copied) == before
+
+
+@pytest.mark.slow
+def test_passes_and_their_rewards_take_turns_where_both_listen_at_one_port(copied: Path) -> None:
+    """`score` runs below `generate`, with workers of its own."""
+    mini.write_params(copied, {"generate": {"sample": {"dynamic": {"batch": 6}}, "groups_per_part": 2}})
+    run(copied, "generate@r1", {"score": {"workers": 1}})
+    before = made(copied)
+    run(copied, "generate@r1", by(1, listen=f"127.0.0.1:{free_port()}"))
     assert made(copied) == before
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from gift.project.console import Progress
 from gift.project.errors import UserError
 from gift.workers import local, pool
-from gift.workers.channel import Door, make_token, read_token
+from gift.workers.channel import Channel, Door, Gone, connect, make_token, read_token
 from gift.workers.link import Job, Part
 from gift.workers.local import shares, work_here
 from gift.workers.pool import Pool
@@ -218,9 +219,12 @@ def test_a_worker_that_died_between_two_passes_costs_no_part(folder: Path, capsy
     assert "died at part" not in capsys.readouterr().err
 
 
-def test_a_share_on_which_no_worker_loads_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("how", "why"), [("ends", "exit code 1"), ("refuses", "no room on this host")])
+def test_a_share_on_which_no_worker_loads_is_left_out(
+    folder: Path, how: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One GPU of two is broken: the other makes all parts, and nobody starts workers for ever."""
-    both = [{"GIFT_CORES": "0", "OMP_NUM_THREADS": "1"}, {"GIFT_CORES": "0", "OMP_NUM_THREADS": "1", "BROKEN": "1"}]
+    both = [{"GIFT_CORES": "0", "OMP_NUM_THREADS": "1"}, {"GIFT_CORES": "0", "OMP_NUM_THREADS": "1", "BROKEN": how}]
     monkeypatch.setattr(local, "shares", lambda *_: both)
     starts = []
     start = local.start_worker
@@ -228,6 +232,13 @@ def test_a_share_on_which_no_worker_loads_is_left_out(folder: Path, monkeypatch:
     run(folder, *["sleep 0.5"] * 5)
     assert texts(folder) == WHOLE
     assert len(starts) == 3
+    assert capsys.readouterr().err.count(f"ended before it had loaded ({why})") == 2
+
+
+def test_what_another_host_refuses_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool.socket, "gethostname", lambda: "elsewhere")
+    with pytest.raises(UserError, match=rf"^worker {os.uname().nodename}:\d+: params.yaml: a mistake"):
+        run(folder, "fail")
 
 
 def test_a_remote_worker_that_hangs_ends_and_another_is_waited_for(
@@ -390,14 +401,81 @@ def test_workers_of_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_host_works_until_the_stage_has_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, _, address = listening(folder, *[""] * 5)
-    hosts = [
-        f"from gift.workers import local; local.MODULE = 'tests.hands'; from pathlib import Path; "
-        f"raise SystemExit(local.work_here('{address}', Path('{TOKEN}'), 2, 10, False))"
-    ]
-    host = subprocess.Popen([sys.executable, "-c", hosts[0]])
+    host = host_of(address, stays=False)
     go()
     assert host.wait(20) == 0
     assert texts(folder) == WHOLE
+
+
+def host_of(address: str, stays: bool) -> subprocess.Popen[bytes]:
+    """`gift worker --connect` with toy workers; it does not wait for a stage."""
+    code = (
+        "from gift.workers import local; local.MODULE = 'tests.hands'; from pathlib import Path; "
+        f"raise SystemExit(local.work_here('{address}', Path('{TOKEN}'), 2, 0, {stays}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_host_that_stays_waits_for_the_first_token(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host = host_of(address, stays=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        host.wait(1.5)
+    run(folder, *[""] * 5, workers=Workers(kind="connect", listen=address))
+    assert texts(folder) == WHOLE
+    host.terminate()
+    assert host.wait(20) == 143
+
+
+def test_a_host_ends_where_the_stage_does_something_else_first(folder: Path) -> None:
+    """It is let in, and nobody speaks to it yet."""
+    _, made, address = listening(folder)
+    source: Any = made.sources[0]
+    host = host_of(address, stays=False)
+    while source.waiting.empty():
+        time.sleep(0.02)
+    host.terminate()
+    assert host.wait(5) == 143
+    source.close()
+
+
+def test_a_door_opens_again_where_a_connection_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files, for one: those who come later are let in."""
+    welcome: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+    door = Door("127.0.0.1:0", make_token(TOKEN), welcome.put)
+    taken = door.socket
+
+    class Full:
+        def accept(self) -> Any:
+            door.socket = taken
+            raise OSError(24, "Too many open files")
+
+    door.socket = Full()  # type: ignore[assignment]
+    ends = [connect(door.address, read_token(TOKEN)) for _ in range(2)]
+    for end in (*ends, welcome.get(timeout=5), welcome.get(timeout=5)):
+        end.close()
+    assert door.socket is taken
+    door.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (OSError(111, ""), "Connection refused"),
+    ],
+)
+def test_why_nobody_is_reached_is_in_words(error: OSError, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fails)
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: fails())
+    with pytest.raises(Gone, match=words):
+        connect("nohost:1", b"token")
+    with pytest.raises(UserError, match=rf"nohost:1: cannot listen there \({words}\)"):
+        Door("nohost:1", b"token", lambda channel: None)
 
 
 def test_a_host_that_finds_no_stage_says_so(folder: Path) -> None:

@@ -205,13 +205,17 @@ def _pack(module: nn.Module, address: int, place: _Place, tensor: Tensor) -> tup
     """What stands in the graph for a tensor that a product saves: its input's place, a weight itself, or the tensor.
 
     address: where the input's storage is; the hooks live as long as the graph, and must not hold the input. Of a weight
-    the storage is not held either: under ZeRO-3 that comes and goes, inside this call too.
+    the storage is not held either: under ZeRO-3 that comes and goes, inside this call too, and may have others in it,
+    so that a weight lies elsewhere in the next one.
     """
-    own, layout = _address(tensor), (tensor.shape, tensor.stride(), tensor.storage_offset())
-    if own == address and place.node is not None:
-        return place, layout
-    weight = next((weight for weight in module.parameters() if _address(weight) == own != 0), None)
-    return (tensor, None) if weight is None else (weight, layout)
+    layout = tensor.shape, tensor.stride()
+    if _address(tensor) == address and place.node is not None:
+        return place, (*layout, tensor.storage_offset())
+    if _address(tensor):
+        for weight in module.parameters():
+            if weight.data_ptr() == tensor.data_ptr():
+                return weight, (*layout, None)
+    return tensor, None
 
 
 def _unpack(packed: tuple[Any, Any]) -> Tensor:
@@ -219,4 +223,4 @@ def _unpack(packed: tuple[Any, Any]) -> Tensor:
     if layout is None:
         return source
     tensor = source.tensor() if isinstance(source, _Place) else source.detach()
-    return tensor.as_strided(*layout)
+    return tensor.as_strided(*layout)  # without a place in the storage: where the tensor begins

@@ -14,7 +14,8 @@ def float32_product(states: Tensor, weight: Tensor, out: Tensor | None = None) -
     """states [N, H] times weight [V, H] transposed: float32 [N, V], in `out` where that is given; float64 stays."""
     if weight.dtype in (torch.float32, torch.float64):
         return torch.mm(states, weight.t(), out=out)
-    if states.is_cuda:  # the products are of the weight's type, and added up in float32 as they always are
+    # The products are of the weight's type, and added up in float32 as they always are; torch has no gradient of that.
+    if states.is_cuda and not (torch.is_grad_enabled() and states.requires_grad):
         return torch.mm(states, weight.t(), out_dtype=torch.float32, out=out)
     return torch.mm(states.float(), weight.float().t(), out=out)
 

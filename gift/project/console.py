@@ -1,4 +1,7 @@
-"""A stage as a process that a person looks at: progress, one closing line, no noise; it ends with who started it."""
+"""A stage as a process that a person looks at: progress, one closing line, no noise; it ends with who started it.
+
+Run as a script it is the process of a `Guard`.
+"""
 
 import atexit
 import ctypes
@@ -7,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +22,7 @@ from typing import Protocol, TypeVar
 import click
 
 from gift.project.errors import refused
+from gift.project.machine import with_our_code
 
 T = TypeVar("T")
 GOES_ON = "interrupted; `make repro` goes on from here"
@@ -129,6 +134,34 @@ def end_with_parent(by: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
+class Guard:
+    """Ends what this process has started until now when it has ended, however it did, or at `close`.
+
+    For processes of libraries that would stay: Ray's agents, and vLLM's engines, which hold GPUs.
+    """
+
+    def __init__(self) -> None:
+        import psutil
+
+        ours = [f"{each.pid}:{each.create_time()}" for each in psutil.Process().children(recursive=True)]
+        command = [sys.executable, "-m", __name__, *ours]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=with_our_code(), start_new_session=True)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    @staticmethod
+    def main(processes: list[str]) -> None:
+        """The guard's own process."""
+        import psutil
+
+        sys.stdin.read()  # until the other end is closed
+        for pid, since in (each.split(":") for each in processes):
+            with suppress(psutil.Error):
+                if (process := psutil.Process(int(pid))).create_time() == float(since):
+                    process.kill()
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C is a line that says how to go on, and no traceback."""
@@ -193,3 +226,7 @@ def say(stage: str, **numbers: object) -> None:
 
 def _format(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    Guard.main(sys.argv[1:])

@@ -15,9 +15,10 @@ from gift.methods.sample.passes import Ask, Stream, Wanted
 from gift.project.code import fingerprint
 from gift.project.door import file_digest
 from gift.project.errors import UserError
-from gift.project.machine import with_our_code
-from gift.project.params import PARAMS, read_overrides
+from gift.project.machine import visible_gpus, with_our_code
+from gift.project.params import PARAMS, read_launch, read_overrides
 from gift.project.rounds import lay_over
+from gift.project.sections import Section
 from gift.project.work import Work
 from gift.project.yaml import read_yaml
 from gift.sampling.encoding import Tokens, encode_prompts
@@ -31,6 +32,7 @@ from gift.tables.parts import keys_of, write_part
 from gift.tables.prompts import prompt_column
 from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import read_scores
+from gift.workers.settings import Workers
 
 
 def sample_by_rewards(
@@ -53,8 +55,10 @@ def sample_by_rewards(
     assert way is not None
     metadata = metadata_of(split, settings, facts)
     changes = read_overrides(overrides / "score.json")[1] if overrides else {}
-    rewards = rewards_digest([lay_over(read_yaml(PARAMS)["score"], changes)], fingerprint("score"))
+    score_section = lay_over(read_yaml(PARAMS)["score"], changes)
+    rewards = rewards_digest([score_section], fingerprint("score"))
     work = Work(label, {**metadata, "prompts": file_digest(prompts), "rewards": rewards})
+    in_turn = takes_turns(score_section, launch.workers)
     num_long = 0
 
     def requests_of(asks: Sequence[Ask], number: int) -> Groups:
@@ -69,12 +73,14 @@ def sample_by_rewards(
         write_rollouts(ask, groups, settings.groups_per_part, engines, label)
 
     def score(rollouts: Path, number: int) -> Rewards:
+        if in_turn:
+            engines.end()
         return score_pass(rollouts, f"{name}.{number}", prompts, overrides)
 
     wanted = Wanted(settings.prompts_per_round, settings.group_size)
     passes = way.record.passes(stream, wanted, way.settings)
-    # One engine for all passes, started when the first of them lacks something.
-    with split.engines(label, settings, launch) as engines:
+    # One engine for all passes, if it may stay, started when the first of them lacks something.
+    with split.engines(label, settings, launch, in_turn) as engines:
         kept, spent = run_passes(passes, work.folder, requests_of, write, score)
     if len(kept) < wanted.prompts:
         text = f"{label}: {len(kept)} groups of the {wanted.prompts} of generate.prompts_per_round"
@@ -84,6 +90,23 @@ def sample_by_rewards(
     metadata |= sizes_of({prompt_id: each.requests for prompt_id, each in kept.items()})
     write_kept(work.folder / "rollouts", kept, settings.groups_per_part, metadata, given, split)
     return work, ledger
+
+
+class _ScoreLaunch(Section, extra="ignore"):
+    """What says whether `score` has workers of its own."""
+
+    processes: int | None = None
+
+
+def takes_turns(score: Mapping[str, Any], workers: Workers) -> bool:
+    """Whether the engines end before a pass is scored: `score` wants the GPUs, or the place where workers connect.
+
+    A SLURM step would wait for the GPUs of ours, an actor of Ray's as well, and no two stages listen at one port.
+    """
+    opens_model = any(reward.get("function") == "reward_model" for reward in score["rewards"].values())
+    if workers.kind == "local" and workers.listen is None:
+        return opens_model and bool(visible_gpus())
+    return opens_model or read_launch("score", _ScoreLaunch).processes is not None
 
 
 def sizes_of(groups: Groups) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gift.tables.rollouts import GIVEN, NO_SEED, ROLLOUTS, check_rollouts
 from gift.workers.link import Job, Part
 from gift.workers.pool import Pool
 from gift.workers.settings import Workers
-from gift.workers.start import pool_for
+from gift.workers.start import open_pool, pool_for
 from gift.workers.worker import Open, Work
 
 Groups = Mapping[str, Sequence[Request]]  # the requests of each prompt's completions, by prompt_id
@@ -86,8 +86,9 @@ class Engines:
         launch: GenerateLaunch,
         workers: Workers,
         here: Here,
+        in_turn: bool = False,
     ) -> None:
-        """reach: the tokens that end a completion, and the context."""
+        """reach: the tokens that end a completion, and the context; in_turn: `end` lets go of all that they hold."""
         stage, gpus = label.partition("@")[0], launch.tensor_parallel_size
         link = None
         if sampling.engine == "vllm" and (workers.kind != "local" or visible_gpus()):
@@ -103,6 +104,7 @@ class Engines:
             "link": link,
         }
         self.job, self.workers, self.here = Job(stage, label, "sample", setup, gpus, launch.engines, key), workers, here
+        self.open = open_pool if in_turn else pool_for
         self.stack = ExitStack()
         self.pool: Pool | None = None
 
@@ -112,8 +114,13 @@ class Engines:
     def __exit__(self, *raised: Any) -> None:
         self.stack.__exit__(*raised)
 
+    def end(self) -> None:
+        """End the workers, for others to have their place; the next table starts new ones."""
+        self.pool = None
+        self.stack.close()
+
     def write(self, ask: Ask, parts: Mapping[int, Groups], progress: Progress) -> None:
-        if self.pool is None and (pool := pool_for(self.job, self.workers)):
+        if self.pool is None and (pool := self.open(self.job, self.workers)):
             self.pool = self.stack.enter_context(pool)
         if (pool := self.pool) is None:
             return self.here.write(ask, parts, progress)

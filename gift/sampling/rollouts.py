@@ -46,12 +46,12 @@ class Split:
     encoded: EncodedPrompts
     num_long: int
 
-    def engines(self, label: str, sampling: Sampling, launch: Launch) -> Engines:
-        """The policy in the engine that `sampling` names, here or at workers."""
+    def engines(self, label: str, sampling: Sampling, launch: Launch, in_turn: bool = False) -> Engines:
+        """The policy in the engine that `sampling` names, here or at workers; in_turn: as `Engines` has it."""
         reach = self.encoded.ends, self.encoded.context
         start = partial(start_sampler, self.files, sampling, *reach, launch.generate)
         here = Here(start, decoder(self.tokenizer))
-        return Engines(label, self.files, sampling, reach, launch.generate, launch.workers, here)
+        return Engines(label, self.files, sampling, reach, launch.generate, launch.workers, here, in_turn)
 
 
 def read_split(policy: Path, base: Path, prompts: Path, sampling: Sampling, section: str) -> Split:

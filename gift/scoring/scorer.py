@@ -32,7 +32,7 @@ from gift.tables.rollouts import ROLLOUTS, check_rollouts
 from gift.tables.scores import check_scores, everything
 from gift.workers.link import Job, Part
 from gift.workers.settings import Workers
-from gift.workers.start import pool_for
+from gift.workers.start import alone, open_pool
 from gift.workers.worker import Work
 
 
@@ -179,7 +179,7 @@ class Shared:
         setup = {"ways": own, "score": settings_of(score), "prompts": str(self.prompts)}
         stage = ways.label.partition("@")[0]
         job = Job(stage, ways.label, "score", setup, number=self.processes)
-        if (opened := pool_for(job, self.workers)) is None:
+        if alone(job, self.workers):
             return None
         failures, found = Failures(score, ways.num_asked, ways.folder), Found()
         parts = []
@@ -189,7 +189,7 @@ class Shared:
                 task = {"index": index, "rollouts": str(path), "metadata": metadata}
                 parts.append(Part(index, partial(dict, task), place, pq.read_metadata(path).num_rows))
         if parts:
-            with opened as pool:
+            with open_pool(job, self.workers) as pool:
                 for part, facts in pool.run(parts, progress):
                     found.add(Found(**facts["found"]))
                     failures.add_table(read_part(part.path, everything(score.rewards), check_scores)[0])

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+from gift.project.errors import counted
+from gift.project.machine import visible_gpus
 from gift.training.settings import UpdateLaunch
 
 HOST = "`node1 slots=8`"
@@ -17,11 +19,37 @@ _LINE = re.compile(r"(\S+)\s+slots=(\d+)")
 
 def processes_problem(launch: UpdateLaunch) -> str | None:
     """The launcher does not start so many processes."""
+    where = f"launch.yaml: update.num_processes: {launch.num_processes}"
     if launch.launcher == "in_process" and launch.num_processes != 1:
+        return f"{where}: in_process runs one; set update.launcher to deepspeed or srun"
+    gpus = visible_gpus()
+    if launch.launcher != "deepspeed" or hostfile(launch) or not gpus:
+        return None
+    if launch.num_processes > len(gpus):
+        return f"{where}: processes, each with a GPU, and this one may use {counted(len(gpus), 'GPU')}; lower it"
+    if not all(gpu.isdecimal() for gpu in gpus):
         return (
-            f"launch.yaml: update.num_processes: {launch.num_processes}: in_process runs one; set update.launcher to "
-            "deepspeed or srun"
+            f"{where}: DeepSpeed's launcher takes GPUs by number, and CUDA_VISIBLE_DEVICES names {gpus[0]}; use numbers"
         )
+    return None
+
+
+def gpus_words(launch: UpdateLaunch) -> list[str]:
+    """How DeepSpeed's launcher is told which GPUs to use: left to itself it takes the machine's first ones."""
+    if hostfile(launch) or "CUDA_VISIBLE_DEVICES" not in os.environ or not (gpus := visible_gpus()):
+        return ["--num_gpus", str(launch.num_processes)]
+    return ["--include", f"localhost:{','.join(gpus[: launch.num_processes])}"]
+
+
+def words_problem(launch: UpdateLaunch) -> str | None:
+    """Words of DeepSpeed's launcher that say again, otherwise, what num_processes says."""
+    names = ("-i", "--include", "-e", "--exclude", "--num_gpus")
+    for word in launch.launcher_args if launch.launcher == "deepspeed" else ():
+        if (name := word.partition("=")[0]) in names:
+            return (
+                f"launch.yaml: update.launcher_args: {name}: update.num_processes says how many GPUs of each host are "
+                "used; remove it, and name them by CUDA_VISIBLE_DEVICES, or hosts in the file of --hostfile"
+            )
     return None
 
 
@@ -50,6 +78,8 @@ def hosts_problem(launch: UpdateLaunch) -> str | None:
         if line and not _LINE.fullmatch(line):
             return f"launch.yaml: update.launcher_args: {path}:{number}: {line!r}: not a line such as {HOST}"
     slots = _slots(path)
+    if (most := _argument(launch, "--num_nodes") or "").isdecimal():
+        slots = dict(list(slots.items())[: int(most)])
     if not slots:
         return f"launch.yaml: update.launcher_args: {path}: names no host; its lines are such as {HOST}"
     fewest = min(slots, key=lambda host: slots[host])
@@ -70,7 +100,7 @@ def hosts_problem(launch: UpdateLaunch) -> str | None:
 def unreached_problem(launch: UpdateLaunch) -> str | None:
     """A host that ssh does not reach without a password: each is asked, for 10 s at most."""
     path = hostfile(launch)
-    others = _argument(launch, "--no_ssh", "--no_ssh_check", "-i", "--include", "-e", "--exclude", "--num_nodes")
+    others = _argument(launch, "--no_ssh", "--no_ssh_check", "--num_nodes")
     if launch.launcher != "deepspeed" or path is None or others is not None:
         return None
     port = _argument(launch, "--ssh_port")
@@ -123,5 +153,5 @@ def _argument(launch: UpdateLaunch, *names: str) -> str | None:
     return None
 
 
-PROBLEMS = (processes_problem, allocation_problem, program_problem, hosts_problem, unreached_problem)
+PROBLEMS = (processes_problem, words_problem, allocation_problem, program_problem, hosts_problem, unreached_problem)
 """In the order in which they are looked for."""

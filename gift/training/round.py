@@ -4,12 +4,13 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
 
 from gift.logprobs.kernels import use_kernels
+from gift.logprobs.settings import Layout
 from gift.policy.adapter import adapter_config
 from gift.policy.folder import write_lineage
 from gift.policy.open import Training, open_policy
@@ -20,7 +21,7 @@ from gift.training.deepspeed_config import EngineSettings, engine_settings
 from gift.training.engine import start_engine
 from gift.training.inputs import Paths, Plan, Settings, find_parent, plan_round, work_inputs
 from gift.training.learned import policy_module
-from gift.training.ranks import distributed, from_rank_0, share_cores
+from gift.training.ranks import distributed, from_rank_0, own_device, share_cores
 from gift.training.saving.policy import Probe, Written, check_saved, write_policy
 from gift.training.saving.state import Unsealed, go_on, parents_state, read_checkpoint, write_checkpoint, write_state
 from gift.training.settings import Update
@@ -61,6 +62,7 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
     update, launch, temperature = settings.update, settings.launch, plan.source["temperature"]
     policy = open_policy(plan.files, update.dtype, training=Training(update.lora, settings.seed))
     model = policy_module(policy, temperature, launch.packing, update.match, settings.seed, plan.rows.groups.names)
+    _refuse_other_layouts(model.layout)
     if torch.distributed.get_rank() == 0:
         for note in filter(None, (plan.note, model.note)):
             click.echo(f"{work.label}: {note}", err=True)
@@ -81,6 +83,19 @@ def _train(work: Work, paths: Paths, settings: Settings, how: EngineSettings, pl
         return None
     probe = Probe(temperature, rows.prompt_ids.take(probed), rows.completion_ids.take(probed), logprobs)
     return Trained(step_rows, written, state, probe)
+
+
+def _refuse_other_layouts(layout: Layout) -> None:
+    """Each rank has tried its own processor; who lays out its tokens otherwise would plan other batches."""
+    number = get_args(Layout).index(layout)
+    ends = torch.tensor([number, -number], device=own_device())
+    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+    most, least = ends.tolist()
+    if most != -least:
+        raise UserError(
+            f"launch.yaml: update.packing: auto: ranks came to different layouts ({get_args(Layout)[-least]}, "
+            f"{get_args(Layout)[most]}), as on processors that round otherwise; set it to padded"
+        )
 
 
 def _publish(work: Work, paths: Paths, settings: Settings, plan: Plan, trained: Trained) -> dict[str, float | int]:

@@ -7,6 +7,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing import AuthenticationError
@@ -22,6 +23,7 @@ ANSWER_SECONDS = 60.0
 """How long the rest of a message may take, or the proof that the other side has the token."""
 MESSAGE_BYTES = 2**24
 HANDSHAKE_SECONDS = 10.0
+ACCEPT_SECONDS = 0.5
 
 
 class Gone(Exception):
@@ -110,9 +112,16 @@ def read_token(path: Path) -> bytes:
     return token.encode()
 
 
+def _in_words(error: OSError) -> str:
+    """Why a connection fails; a host whose name nobody knows has a number of its own."""
+    known = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno or 0) if known else error.strerror or str(error)
+
+
 def _keep_alive(end: socket.socket) -> None:
-    """Find within two minutes that the other host is gone, though nothing is said."""
+    """Find within two minutes that the other host is gone, though nothing is said, or nobody takes what is said."""
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000)  # milliseconds
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
         end.setsockopt(socket.IPPROTO_TCP, option, value)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -130,11 +139,11 @@ class Door:
             self.socket = socket.create_server((host, int(port)), backlog=128)
         except OSError as error:
             raise UserError(
-                f"launch.yaml: workers.listen: {address}: cannot listen there ({os.strerror(error.errno or 0)}); name "
+                f"launch.yaml: workers.listen: {address}: cannot listen there ({_in_words(error)}); name "
                 "an address of this host and a free port, or port 0"
             ) from None
         self.token, self.welcome = token, welcome
-        self.refused = 0
+        self.refused, self.is_closed = 0, False
         known = socket.gethostname() if host == "0.0.0.0" else host
         self.address = f"{known}:{self.socket.getsockname()[1]}"
         threading.Thread(target=self._open, daemon=True).start()
@@ -143,9 +152,11 @@ class Door:
         while True:
             try:
                 end, _ = self.socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._look, args=(end,), daemon=True).start()
+                threading.Thread(target=self._look, args=(end,), daemon=True).start()
+            except (OSError, RuntimeError):
+                if self.is_closed:
+                    return
+                time.sleep(ACCEPT_SECONDS)  # too many files or threads: strangers who say nothing are let go meanwhile
 
     def _look(self, end: socket.socket) -> None:
         _keep_alive(end)
@@ -160,6 +171,7 @@ class Door:
         self.welcome(channel)
 
     def close(self) -> None:
+        self.is_closed = True
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
@@ -171,7 +183,7 @@ def connect(address: str, token: bytes) -> Channel:
     try:
         end = socket.create_connection((host, int(port)), HANDSHAKE_SECONDS)
     except OSError as error:
-        raise Gone(os.strerror(error.errno) if error.errno else str(error)) from None
+        raise Gone(_in_words(error)) from None
     _keep_alive(end)
     channel = channel_of(end, HANDSHAKE_SECONDS)
     try:

@@ -50,7 +50,8 @@ class Link:
 
     channel: Channel
     name: str = "a worker"
-    pid: int = 0  # on its host
+    host: str = ""
+    pid: int = 0  # there
     kill: Callable[[], None] = lambda: None
     how: Callable[[], str] = lambda: "its connection was lost"
     rest: Callable[[], None] | None = None

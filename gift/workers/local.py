@@ -168,7 +168,7 @@ def work_here(address: str, token: Path, number: int | None, wait: float, stay: 
     deadline = time.monotonic() + wait
     while not ended:
         try:
-            if not token.exists() and time.monotonic() <= deadline:
+            if not token.exists() and (stay or time.monotonic() <= deadline):
                 raise Gone(f"no {token} yet")
             channel = connect(address, read_token(token))
         except Gone as error:
@@ -187,6 +187,10 @@ def work_here(address: str, token: Path, number: int | None, wait: float, stay: 
 
 def _work_for(channel: Channel, address: str, token: Path, number: int | None, ended: list[int]) -> None:
     """Keep a worker on each share of this host until the stage closes the channel, or this host is told to end."""
+    while not channel.connection.poll(0.2):  # the stage may do something else first
+        if ended:
+            channel.close()
+            return
     try:
         greeting = channel.receive()
     except Gone:  # the stage has ended meanwhile

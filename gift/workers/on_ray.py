@@ -1,11 +1,7 @@
-"""Workers on a Ray cluster: Ray places each as an actor of its own placement group, and says when its node is lost.
-
-Run as a script it is `Guard`'s process.
-"""
+"""Workers on a Ray cluster: Ray places each as an actor of its own placement group, and says when its node is lost."""
 
 import importlib.util
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -14,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+import click
 
-from gift.project.errors import UserError
-from gift.project.machine import PROJECT, with_our_code
+from gift.project.console import Guard
+from gift.project.errors import UserError, counted
+from gift.project.machine import PROJECT
 from gift.workers.channel import ANSWER_SECONDS, Channel, Gone, channel_of, pair
 from gift.workers.link import Job, Link
+from gift.workers.remote import SAY_SECONDS
 from gift.workers.settings import Workers
 
 LISTEN_SECONDS = 1.0
@@ -53,29 +51,6 @@ class Seat:
         return ending(self.process)
 
 
-class Guard:
-    """Ends what Ray has started for this process when that has ended, however it did.
-
-    Two agents of Ray's would stay for a minute: they tell its server that their node was lost, and that is gone, too.
-    """
-
-    def __init__(self) -> None:
-        ours = [f"{each.pid}:{each.create_time()}" for each in psutil.Process().children(recursive=True)]
-        command = [sys.executable, "-m", "gift.workers.on_ray", *ours]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=with_our_code(), start_new_session=True)
-
-    def close(self) -> None:
-        self.process.communicate()
-
-    @staticmethod
-    def main(processes: list[str]) -> None:
-        sys.stdin.read()  # until the other end is closed
-        for pid, since in (each.split(":") for each in processes):
-            with suppress(psutil.Error):
-                if (process := psutil.Process(int(pid))).create_time() == float(since):
-                    process.kill()
-
-
 class RayWorkers:
     """As many actors as `job.number`, or as the cluster has GPUs for; each joins when Ray has room for it."""
 
@@ -101,19 +76,27 @@ class RayWorkers:
                 f"launch.yaml: workers.address: {settings.address}: no Ray cluster there ({first}); start one (`ray "
                 "start --head`), or set null for one on this machine"
             ) from None
-        self.guard = None if settings.address else Guard()
-        resources = ray.cluster_resources()
-        on_gpus = resources.get("GPU", 0) >= 1
-        self.number = job.number or (int(resources["GPU"]) // job.gpus if on_gpus else 1)
-        if self.number < 1:
+        gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+        on_gpus = max(gpus, default=0) >= 1
+        room = sum(each // job.gpus for each in gpus) if on_gpus else 1
+        if room < 1:
+            ray.shutdown()
             raise UserError(
-                f"launch.yaml: workers.kind: ray: a worker takes {job.gpus} GPUs, and the cluster has "
-                f"{int(resources['GPU'])}; lower tensor_parallel_size"
+                f"launch.yaml: workers.kind: ray: a worker takes {job.gpus} GPUs of one host, and the cluster has none "
+                f"with more than {max(gpus)}; lower tensor_parallel_size"
             )
+        # Two agents of Ray's would stay for a minute: they report the loss of their node to its server, which is gone.
+        self.guard = None if settings.address else Guard()
+        self.number, self.said = job.number or room, 0.0
         self.bundle = {"CPU": 1, "GPU": job.gpus} if on_gpus else {"CPU": 1}
         self.groups: dict[Link, Any] = {}
 
     def links(self, num_open: int) -> list[Link]:
+        now, waiting = time.monotonic(), [link for link in self.groups if link.state == "waiting"]
+        if waiting and now - max(self.said, waiting[0].heard) > SAY_SECONDS:
+            self.said = now
+            number = counted(len(waiting), "worker")
+            click.echo(f"{self.job.label}: waits for room on the Ray cluster for {number}", err=True)
         idle = sum(link.part is None for link in self.groups)
         count = min(self.number - len(self.groups), num_open - idle)
         return [self._place() for _ in range(count)]
@@ -152,7 +135,9 @@ class RayWorkers:
         except self.ray.exceptions.RayTaskError:  # the worker ended, its actor lives
             with suppress(self.ray.exceptions.RayError):
                 why[0] = self.ray.get(actor.ended.remote(), timeout=ANSWER_SECONDS)
-        except (Gone, self.ray.exceptions.RayError):
+        except self.ray.exceptions.RayError as error:  # the last line says what the others are about
+            why[0] = f"its node or its actor was lost: {str(error).strip().splitlines()[-1].strip()}"[:300]
+        except Gone:
             pass
         inner.close()
 
@@ -182,7 +167,3 @@ def ray_problem() -> str | None:
     if importlib.util.find_spec("ray") is None:
         return "launch.yaml: workers.kind: ray: no Ray; put `ray==2.60.0` in requirements/own.txt, then `make env`"
     return None
-
-
-if __name__ == "__main__":
-    Guard.main(sys.argv[1:])

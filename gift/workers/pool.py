@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ class Pool:
             with suppress(Gone):
                 link.channel.send(end=True, rests=rests)
         deadline = time.monotonic() + (0 if raised[0] else END_SECONDS)
-        while self.links and (left := deadline - time.monotonic()) > 0:
+        while any(link.state != "waiting" for link in self.links) and (left := deadline - time.monotonic()) > 0:
             by_channel = {link.channel: link for link in self.links}
             for link in (by_channel[channel] for channel in heard(by_channel, left)):
                 try:
@@ -145,7 +146,7 @@ class Pool:
         elif "share" in message:
             link.got_on(float(message["share"]), int(message["tokens"]))
         elif "failed" in message:
-            raise UserError(message["failed"])
+            self._refuse(link, message["failed"])
         elif "broke" in message:
             link.how = lambda: str(message["broke"])
         elif "unfit" in message:
@@ -158,9 +159,17 @@ class Pool:
             return [(part, message["facts"])]
         return []
 
+    def _refuse(self, link: Link, why: str) -> None:
+        """A user's mistake ends the stage; where another worker has loaded the same, this one's host is at fault."""
+        if link.state != "ready" and any(each.state == "ready" for each in self.links):
+            link.how = lambda: why
+            return
+        raise UserError(why if link.host in ("", socket.gethostname()) else f"{link.name}: {why}")
+
     def _admit(self, link: Link, message: dict[str, Any]) -> None:
         """A worker that would make other bytes is refused, with what differs."""
-        link.pid, link.name = message["pid"], f"worker {message['host']}:{message['pid']}"
+        link.pid, link.host = message["pid"], message["host"]
+        link.name = f"worker {link.host}:{link.pid}"
         if (problem := self._unlike(message)) is not None:
             click.echo(f"{self.job.label}: {link.name} is refused: {problem}", err=True)
             with suppress(Gone):

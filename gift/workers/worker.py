@@ -68,6 +68,7 @@ def serve(channel: Channel, kinds: Mapping[str, str]) -> int:
 
     kinds: the module of each kind of work, whose `open_job` is an `Open`.
     """
+    os.register_at_fork(after_in_child=channel.connection.close)  # or the stage would not see that this one has ended
     told = _GiveBack(channel)
     signal.signal(signal.SIGTERM, told)
     again: Open | None = None

@@ -4,7 +4,9 @@ import ctypes
 import gc
 import mmap
 import os
+import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from gift.policy.adapter import read_adapter_config
 from gift.policy.folder import PolicyFiles, read_config
 from gift.policy.refusals import adapter_dtype_refusal
-from gift.project.console import within
+from gift.project.console import Guard, end_with_parent, within
 from gift.project.errors import UserError
 from gift.project.work import hold
 from gift.sampling.engine.requests import MAX_NUM_SEQS, Completion, Request, Sampler
@@ -62,7 +64,14 @@ class Vllm:
             ) from None
         self.name = f"vllm {vllm.__version__}"
         model = link or (constant_path(policy.model) if self.on_gpu else policy.model)
+        # vLLM's own processes would go on when this one has ended, and hold their GPUs: while it loads the kernel ends
+        # them, which does not reach all that start others, and then the guard.
+        self.guard = None
+        if apart := os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+            os.register_at_fork(after_in_child=partial(end_with_parent, signal.SIGKILL))
         self.llm = _load(policy, model, dtype, max_model_len, launch, self.on_gpu, sleeps=stays and self.on_gpu)
+        if apart:
+            self.guard = Guard()
         self.adapter: Any = None
         self._add_adapter(policy)
         self.tokens = _count_tokens(self.llm)
