@@ -86,7 +86,10 @@ def _by_launcher(launch: "UpdateLaunch", module: str, rest: list[str]) -> None:
         environment = _srun_environment()
     print(shlex.join(command), file=sys.stderr)
     end_with_parent()
-    done = subprocess.run(command, check=False, env={**os.environ, **environment}, preexec_fn=end_with_parent)
+    around = {**os.environ, **environment}
+    if "--include" in starter:  # names them; DeepSpeed would say that it ignores the variable
+        around.pop("CUDA_VISIBLE_DEVICES", None)
+    done = subprocess.run(command, check=False, env=around, preexec_fn=end_with_parent)
     if 128 < done.returncode < 255:  # -9 from DeepSpeed's launcher is 247, from srun 137; 255 is ssh's own failure
         number = 256 - done.returncode if done.returncode > 192 else done.returncode - 128
         UserError(f"{module}: a process was ended by signal {number}{SIGNALS.get(number, '')}").show()

@@ -136,7 +136,8 @@ class RayWorkers:
             with suppress(self.ray.exceptions.RayError):
                 why[0] = self.ray.get(actor.ended.remote(), timeout=ANSWER_SECONDS)
         except self.ray.exceptions.RayError as error:  # the last line says what the others are about
-            why[0] = f"its node or its actor was lost: {str(error).strip().splitlines()[-1].strip()}"[:300]
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            why[0] = f"its node or its actor was lost: {last.strip()}"[:300]
         except Gone:
             pass
         inner.close()
