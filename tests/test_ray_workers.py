@@ -1,5 +1,7 @@
 """Ray's workers without a stage: what is said where a cluster has no room, and where an actor cannot start."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,14 @@ def test_a_cluster_without_room_says_that_it_is_waited_for_and_costs_no_time_at_
         assert "generate@r1: waits for room on the Ray cluster for 1 worker\n" in capsys.readouterr().err
         begun = time.monotonic()
     assert time.monotonic() - begun < 8
+
+
+def test_the_guard_ends_nobody_else(cluster: None) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    workers = on_ray.RayWorkers(job(1), Workers(kind="ray"))
+    workers.close()
+    assert other.poll() is None
+    other.communicate(b"\n")
 
 
 def test_gpus_of_several_hosts_are_not_one_workers(cluster: None) -> None:

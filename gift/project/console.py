@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -135,17 +135,22 @@ def end_with_parent(by: int = signal.SIGTERM) -> None:
 
 
 class Guard:
-    """Ends what this process has started until now when it has ended, however it did, or at `close`.
+    """Ends what a library has started for this process when that has ended, however it did, or at `close`.
 
-    For processes of libraries that would stay: Ray's agents, and vLLM's engines, which hold GPUs.
+    For what would stay: Ray's agents, and vLLM's engines, which hold GPUs. `before`: what `started` gave before it did.
     """
 
-    def __init__(self) -> None:
-        import psutil
-
-        ours = [f"{each.pid}:{each.create_time()}" for each in psutil.Process().children(recursive=True)]
+    def __init__(self, before: Collection[Any]) -> None:
+        ours = [f"{each.pid}:{each.create_time()}" for each in self.started() if each not in before]
         command = [sys.executable, "-m", __name__, *ours]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=with_our_code(), start_new_session=True)
+
+    @staticmethod
+    def started() -> list[Any]:
+        """The processes below this one (psutil's)."""
+        import psutil
+
+        return psutil.Process().children(recursive=True)
 
     def close(self) -> None:
         self.process.communicate()

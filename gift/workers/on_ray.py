@@ -61,7 +61,7 @@ class RayWorkers:
         import ray
 
         self.ray, self.job = ray, job
-        loud = os.environ.get("GIFT_VERBOSE") == "1"
+        loud, before = os.environ.get("GIFT_VERBOSE") == "1", Guard.started()
         try:
             ray.init(
                 settings.address,
@@ -86,7 +86,7 @@ class RayWorkers:
                 f"with more than {max(gpus)}; lower tensor_parallel_size"
             )
         # Two agents of Ray's would stay for a minute: they report the loss of their node to its server, which is gone.
-        self.guard = None if settings.address else Guard()
+        self.guard = None if settings.address else Guard(before)
         self.number, self.said = job.number or room, 0.0
         self.bundle = {"CPU": 1, "GPU": job.gpus} if on_gpus else {"CPU": 1}
         self.groups: dict[Link, Any] = {}

@@ -66,12 +66,12 @@ class Vllm:
         model = link or (constant_path(policy.model) if self.on_gpu else policy.model)
         # vLLM's own processes would go on when this one has ended, and hold their GPUs: while it loads the kernel ends
         # them, which does not reach all that start others, and then the guard.
-        self.guard = None
+        self.guard, before = None, Guard.started()
         if apart := os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
             os.register_at_fork(after_in_child=partial(end_with_parent, signal.SIGKILL))
         self.llm = _load(policy, model, dtype, max_model_len, launch, self.on_gpu, sleeps=stays and self.on_gpu)
         if apart:
-            self.guard = Guard()
+            self.guard = Guard(before)
         self.adapter: Any = None
         self._add_adapter(policy)
         self.tokens = _count_tokens(self.llm)
